@@ -1,4 +1,4 @@
-"""`LLM`: a language model and how to call it. Messages in, a record or text out, many at once."""
+"""`LLM`: a language model and how to call it. Many requests in, their replies out, in the same order."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from math import inf
 from pathlib import Path
 from typing import Annotated, Any, TypedDict, TypeVar, Unpack
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, JsonValue, Strict
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    Field,
+    JsonValue,
+    Strict,
+    ValidationError,
+)
 from pydantic_core import to_json
 
 from ..api_keys import Stored, hide_key, show_key, shown_address
@@ -113,7 +121,9 @@ class LLMOptions(TypedDict, total=False):
     max_tokens: Annotated[
         Count,
         Field(
-            default=500, description="The most tokens of a reply; one that is cut off is an error."
+            default=500,
+            description="The most tokens of a reply; 8 times as many if the model reasons. One that is cut"
+            " off is tried again with twice as many, then an error.",
         ),
     ]
     seed: Annotated[
@@ -198,19 +208,33 @@ OPTIONS = frozenset(_OPTIONS.each)
 
 @takes_options(LLMOptions)
 class LLM:
-    """A model and how to call it. Arguments are checked here, before any call.
+    """A language model, and how to call it. The constructor checks the arguments, and makes no call.
+
+    It may download the file of a local model from the Hugging Face hub. Copies and forks share the limits and
+    the budget of an LLM.
 
     Args:
         model: a litellm model string ("openai/gpt-4o-mini", "anthropic/…"); "local", "local:NAME" or
             "local:/path/model.gguf" for a model on this machine; with `api_base`, the name that the
-            endpoint knows ("openai/" before it is sent only where the endpoint refuses the rest).
+            endpoint knows (an "openai/" before it is sent only if the endpoint refuses the name without it).
             None: $PERSONAINFER_MODEL, else "local".
         options: see below.
 
+    Attributes:
+        model: the name, as it was given.
+        usage: the calls, tokens and USD of all runs that have ended.
+        price: of a token, in USD; None: it is not known, and neither is the cost in `usage`.
+        cache: where replies are kept; None: with `cache=False`.
+        max_concurrency: the most calls in flight.
+
     Raises:
-        InvalidArgumentError: a value that cannot work.
+        InvalidArgumentError: a value that cannot work, or a model of no provider that litellm knows.
         MissingExtraError: the model needs a package that is not installed.
-        AuthenticationError: the provider's key is not set.
+        ModelNotFoundError: the file of a local model cannot be read, or the hub does not give it.
+        AuthenticationError: the key in the environment cannot be sent. (The first call raises it for a key
+            that is missing.)
+        ModelError: litellm cannot find out where the model is.
+        CacheError: the cache directory cannot be used.
     """
 
     def __init__(self, model: str | None = None, **options: Unpack[LLMOptions]) -> None:
@@ -263,17 +287,21 @@ class LLM:
 
     @property
     def samples(self) -> bool:
-        """Whether one request can have several different replies."""
+        """Whether one request can have several different replies: the temperature is not 0."""
         return bool(self._sampling["temperature"] != 0)
 
     @property
     def batch_price(self) -> Price | None:
-        """The price of a token in a batch; None: it is not known."""
+        """The price of a token in a provider's batch, in USD; None: it is not known."""
         return find_batch_price(self.model, self._options["prices"], self._options["extra_body"])
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the replies, as it may be written down: never the key."""
+        """What decides the replies, as it is written into tables, without the key and the headers.
+
+        It has the model, the address, the sampling options, `extra_body`, and what was learned about the
+        endpoint.
+        """
         base = self._options["api_base"]
         extra = self._options["extra_body"]
         more = {"extra_body": extra} if extra else {}
@@ -287,7 +315,7 @@ class LLM:
 
     @property
     def options(self) -> dict[str, Any]:
-        """The arguments that make this LLM again, but for its key and headers."""
+        """The arguments that make this LLM again, "model" among them, but for its key and headers."""
         secret = ("api_key", "extra_headers")
         return {name: value for name, value in self._options.items() if name not in secret}
 
@@ -310,11 +338,15 @@ class LLM:
 
     @property
     def reached(self) -> tuple[str, str]:
-        """What chooses the model besides its name, as in the key of a reply: address or weights, route."""
+        """What chooses the model besides its name, as in the key of a reply: (address or weights, route).
+
+        The address is shown without secrets. The route is a digest of the fields of the address and the
+        headers that choose a model and are not shown; "": there are none.
+        """
         return self.transport.endpoint, self.transport.route
 
     def is_called_as(self, other: LLM) -> bool:
-        """Whether both are called at one address with one key, and so share what it allows in a minute."""
+        """Return whether both call one address with one key and the same headers, and so share its limits."""
         one, two = (
             (type(llm.transport), llm.transport.endpoint.lower(), llm.transport.key, llm._headers)
             for llm in (self, other)
@@ -328,10 +360,19 @@ class LLM:
     def ask(
         self, messages: Sequence[Message | Mapping[str, str]], schema: type[BaseModel] | None = None
     ) -> Reply:
-        """Ask once. `Reply.value` is an instance of `schema`, or the text where there is none.
+        """Send one request, and wait for its reply. A reply in the cache is not asked for again.
+
+        Args:
+            messages: the turns of the conversation, at least one. A dict has the texts "role" and "content".
+            schema: the pydantic model that the reply must fit; None: plain text.
+
+        Returns:
+            The reply. Its `value` is an instance of `schema`, or the text if there is none.
 
         Raises:
+            InvalidArgumentError: `messages` or `schema` is something else, or a text that UTF-8 cannot hold.
             ModelError: there is no usable reply.
+            CacheError: the cache fails.
         """
         reply = self.ask_many([Request(_messages(messages), schema)])[0]
         if reply.error is not None:
@@ -339,13 +380,20 @@ class LLM:
         return reply
 
     def ask_many(self, requests: Iterable[Request | tuple[Any, ...]]) -> list[Reply]:
-        """The replies to many requests, in order; one that failed has `error` set.
+        """Send many requests, and wait for all replies. Replies in the cache are not asked for again.
 
-        A request is a `Request` or a tuple (messages, schema).
+        Args:
+            requests: each is a `Request` or a tuple (messages, schema), as the arguments of `ask`. All are
+                read before any is sent.
+
+        Returns:
+            The replies, in the order of the requests. One that failed has `error` set.
 
         Raises:
-            InvalidArgumentError: something else, or a text that UTF-8 cannot hold; nothing was sent.
-            ModelError: only for what would fail every request (key, model, cache).
+            InvalidArgumentError: a request is something else, or a text that UTF-8 cannot hold. Nothing is
+                sent.
+            ModelError: every request would fail (the key, the model, the endpoint).
+            CacheError: the cache fails.
         """
         checked = [(None, [_request(number, one)]) for number, one in enumerate(requests)]
         return [replies[0] for _, replies in self.run(checked)]
@@ -353,9 +401,16 @@ class LLM:
     def run(
         self, items: Iterable[tuple[T, Sequence[Request]]], *, within: Bounds | None = None
     ) -> Run[T]:
-        """Stream: for each (item, requests) yields (item, replies), in order, in bounded memory.
+        """Return a stream of (item, replies to its requests), in the order of the items, in bounded memory.
 
-        `within` bounds the calls; None: the budget and the limits a minute of this model.
+        Items are read, and requests sent, as the stream is iterated. Iterate it to its end, or close it.
+
+        Args:
+            items: each item with its requests. They are read some way ahead of what is yielded.
+            within: limits the calls; None: the budget and the limits a minute of this model.
+
+        Returns:
+            The stream; see `Run` for the errors of its iteration.
         """
         self.account.begin()
         tally = Tally(self.price)
@@ -377,7 +432,10 @@ class LLM:
         )
 
     def most_tokens(self) -> int:
-        """The most tokens of the reply to a request, as far as its options tell."""
+        """Return the most tokens that the reply to a request may take, with its reasoning.
+
+        It follows from the options. If a reply has taken more, the number has grown by the difference.
+        """
         settings = self._call_settings
         asked = settings.size.most(self.transport.most_tokens(settings.max_tokens))
         return asked + self.account.beyond
@@ -396,16 +454,16 @@ class LLM:
         self._counting = threading.Lock()
 
     def jobs(self, items: Iterable[tuple[T, Sequence[Request]]]) -> Iterator[tuple[T, list[Job]]]:
-        """Each item with its requests as this model is sent them."""
+        """Yield each item with its requests, written as this model is sent them."""
         return ((item, [self.job(request) for request in requests]) for item, requests in items)
 
     def add_usage(self, usage: Usage) -> None:
-        """Count what a run took."""
+        """Add what a run took to `usage`."""
         with self._counting:  # runs of several threads may end at once
             self.usage += usage
 
     def job(self, request: Request) -> Job:
-        """The request as this model is sent it: its key in the cache, and its bytes."""
+        """Return the request as this model is sent it: its key in the cache, and its bytes."""
         return self._form(request).job(request.messages)
 
     def _form(self, request: Request) -> Form:
@@ -422,7 +480,7 @@ class LLM:
 
 
 def _with_whole_paths(options: dict[str, Any]) -> dict[str, Any]:
-    """The options of an LLM, which may be pickled, and read where the process is in another folder."""
+    """Return the options of an LLM with absolute paths, since another process may unpickle them elsewhere."""
     model, folder = options["model"], options["cache_dir"]
     whole = whole_name(model.strip()) if model.strip().startswith("local:") else model
     if folder:
@@ -432,10 +490,10 @@ def _with_whole_paths(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def named_model(model: str | None) -> str:
-    """The given name of a model; for None, that in $PERSONAINFER_MODEL, or "local".
+    """Return the name of a model that was given; for None, that in $PERSONAINFER_MODEL, or "local".
 
     Raises:
-        InvalidArgumentError: a name of a model cannot be so.
+        InvalidArgumentError: the name is blank, not a text, or not UTF-8.
     """
     name = os.environ.get("PERSONAINFER_MODEL") or "local" if model is None else model
     check_argument("model", name, ModelName)
@@ -449,7 +507,13 @@ def _request(number: int, request: Request | tuple[Any, ...]) -> Request:
         raise InvalidArgumentError(
             f"a request is a Request or (messages, schema), not {quoted(request, 80)}."
         )
+    _check_schema(request.schema)
     for message in request.messages:
+        if not isinstance(message, Message):
+            raise InvalidArgumentError(
+                f"requests[{number}]: {quoted(message, 80)} is not a Message.",
+                hint="The messages of a Request are instances of Message.",
+            )
         try:
             message.content.encode()
         except UnicodeEncodeError:
@@ -460,9 +524,25 @@ def _request(number: int, request: Request | tuple[Any, ...]) -> Request:
 
 
 def _messages(messages: Sequence[Message | Mapping[str, str]]) -> tuple[Message, ...]:
-    if isinstance(messages, str) or not messages:
-        raise InvalidArgumentError("messages is a non-empty sequence of Message or dicts.")
-    return tuple(m if isinstance(m, Message) else Message.model_validate(m) for m in messages)
+    if not isinstance(messages, str) and messages:
+        with suppress(TypeError, ValidationError):
+            return tuple(
+                m if isinstance(m, Message) else Message.model_validate(m) for m in messages
+            )
+    raise InvalidArgumentError(
+        f"messages={quoted(messages, 80)} is not a non-empty sequence of Message or dicts.",
+        hint='A dict has the texts "role" and "content".',
+        argument="messages",
+    )
+
+
+def _check_schema(schema: object) -> None:
+    if schema is not None and not (isinstance(schema, type) and issubclass(schema, BaseModel)):
+        raise InvalidArgumentError(
+            f"schema={quoted(schema, 80)} is not a pydantic model.",
+            hint="Pass a class made from pydantic.BaseModel, or None for plain text.",
+            argument="schema",
+        )
 
 
 def _transport(
@@ -518,16 +598,17 @@ _MOST_OF_A_FILE = {
 def stored_options(
     stored: Mapping[str, Any], given: Mapping[str, Any], place: object, *, calls: bool = True
 ) -> dict[str, Any]:
-    """What a table or a batch says of the requests that it was made with; no limits, prices or addresses.
+    """Return the options of requests with which a table or a batch was made: no limits, prices, addresses.
 
     Args:
-        stored: its options, marked as `Stored` where a file says them.
-        given: those that the caller names.
+        stored: its options by name. A value that was read from a file is an instance of `Stored`.
+        given: the options that the caller names, which are not checked. Their values are not returned.
         place: the file, as the error names it.
-        calls: whether calls are made with them.
+        calls: whether calls are made with the options. False: they are not checked.
 
     Raises:
-        InvalidArgumentError: a file would make calls cost more than the caller said.
+        InvalidArgumentError: an option from the file could make calls cost more than the defaults do, and the
+            caller does not name it.
     """
     for name, most in _MOST_OF_A_FILE.items() if calls else ():
         value = stored.get(name)
@@ -544,7 +625,11 @@ def stored_options(
 
 
 def make_llm(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
-    """The LLM that was given, or the one that a model string and options configure."""
+    """Return the LLM that was given, or one that a model's name and options make.
+
+    Raises:
+        InvalidArgumentError: an LLM was given with options, which it has itself. Other errors: see `LLM`.
+    """
     if not isinstance(model, LLM):
         return LLM(model, **options)
     if options:

@@ -1,9 +1,9 @@
 """`Dialect`: how requests to one endpoint have to be written.
 
-Servers differ in what they accept: some know no JSON schema, some want `max_completion_tokens`, some refuse
-a system message. A `Dialect` learns this from the first refusal and writes all later requests accordingly.
-Once the endpoint has taken requests, one that is refused is changed alone, until the change has helped: a
-firewall that refuses the words of one row may name anything.
+Servers differ in what they accept: some know no JSON schema, some want `max_completion_tokens`, some refuse a
+system message. A `Dialect` learns this from the first refusal and writes all later requests accordingly. Once
+the endpoint has taken requests, a request that it refuses is changed alone. The change holds for all when the
+endpoint has taken the changed one: a firewall that refuses the words of one row may name any field.
 """
 
 from __future__ import annotations
@@ -48,6 +48,10 @@ class Dialect:
 
     The bytes of a request, and so its key in the cache, stay the same: `written` translates it when it is
     sent. Most endpoints refuse nothing and get requests unchanged.
+
+    Args:
+        model: the name, which tells whether the model reasons, and whether it is OpenAI's.
+        form: the index in `FORMS` of the form in which the schema of a reply is first asked for.
     """
 
     def __init__(self, model: str, form: int = 0) -> None:
@@ -77,16 +81,16 @@ class Dialect:
         self._first = asyncio.Lock()
 
     def renew_in_fork(self) -> None:
-        """Let the next request go first, whatever request of the parent process does."""
+        """Let the next request go first in a fork, whatever request of the parent process was going first."""
         self._first = asyncio.Lock()
 
     def for_a_new_run(self) -> Dialect:
-        """This one; or a new one if every form was refused: the endpoint may have been mended meanwhile."""
+        """Return this dialect; or a new one if every form was refused, as the endpoint may be mended."""
         return self if self._refused is None else Dialect(*self._made_of)
 
     @property
     def notes(self) -> Json:
-        """What was learned, for the settings of a table."""
+        """What was learned, as JSON, for the settings of a table."""
         notes: Json = {"reply_form": FORMS[self.form]}
         if self._left_out:
             notes["left_out"] = sorted(self._left_out)
@@ -95,15 +99,17 @@ class Dialect:
         return notes
 
     def most_tokens(self, asked: int) -> int:
-        """The most tokens that a reply can have if `asked` are allowed for the answer."""
+        """Return the most tokens that a reply can have if `asked` are allowed for the answer."""
         most = asked * _FOR_REASONING if self.reasons else asked
         return most if self._largest_limit is None else min(most, self._largest_limit)
 
     async def wait_for_turn(self) -> bool:
-        """After a change of the dialect, one request goes first and the others wait for its outcome.
+        """Wait while another request tries a change of the dialect.
+
+        After a change, one request goes first, and the others wait for its outcome.
 
         Returns:
-            Whether this request goes first; then `end_turn` has to be called after it.
+            Whether this request goes first. If so, `end_turn` has to be called after it.
 
         Raises:
             RequestRejectedError: every form of the request has been refused.
@@ -117,15 +123,23 @@ class Dialect:
         return False
 
     def end_turn(self) -> None:
-        """The first request is done."""
+        """Let the requests go on that wait for the first one."""
         self._first.release()
 
     def of(self, asked: Asked) -> Dialect:
-        """How this request is written: as all are, or with the change that its own refusal asks for."""
+        """Return how a request is written: as all are, or with the change that its own refusal asks for."""
         return asked.trial or self
 
     def accepted(self, version: int, body: bytes, asked: Asked) -> None:
-        """The endpoint took a request that was written in this version."""
+        """Learn that the endpoint took a request.
+
+        If the request was changed alone, the change now holds for all, unless it lowers the limit of a reply.
+
+        Args:
+            version: the version of the dialect in which it was written.
+            body: its bytes before they were translated.
+            asked: the request. Its `trial` is set to None.
+        """
         trial, asked.trial = asked.trial, None
         if trial is not None and trial._is_for_all(body):
             self._become(trial)
@@ -138,7 +152,10 @@ class Dialect:
         self._refused_of.clear()
 
     def _is_for_all(self, body: bytes) -> bool:
-        """Whether other requests need this dialect: the endpoint took those with this limit before."""
+        """Return whether a change holds for others: not a limit below what this request asks for.
+
+        The endpoint has taken other requests, with their limits, before.
+        """
         most = self._largest_limit
         return most is None or most >= json.loads(body).get("max_tokens", 0)
 
@@ -151,7 +168,17 @@ class Dialect:
         return other
 
     def refused(self, version: int, error: RequestRejectedError, body: bytes, asked: Asked) -> None:
-        """Learn from a refusal; sets `error.rewritten` where the request should be sent again."""
+        """Learn from a refusal. Set `error.rewritten` if the request should be sent again in another form.
+
+        Set `error.fatal` if no form helps, and several requests were refused before any was taken.
+
+        Args:
+            version: the version of the dialect in which it was written.
+            error: the refusal. Its `unsupported` names what the endpoint does not take; "": nothing is
+                learned.
+            body: the bytes of the request before they were translated.
+            asked: the request. If the change is for this one alone, its `trial` is set.
+        """
         name = error.unsupported
         field = _FIELD_OF.get(name, name)
         trial, asked.trial = asked.trial, None
@@ -183,7 +210,7 @@ class Dialect:
                 self._refused = error
 
     def _learned(self, name: str, words: str) -> bool:
-        """Change what a refusal names. False if it was changed before."""
+        """Change what a refusal names. Return False if it was changed before."""
         if name == "max_tokens":
             return self._learned_limit(words)
         if name == "system role":
@@ -197,7 +224,7 @@ class Dialect:
         return changed
 
     def _learned_limit(self, words: str) -> bool:
-        """Take another name for the limit of a reply, or a smaller limit, as the refusal says."""
+        """Take a smaller limit for replies, or another name for it. Return False if both were tried."""
         most = _NUMBER.search(words)
         limit = int(most[1]) if most else 0
         if (
@@ -213,9 +240,13 @@ class Dialect:
         return True
 
     def was_read(self, version: int, *, fits: bool) -> None:
-        """Learn from a reply that there is: some endpoints take every form, and ignore it.
+        """Learn whether a reply was in the form that was asked for: some endpoints ignore it.
 
-        Where the first replies are all in another form, the next requests ask in the next way.
+        If the first three replies are in another form, later requests ask in the next way of `FORMS`.
+
+        Args:
+            version: the version of the dialect in which the request was written.
+            fits: whether the reply was in the form.
         """
         self.fits = fits
         self._misfits += not fits and version == self.version
@@ -225,7 +256,7 @@ class Dialect:
             self._misfits = 0
 
     def thinks(self, version: int) -> bool:
-        """Note that a reply was cut off while the model reasoned. True if replies now get more tokens."""
+        """Note that reasoning filled a reply that was cut off. Return whether replies get more tokens now."""
         if self.reasons:
             return version < self.version
         self.reasons = True
@@ -233,7 +264,7 @@ class Dialect:
         return True
 
     def written(self, body: bytes) -> bytes:
-        """A request in this dialect."""
+        """Return the bytes of a request in this dialect."""
         if not (self.version or self.reasons or self._limit_name != "max_tokens"):
             return body
         fields: Json = json.loads(body)
@@ -245,14 +276,17 @@ class Dialect:
         return json.dumps(fields, ensure_ascii=False).encode()
 
     def write_fields(self, fields: Json) -> None:
-        """Leave fields out, and give a reply the tokens it needs, under the name that the endpoint knows."""
+        """Change the fields of a request in place: leave some out, and set the limit of a reply.
+
+        A model that reasons gets more tokens. The limit has the name that the endpoint knows.
+        """
         if "max_tokens" in fields:
             fields[self._limit_name] = self.most_tokens(fields.pop("max_tokens"))
         for name in self._left_out:
             fields.pop(name, None)
 
     def _ask_otherwise(self, fields: Json) -> None:
-        """Ask for the schema of `response_format` in the form that the endpoint takes."""
+        """Change the fields of a request in place: ask for its schema in the form that the endpoint takes."""
         asked = fields.pop("response_format")["json_schema"]
         form = FORMS[self.form]
         if form == "tools":
@@ -272,7 +306,7 @@ class Dialect:
 
 
 def _digest(body: bytes) -> bytes:
-    """What a request is known by when it is gone: a body may be long."""
+    """Return a hash of a body, by which the request is known when the body is gone: it may be long."""
     return hashlib.sha256(body).digest()
 
 
@@ -280,7 +314,7 @@ _FIELD_OF = {"system role": "role"}  # what a request has that may be refused so
 
 
 def fold_system(messages: list[Json]) -> None:
-    """Move a system message into the start of the user message after it, in the list itself.
+    """Move a system message into the start of the user message after it. The list is changed in place.
 
     Nothing changes unless the list begins with a system message and then a user message.
     """

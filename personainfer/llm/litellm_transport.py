@@ -61,7 +61,21 @@ _DIRECTLY = 'Give the address of an OpenAI-compatible endpoint as api_base=, wit
 
 
 class LiteLLMTransport(DialectTransport):
-    """Any provider that litellm knows. instructor asks for the form, and for a better reply."""
+    """Any provider that litellm knows. instructor asks for the form, and for a better reply.
+
+    Making one imports litellm, which takes seconds. litellm may sign in to a provider, or ask a server what
+    its model can do.
+
+    Args:
+        model: the name, such as "anthropic/claude-…".
+        api_base: the address; None: that of the environment, or litellm's own.
+        api_key: the key; None: that of the environment.
+        headers: more headers of each request.
+
+    Raises:
+        InvalidArgumentError: litellm knows no such provider, or calls it by a client that follows redirects.
+        ModelError: litellm failed to find out where the model is.
+    """
 
     def __init__(
         self,
@@ -114,7 +128,7 @@ class LiteLLMTransport(DialectTransport):
 
     @property
     def secrets(self) -> Secrets:
-        """The keys, the added headers, what the address hides, and what the last request carried."""
+        """The keys, the added headers, what the addresses hide, and what the last request carried."""
         headers = self.options.get("extra_headers")
         keys = (self.key, *_environment_texts(self.provider, "KEY|TOKEN|SECRET|PASSWORD"))
         addresses = (*self._addresses, *self._connections.proxies)
@@ -122,7 +136,7 @@ class LiteLLMTransport(DialectTransport):
         return Secrets(texts, headers=headers, addresses=addresses)
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
-        """A JSON schema, or a tool call where litellm knows the model to take that alone."""
+        """Return the fields that ask for a JSON schema, or for a tool call if the model takes only that."""
         if schema is None:
             return {}
         fields = response_format(schema, strict=True)
@@ -134,10 +148,10 @@ class LiteLLMTransport(DialectTransport):
     async def _send(
         self, body: bytes, timeout: float, dialect: Dialect, is_sent: Sent
     ) -> Completion:
-        """Send one request of litellm's. Its own retries are off, since they ignore Retry-After.
+        """Send one request through litellm. Its own retries are off, since they ignore Retry-After.
 
-        The answer is read as that of any endpoint. What litellm made of it counts where the provider has a
-        protocol of its own.
+        The answer is read like that of any endpoint. If the provider has a protocol of its own, what litellm
+        made of the answer is read instead.
         """
         self.check_address()
         # The deadline is ours: after a stop of the process, it lets what has come be read.
@@ -175,7 +189,11 @@ class LiteLLMTransport(DialectTransport):
         return self._read_exchange(body, timeout, exchange, reply, failure)
 
     async def _deliver(self, is_sent: Sent, request: Any) -> Answer:
-        """Send a request of litellm as one of ours."""
+        """Send a request that litellm has written, by our own connections. Return the answer.
+
+        The headers of OpenAI's in the environment are left out if another address was given, and the user's
+        own take the place of others.
+        """
         import yarl
 
         headers = dict(request.headers)
@@ -217,7 +235,18 @@ class LiteLLMTransport(DialectTransport):
         reply: Any,
         failure: Exception | None,
     ) -> Completion:
-        """The completion in what came over HTTP, in what litellm made of it, or the error."""
+        """Return the completion in what came over HTTP, or in what litellm made of it, or raise the error.
+
+        Args:
+            body: the request.
+            timeout: seconds, for the message of a call without an answer.
+            exchange: what came over HTTP.
+            reply: what litellm made of it; None: there is none.
+            failure: what litellm raised; None: nothing.
+
+        Raises:
+            ModelError: the call failed, or the reply cannot be used.
+        """
         answer = exchange.answer
         if answer is not None and exchange.error is None:
             in_this_protocol = answer.request.url.path.endswith("/chat/completions")
@@ -244,7 +273,7 @@ class LiteLLMTransport(DialectTransport):
 
     @staticmethod
     def _told(exchange: Exchange, reply: Any) -> Completion | None:
-        """What a call took by what came over HTTP, or by what litellm made of it."""
+        """Return what a call has taken, by what came over HTTP or what litellm made of it; None: unknown."""
         if exchange.answer is not None:
             found = taken_by(exchange.content, exchange.answer.status_code)
             if reply is None or (found is not None and found.counted):
@@ -252,7 +281,10 @@ class LiteLLMTransport(DialectTransport):
         return None if reply is None else taken(reply.model_dump(warnings=False))
 
     def _asked_models(self, fields: Json) -> _InstructorModels | None:
-        """The schema that a request asks for, taken out of it: instructor puts it in again."""
+        """Take the schema that a request asks for out of its fields, and return its models for instructor.
+
+        instructor puts the schema in again. None: no schema is asked for.
+        """
         asked = fields.pop("response_format", None)
         tools = fields.pop("tools", None)
         fields.pop("tool_choice", None)
@@ -263,10 +295,15 @@ class LiteLLMTransport(DialectTransport):
         return self._models[json.dumps(schema)]
 
     async def _ask(self, fields: Json, bad: str | None, dialect: Dialect) -> Any:
-        """One call, through instructor if a schema is asked for.
+        """Make one call, through instructor if a schema is asked for. Return litellm's reply.
 
-        If the retry policy asks again, with the bad reply as the last turn, instructor is given that reply as
-        its first attempt, refuses it, and asks again in its own words.
+        If this is a re-ask, the retry policy has added the bad reply as the last turn. instructor is given it
+        as its first attempt, refuses it, and asks again in its own words.
+
+        Args:
+            fields: the arguments of litellm's call.
+            bad: the bad reply, which is no longer in `fields`; None: there is none.
+            dialect: how the request is written.
         """
         models, form = self._asked_models(fields), FORMS[dialect.form]
         call = self._call_without_system if dialect.folds_system else self._call
@@ -293,7 +330,7 @@ class LiteLLMTransport(DialectTransport):
         return reply
 
     def _after(self, bad: str, then: Call, form: str) -> Call:
-        """A completion function whose first reply is the bad one that the model gave before."""
+        """Return a completion function whose first reply is the bad one that the model gave before."""
         earlier = [self._reply_of(bad, form)]
 
         async def call(**fields: Any) -> Any:
@@ -310,7 +347,7 @@ class LiteLLMTransport(DialectTransport):
         return self._litellm.ModelResponse(choices=[{"message": message, "finish_reason": "stop"}])
 
     def _client(self, call: Call, form: str) -> Any:
-        """instructor's client around litellm, in the mode that the provider takes."""
+        """Return instructor's client around a call of litellm, in the mode for this form. It is made once."""
         import instructor
 
         if call == self._call and form in self._clients:
@@ -337,7 +374,10 @@ class LiteLLMTransport(DialectTransport):
         return await self._call(**fields)
 
     def _check_is_in_this_process(self) -> None:
-        """Raise, since a reply came without guarded HTTP, unless the model is here or the user's own."""
+        """Raise ModelError unless litellm runs the model in this process, or the user wrote its provider.
+
+        A reply came without a request that `guarded_http` saw: redirects may have been followed.
+        """
         if self.provider not in _IN_PROCESS | self._own():
             error = ModelError(
                 f"litellm calls {self.provider} by a client that may follow redirects.",
@@ -350,7 +390,7 @@ class LiteLLMTransport(DialectTransport):
         return {handler["provider"] for handler in self._litellm.custom_provider_map}
 
     def _look_up(self) -> tuple[str, str, str | None]:
-        """The name of the model, its provider and its address, as litellm finds them now.
+        """Return the name of the model, its provider and its address, as litellm finds them now.
 
         Raises:
             BadRequestError: of litellm: it knows no such provider.
@@ -371,11 +411,11 @@ class LiteLLMTransport(DialectTransport):
         return name, provider, address
 
     def _snapshot(self) -> int:
-        """A number that changes with what tells litellm an address. A look-up takes several times as long."""
+        """Return a number that changes with what tells litellm an address. A look-up would take longer."""
         return hash((self._litellm.api_base, frozenset(os.environ.items())))
 
     def _told_address(self) -> str:
-        """The address that litellm would call now without an `api_base=`, as far as somebody tells it one."""
+        """Return the address that litellm would call now without an `api_base=`; "": nothing tells it one."""
         try:
             _, _, found = self._look_up()
         except self._litellm.BadRequestError:
@@ -383,11 +423,13 @@ class LiteLLMTransport(DialectTransport):
         return _environment_address(self.provider, found, self._litellm.api_base)
 
     def check_address(self) -> None:
-        """Raise where litellm would call something else than that under which replies are stored.
+        """Raise if litellm would now call another model or address than that under which replies are stored.
+
+        litellm looks up both at each call. The key of a reply has the address that was told when this was
+        made.
 
         Raises:
-            ModelError: another model by `litellm.model_alias_map`, or another address. litellm looks both up
-                at each call; the key of a reply has the address that was told when this was made.
+            ModelError: `litellm.model_alias_map` names another model, or the environment another address.
         """
         alias = (self._litellm.model_alias_map or {}).get(self.model)
         if alias is not None:
@@ -413,12 +455,19 @@ class LiteLLMTransport(DialectTransport):
         self._told_by = told_by
 
     def open(self) -> None:
-        """A run begins to use it."""
+        """Note that a run begins to use this transport. The run has to call `close` once.
+
+        Raises:
+            AuthenticationError: see `check_key`.
+        """
         self.check_key()
         super().open()
 
     def check_key(self) -> None:
-        """Fail before the first call where one environment variable is all that is missing."""
+        """Raise AuthenticationError if the key is known to be missing, or to be one that cannot be sent.
+
+        It is known to be missing if one environment variable is all that litellm lacks.
+        """
         if not (self.key or all(map(can_be_sent, _environment_texts(self.provider, "APIKEY")))):
             raise AuthenticationError(
                 f"the environment's key for {self.provider} cannot be sent: it has a line break, a space or a"
@@ -436,7 +485,7 @@ class LiteLLMTransport(DialectTransport):
 
 
 def _sends_as_it_came(litellm: Any) -> bool:
-    """Whether nobody told litellm to send its requests in another way: by a client of the user's, say."""
+    """Return whether litellm sends requests as by default: nobody gave it a client or certificates."""
     told = litellm.aclient_session, litellm.ssl_verify, litellm.ssl_certificate, litellm.force_ipv4
     ciphers = any(getattr(litellm, name, None) for name in ("ssl_security_level", "ssl_ecdh_curve"))
     variables = ("SSL_VERIFY", "SSL_SECURITY_LEVEL", "SSL_ECDH_CURVE")
@@ -464,13 +513,16 @@ def _keep_replies_out_of_logs() -> None:
 
 
 def _environment_address(provider: str, found: str | None, set_for_all: str | None) -> str:
-    """Where the environment says that a provider is: OPENAI_BASE_URL, AZURE_API_BASE, OLLAMA_API_BASE, …
+    """Return where the environment says that a provider is, by OPENAI_BASE_URL, OLLAMA_API_BASE, …
 
     Args:
         provider: as litellm names it.
-        found: the address that litellm has for the provider, of the environment or its own. It has some, and
-            finds others when it calls them.
-        set_for_all: the address that the program gave to litellm, for all providers.
+        found: the address that litellm has for the provider, of the environment or its own; None: it has
+            none. It has some, and finds others when it calls them.
+        set_for_all: the address that the program gave to litellm, for all providers; None: it gave none.
+
+    Returns:
+        The addresses that are told, sorted, with a space between them; "": there is none.
     """
     told = _environment_texts(provider, "BASE|URL|ENDPOINT")
     told.update(text for text in os.environ.values() if found and text == found)
@@ -488,7 +540,7 @@ _OTHER_NAMES = {
 
 
 def _environment_texts(provider: str, kinds: str) -> set[str]:
-    """The values of a provider's environment variables whose names end in one of `kinds` ("KEY|TOKEN").
+    """Return the values of a provider's environment variables with names of these kinds ("KEY|TOKEN").
 
     The variables of ollama_chat are those of ollama.
     """
@@ -507,7 +559,7 @@ def _is_variable_of(provider: str, kinds: str, variable: str) -> bool:
 
 
 class _InstructorModels:
-    """A model as instructor gets it, with the JSON schema that strict providers take.
+    """A schema as two models for instructor, with the JSON schema that strict providers take.
 
     Both are made once, of instructor's own class: of any other, instructor would make one for each call.
     """
@@ -519,12 +571,12 @@ class _InstructorModels:
 
     @cached_property
     def first(self) -> type[BaseModel]:
-        """For the first call. It takes any object: our own reader reads the reply, and takes more."""
+        """The model for the first call. It takes any object, since our own reader reads the reply."""
         return self._made_of(_AnyObject)
 
     @cached_property
     def again(self) -> type[BaseModel]:
-        """For another call: it finds what is wrong with the reply before."""
+        """The model for a re-ask: it finds what is wrong with the reply before."""
         return self._made_of(self._schema)
 
     def _made_of(self, base: type[BaseModel]) -> type[BaseModel]:
@@ -544,9 +596,9 @@ class _AnyObject(BaseModel):
 
 
 def _import_litellm() -> Any:
-    """litellm takes seconds to import, and would fetch its price map from the network.
+    """Import litellm, without the price map that it would fetch and the `.env` file that it would read.
 
-    It would also read a `.env` file of this folder or one above it, which may be somebody else's, into the
+    litellm would read a `.env` file of this folder or one above it, which may be somebody else's, into the
     environment: then that file would choose where keys and texts go.
     """
     os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")

@@ -1,8 +1,8 @@
 """Local models: requests to llama.cpp's servers, one for each file of weights, on loopback.
 
-A server is a process of its own, started at the first request. It batches continuously, and computes a start
-that several prompts share only once. When it ends, another one is started, and the requests that may have
-ended it are sent again one by one.
+A server is a process of its own, started at the first request. It decodes several requests at once, and
+computes a start that several prompts share only once. When it ends, another one is started, and the requests
+that may have ended it are sent again one by one.
 """
 
 from __future__ import annotations
@@ -58,6 +58,9 @@ class EmbeddedTransport(EndpointTransport):
 
     The first request fetches the weights and starts the server. Every model with a chat template is treated
     in the same way: the form of a reply is a JSON schema, which the server turns into a grammar.
+
+    Args:
+        weights: the file.
     """
 
     enforces_forms = True  # by a grammar
@@ -69,22 +72,26 @@ class EmbeddedTransport(EndpointTransport):
         self.endpoint = f"llama.cpp:{weights.sha256}"
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
-        """The JSON schema of the reply, with its bounds on lengths."""
+        """Return the fields that ask for a JSON schema, with its bounds on lengths; {} for plain text."""
         return {} if schema is None else response_format(schema, strict=False)
 
     def open(self) -> None:
-        """A run begins: it may start servers again, however many have ended before."""
+        """Note that a run begins to use this transport. It may start servers, whatever ended before."""
         super().open()
         local_model(self._weights).reset()
 
     async def complete(
         self, body: bytes, timeout: float, asked: Asked, is_sent: Sent
     ) -> Completion:
-        """Start the server if necessary, and send the request to the slot that has read most of it.
+        """Start the server if necessary, and send the request to the slot that has read most of its prompt.
+
+        Arguments are those of `Transport.complete`. `timeout` counts from when the request is sent.
 
         Raises:
             ModelNotFoundError: the weights cannot be fetched or loaded, have no chat template, or one that
                 stops llama.cpp; or the servers keep ending.
+            MissingExtraError: xllamacpp cannot be imported.
+            ModelError: the request failed, or its reply cannot be used.
         """
 
         async def send(server: Server, alone: bool) -> Completion:
@@ -98,9 +105,9 @@ class EmbeddedTransport(EndpointTransport):
     def _refusal(
         self, body: bytes, status: int, headers: Mapping[str, str], words: str
     ) -> ModelError:
-        """A refusal of llama.cpp on this machine is the row's: no account, no model and no rate is refused.
+        """Make the error for a refusal, which concerns this request alone: there is no account and no rate.
 
-        A chat template may refuse a text in any words.
+        A chat template may refuse a text in any words, which might look like those of a wrong key.
         """
         error = super()._refusal(body, status, headers, words)
         if error.fatal or isinstance(error, RateLimitError):
@@ -145,7 +152,7 @@ class EmbeddedTransport(EndpointTransport):
         return await super().complete(json.dumps(fields).encode(), timeout, asked, is_sent)
 
     async def _act_on_slot(self, slot: int, action: str, name: str) -> bool:
-        """Save or restore a slot's KV cache. Returns whether it worked: else the prompt is read again."""
+        """Save or restore a slot's KV cache. Return whether it worked; if not, the prompt is read again."""
         path, body = f"/../slots/{slot}?action={action}", json.dumps({"filename": name}).encode()
         with suppress(TransportError):
             status, _, _ = await self._post(path, body, _SLOT_ACTION_TIMEOUT)
@@ -154,7 +161,7 @@ class EmbeddedTransport(EndpointTransport):
 
 
 def check_chat_template(server: Server) -> None:
-    """Raise if the weights do not say how a chat is written.
+    """Raise if the weights of a server do not say how a chat is written.
 
     Raises:
         ModelNotFoundError: llama.cpp would make up a template that the model was not trained with.
@@ -176,11 +183,18 @@ class _NotSentError(Exception):
 class Server:
     """A running server and its slots.
 
-    Attributes:
-        api_base: its address, ending in /v1.
-        api_key: what its requests carry.
+    Args:
+        process: the server's process, which has loaded the file.
         weights: the file that it serves.
+        key: what its requests carry.
+
+    Attributes:
+        process: as given.
+        weights: as given.
         has_chat_template: whether the file says how a chat is written.
+        api_base: its address, ending in /v1.
+        api_key: `key`.
+        slots: lends the slots to requests.
     """
 
     def __init__(self, process: ServerProcess, weights: Path, key: SecretText) -> None:
@@ -197,7 +211,10 @@ class Server:
 
     @asynccontextmanager
     async def entered(self, *, alone: bool) -> AsyncIterator[None]:
-        """Around each request: they go in side by side, but one that may end the server goes in alone.
+        """Hold a place at the server in this block. Requests go in side by side, or alone.
+
+        Args:
+            alone: wait until no other request is at the server, and keep others out: it may end the server.
 
         Raises:
             _NotSentError: the server has ended.
@@ -248,15 +265,18 @@ class LocalModel:
         self._replies = 0
 
     def reset(self) -> None:
-        """Forget how many servers have ended."""
+        """Forget how many servers have ended, so that new ones may be started."""
         self._ends = self._replies = 0
         self._given_up = None
 
     async def server(self) -> Server:
-        """The running server. If there is none, or it has ended, one is started.
+        """Return the running server. Start one if none runs, or if the last one has ended.
+
+        Callers that come while a server starts wait for that one.
 
         Raises:
-            ModelNotFoundError: the weights cannot be fetched or loaded, or the servers keep ending.
+            ModelNotFoundError: the weights cannot be fetched or loaded, or too many servers have ended.
+            MissingExtraError: xllamacpp cannot be imported.
         """
         if self._server is not None and self._server.process.has_ended():
             ended, self._server = self._server, None
@@ -271,17 +291,24 @@ class LocalModel:
         return await asyncio.shield(self._starting)
 
     async def ask(self, send: Callable[[Server, bool], Awaitable[T]], chat: bytes | None) -> T:
-        """Send a request to the running server, and again to a new one if it has ended meanwhile.
+        """Send a request to the running server, and again to a new one if the server has ended meanwhile.
 
-        Any request that was in flight may have ended it. So each of them is sent again alone: the one that
-        ends a server alone has an error, and the others have their replies.
+        Any request that was in flight may have ended the server. So each of them is sent again alone. The one
+        that ends a server alone has an error, and the others have their replies.
 
         Args:
-            send: sends the request to a server; whether alone, it passes on to `Server.entered`.
-            chat: the body of the request, if the chat template is rendered for it.
+            send: sends the request to a server. Its second argument, whether it is sent alone, is for
+                `Server.entered`.
+            chat: the body of the request, if the chat template is rendered for it; None: it is not.
+
+        Returns:
+            What `send` returns.
 
         Raises:
-            TransportError: the request ends or stops servers, or this one was slow or refused it.
+            TransportError: the request ends servers or keeps them busy for ever, or a server that still
+                answers others was slow with it, or refused it.
+            ModelNotFoundError, MissingExtraError: see `server`.
+            ModelError: what else `send` raises.
         """
         alone = False
         while True:
@@ -306,10 +333,10 @@ class LocalModel:
                 return reply
 
     async def _stops(self, server: Server, chat: bytes | None) -> bool:
-        """Whether a request that stopped this server stops a new one, too.
+        """Return whether a request that stopped this server stops a new one, too. Kill each that stopped.
 
-        The server is killed, since each request without end takes one of its threads. Other requests may have
-        taken them all: then this one is sent again.
+        Each request without end takes one of a server's threads. Other requests may have taken them all: then
+        this one is sent again.
         """
         async with self._asking_why:
             await _in_thread(server.process.kill)
@@ -340,7 +367,7 @@ class LocalModel:
             self._server = starting.result()
 
     def _count_end(self, server: Server) -> None:
-        """Give the file up when too many of its servers have ended."""
+        """Count a server that has ended. If too many have, start no more for this file."""
         self._ends += 1
         log.info("llama.cpp's server of %s has ended", server.weights)
         if self._ends > _MOST_ENDS + self._replies // _REPLIES_AN_END:
@@ -353,13 +380,13 @@ class LocalModel:
 
 
 def _answers(server: Server, chat: bytes | None) -> bool:
-    """Whether the server still decodes and, if there is a chat, renders it."""
+    """Return whether the server still decodes and, if there is a chat, renders it."""
     process = server.process
     return process.answers("/slots") and (chat is None or process.answers("/apply-template", chat))
 
 
 def _at_fault(server: Server, does: str) -> TransportError:
-    """The error of a request that ends or stops llama.cpp: it is not sent again."""
+    """Make the error of a request that ends or stops llama.cpp: it is not sent again."""
     error = TransportError(
         f"this request {does}, also when it is sent alone to a new server.",
         hint=f"The chat template of {server.weights} may be made to do this at some texts, or the file is"
@@ -374,7 +401,7 @@ _models: dict[tuple[int, Weights], LocalModel] = {}
 
 
 def local_model(weights: Weights) -> LocalModel:
-    """The servers of these weights that this process has started: a fork starts its own."""
+    """Return the servers of these weights in this process. A fork starts its own."""
     key = (os.getpid(), weights)
     with _lock:
         if key not in _models:
@@ -383,7 +410,7 @@ def local_model(weights: Weights) -> LocalModel:
 
 
 def _forget_models() -> None:
-    """In a fork. It may have happened while another thread held the lock."""
+    """Forget the servers of the parent process, in a fork. Another thread of it may have held the lock."""
     global _lock
     _lock = threading.Lock()
     _models.clear()
@@ -394,14 +421,17 @@ if hasattr(os, "register_at_fork"):
 
 
 def _cores() -> int:
-    """How many cores this process may use. More threads would wait for each other."""
+    """Return how many cores this process may use. More threads would wait for each other."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _in_thread(function: Callable[[], T]) -> asyncio.Future[T]:
-    """Call a function that blocks. Unlike asyncio's own threads, this one holds up no exit of Python."""
+    """Call a function that blocks in a thread of its own, and return its outcome as a future of this loop.
+
+    Unlike asyncio's own threads, this one holds up no exit of Python.
+    """
     outcome: Future[T] = Future()
     outcome.set_running_or_notify_cancel()  # whoever waits may leave, and the function goes on
 

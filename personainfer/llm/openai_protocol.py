@@ -20,7 +20,12 @@ Json = dict[str, Any]
 
 
 def response_format(schema: type[BaseModel], *, strict: bool) -> Json:
-    """The `response_format` of OpenAI's protocol for a pydantic model."""
+    """Return the field `response_format` of OpenAI's protocol that asks for this pydantic model.
+
+    Args:
+        schema: the model. Its JSON schema is that of `wire_schema`.
+        strict: what `strict` says in the field. True also leaves out the bounds on strings and lists.
+    """
     form = {
         "name": schema.__name__,
         "schema": wire_schema(schema, tight=not strict),
@@ -30,14 +35,14 @@ def response_format(schema: type[BaseModel], *, strict: bool) -> Json:
 
 
 def tool_call(asked: Json) -> Json:
-    """The fields that ask for a tool call instead; `asked` is the `json_schema` of a response_format."""
+    """Return the fields that ask for a tool call in place of a response_format with this `json_schema`."""
     function = {"name": asked["name"], "parameters": asked["schema"]}
     choice = {"type": "function", "function": {"name": asked["name"]}}
     return {"tools": [{"type": "function", "function": function}], "tool_choice": choice}
 
 
 def message_texts(messages: Iterable[Json]) -> list[str]:
-    """The words of messages, those in a list of parts, too."""
+    """Return the texts of messages: contents first, then the texts in those that are lists of parts."""
     contents = [message.get("content") for message in messages]
     parts = [part for content in contents if isinstance(content, list) for part in content]
     found = [*contents, *(part.get("text") for part in parts if isinstance(part, dict))]
@@ -51,10 +56,16 @@ _TIGHT = {"pattern", "minLength", "maxLength", "minItems", "maxItems"}
 
 @lru_cache(maxsize=64)  # pydantic takes a millisecond, and each LLM asks
 def wire_schema(schema: type[BaseModel], *, tight: bool) -> Json:
-    """The JSON schema of a model: references resolved, every field required, nothing else allowed.
+    """Return the JSON schema of a model: references resolved, every field required, no other field allowed.
 
-    `tight` keeps bounds on strings and lists, from which llama.cpp makes a grammar. The schema is shared:
-    nobody changes it.
+    The result is cached, so do not change it.
+
+    Args:
+        schema: the model.
+        tight: whether to keep bounds on strings and lists, from which llama.cpp makes a grammar.
+
+    Raises:
+        InvalidArgumentError: the model refers to itself, so its references have no end.
     """
     document = schema.model_json_schema()
     definitions = document.pop("$defs", {})
@@ -99,13 +110,18 @@ _BROKEN_OFF = {"insufficient_system_resource", "error", "abort", "aborted", "tim
 
 
 def read_completion(reply: Mapping[str, Any], secrets: Secrets) -> Completion:
-    """The text and the counts of a chat completion.
+    """Return the text and the counts of a chat completion.
 
-    If a model gave only reasoning, the text is that reasoning, between <think> tags. `secrets` are masked in
-    what an error quotes, and keys in the text, too.
+    If a model gave only reasoning, the text is that reasoning, between <think> tags.
+
+    Args:
+        reply: the JSON object of the answer.
+        secrets: masked in what an error quotes. In the text, those are masked that none holds by chance; the
+            reply then has no log-probabilities, whose tokens would spell them.
 
     Raises:
-        ReplyError: refused, filtered, cut off or empty; `cut_off` and `reasoned` say more.
+        ReplyError: the reply is no completion, or is refused, filtered, cut off or empty. `cut_off` and
+            `reasoned` say more, and `completion` has what there is.
         TransportError: the server broke the reply off.
     """
     try:
@@ -135,9 +151,15 @@ def read_completion(reply: Mapping[str, Any], secrets: Secrets) -> Completion:
 def read_answer(
     reply: Mapping[str, Any], secrets: Secrets, refusal: Callable[[int, str], ModelError]
 ) -> Completion:
-    """`read_completion` of an answer with status 200, in which there may be an error all the same.
+    """Return the completion in an answer with status 200, in which there may be an error all the same.
 
-    `refusal` makes the error of its status and its words.
+    Args:
+        reply: the JSON object of the answer.
+        secrets: see `read_completion`.
+        refusal: makes the error for an error in the answer, of its status and its words.
+
+    Raises:
+        ModelError: that of `refusal`, or those of `read_completion`.
     """
     reply = reply if "choices" in reply else _unwrapped(reply)
     if (found := embedded_status(reply)) is not None:
@@ -149,7 +171,7 @@ _ENVELOPES = ("data", "result", "response")  # fields in which some gateways put
 
 
 def _unwrapped(reply: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The completion within a reply, or the reply itself."""
+    """Return the completion in a field of a reply that some gateways add, or the reply itself."""
     inner = (reply.get(name) for name in _ENVELOPES)
     return next((one for one in inner if isinstance(one, dict) and "choices" in one), reply)
 
@@ -157,10 +179,15 @@ def _unwrapped(reply: Mapping[str, Any]) -> Mapping[str, Any]:
 def check_was_read(completion: Completion, body: bytes, usage: object = None) -> None:
     """Raise ReplyError if the endpoint counted too few tokens to have read all of a request.
 
-    Some servers cut prompts at their context. Two words have a token at least, and so have six signs of a
-    script without blanks. Only those of the last message count: a server may leave out of its count what it
-    had read for an earlier prompt. `usage` is the endpoint's own: where it tells of tokens that were cached,
-    nobody knows in which count they are.
+    Some servers cut prompts at their context. Two words have a token at least, and so have six characters of
+    a script without blanks. Only the words of the last message count, as a server may leave out of its count
+    what it had read for an earlier prompt. Counts below 1,000 are not checked.
+
+    Args:
+        completion: the reply.
+        body: the request.
+        usage: the endpoint's own counts. If they tell of tokens from a cache, nothing is checked, as those
+            may be in either count.
     """
     fewest = max(completion.prompt_tokens, _SHORTEST_CUT)
     if len(body) < _BYTES_A_TOKEN * fewest:  # as nearly all: it need not be read again
@@ -179,7 +206,7 @@ def check_was_read(completion: Completion, body: bytes, usage: object = None) ->
 
 
 def _had_cached(usage: object) -> bool:
-    """Whether the usage of a reply tells of tokens that came from a cache."""
+    """Return whether the usage of a reply tells of tokens that came from a cache."""
     if not isinstance(usage, dict):
         return False
     parts = [usage, *(part for part in usage.values() if isinstance(part, dict))]
@@ -194,10 +221,14 @@ _SHORTEST_CUT = 1000  # tokens: smaller counts may leave out what the endpoint h
 
 
 def taken(reply: Mapping[str, Any], *, refused: bool = False) -> Completion | None:
-    """What a call took whose reply cannot be used; None if nothing in the reply says that a model ran.
+    """Return what a call has taken whose reply cannot be used; None: nothing says that a model ran.
 
-    Usage in another protocol's names says so. So does an object that is no completion and no error, unless
-    its status says that the call was `refused`.
+    A model ran if there are counts of tokens, also in another protocol's names, or a text. It also ran for an
+    object that is neither a completion nor an error, unless the call was refused.
+
+    Args:
+        reply: the JSON object of the answer.
+        refused: whether its status says that the call was refused.
     """
     reply = reply if "choices" in reply else _unwrapped(reply)
     error = reply.get("error")
@@ -216,7 +247,7 @@ def taken(reply: Mapping[str, Any], *, refused: bool = False) -> Completion | No
 
 
 def _may_be_an_answer(inner: object) -> bool:
-    """Whether what is in an envelope may come from a model; an id of the request does not."""
+    """Return whether what is in a gateway's field may come from a model; an id of the request does not."""
     return bool(inner) and (not isinstance(inner, dict) or not _OF_AN_ANSWER.isdisjoint(inner))
 
 
@@ -226,7 +257,11 @@ _NO_COMPLETION = (KeyError, IndexError, TypeError, ValueError, AttributeError, O
 
 
 def _completion(reply: Mapping[str, Any]) -> tuple[Completion, Json]:
-    """The completion in a reply, and its message. Raises one of `_NO_COMPLETION` if there is none."""
+    """Return the completion in a reply, and its message.
+
+    Raises:
+        One of `_NO_COMPLETION`: there is none.
+    """
     choice = reply["choices"][0] if "choices" in reply else _native_choice(reply)
     message = choice.get("message")
     if message is None:
@@ -254,12 +289,12 @@ def _completion(reply: Mapping[str, Any]) -> tuple[Completion, Json]:
 
 
 def _native_choice(reply: Mapping[str, Any]) -> Json:
-    """The choice in a reply of Ollama's own protocol, which gateways let through."""
+    """Return the choice in a reply of Ollama's own protocol, which gateways let through."""
     return {"message": reply["message"], "finish_reason": reply.get("done_reason")}
 
 
 def _other_text(message: Mapping[str, Any]) -> str:
-    """The text of a message whose content is not a string: parts, tool calls, or reasoning alone."""
+    """Return the text of a message whose content is not a string: parts, tool calls, or reasoning alone."""
     text, reasoning = split_content(message.get("content"))
     if text.strip():
         return text
@@ -272,7 +307,7 @@ def _other_text(message: Mapping[str, Any]) -> str:
 
 
 def split_content(content: Any) -> tuple[str, str]:
-    """The text and the reasoning of a message's content: a string, None, or a list of parts."""
+    """Return the text and the reasoning of a content: a string, None, an object or a list of parts."""
     if content is None or isinstance(content, str):
         return content or "", ""
     if isinstance(content, dict) and "type" not in content and "text" not in content:
@@ -293,7 +328,7 @@ def split_content(content: Any) -> tuple[str, str]:
 
 
 def reasoning_of(message: Mapping[str, Any]) -> str:
-    """The model's reasoning before its answer, from whichever field the server uses."""
+    """Return the model's reasoning before its answer, from whichever field has it; "": there is none."""
     for name in ("reasoning_content", "reasoning", "thinking", "reasoning_text"):
         found = message.get(name)
         if isinstance(found, str) and found:
@@ -307,23 +342,23 @@ def reasoning_of(message: Mapping[str, Any]) -> str:
 
 
 def _all_arguments(message: Mapping[str, Any]) -> str:
-    """The arguments of all tool calls of a message: of several the first one counts that fits."""
+    """Return the arguments of all tool calls of a message, a line each: the first that fits will be read."""
     calls = message.get("tool_calls") or [message.get("function_call")]
     known = [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
     return "\n".join(filter(None, map(arguments_of, known)))
 
 
 def arguments_of(call: Mapping[str, Any]) -> str:
-    """The arguments of a tool call: text in OpenAI's protocol, an object in that of some servers."""
+    """Return the arguments of a tool call as text; the object that some servers send becomes JSON."""
     function = call.get("function")
     found = (function if isinstance(function, dict) else call).get("arguments") or ""
     return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
 
 
 def _tokens(usage: Mapping[str, Any], name: str) -> int | None:
-    """A count of tokens by its name in the usage of a reply, limited to what 64 bits can hold.
+    """Return a count of tokens in the usage of a reply, by its name, and 2**31 if it is more.
 
-    None if it is missing, negative or no number: a boolean and a text are none.
+    None: it is missing, negative or no number. A boolean or a text is no number.
     """
     count = usage.get(name)
     if type(count) is int and 0 <= count <= _MOST_TOKENS:  # as nearly all
@@ -334,12 +369,13 @@ def _tokens(usage: Mapping[str, Any], name: str) -> int | None:
 
 
 def _counted(usage: Mapping[str, Any]) -> tuple[int, int, int, bool]:
-    """The tokens of the prompt, of the output that is paid for, and how many of these are reasoning.
+    """Return the tokens of the prompt, of the paid output, of reasoning in it, and whether they were told.
 
-    Last comes whether the endpoint told them. A count that it did not tell is 0.
+    A count that the endpoint did not tell is 0. The last value says whether it told those of prompt and
+    output.
 
-    OpenAI counts reasoning within `completion_tokens`. Gemini and xAI leave it out there, and count it
-    within `total_tokens` alone.
+    OpenAI counts reasoning within `completion_tokens`. Gemini and xAI leave it out there, and count it within
+    `total_tokens` alone.
     """
     asked, said = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
     counted = asked is not None and said is not None
@@ -353,7 +389,7 @@ def _counted(usage: Mapping[str, Any]) -> tuple[int, int, int, bool]:
 
 
 def _logprobs(found: Any) -> Logprobs | None:
-    """The log-probabilities of a choice; None where they are not in OpenAI's form, or none."""
+    """Return the log-probabilities of a choice; None: they are not in OpenAI's form, or there are none."""
     try:
         logprobs = [
             (
@@ -371,12 +407,12 @@ def _logprobs(found: Any) -> Logprobs | None:
 
 
 def are_logprobs(found: Logprobs) -> bool:
-    """Whether each number is the logarithm of a probability: some servers give logits, or NaN."""
+    """Return whether each number can be the logarithm of a probability: some servers give logits, or NaN."""
     return all(number <= _ROUNDING for _, near in found for number in near.values())
 
 
 def _token(entry: Mapping[str, Any]) -> str:
-    """The text of a token. Half of a surrogate pair, which stands for a part of an emoji, becomes "?"."""
+    """Return the text of a token. Half of a surrogate pair (a part of an emoji) becomes "?"."""
     text = str(entry["token"])
     return text if text.isascii() else text.encode(errors="replace").decode()
 

@@ -1,6 +1,6 @@
 """What calls take and cost: prices of tokens, the counts of a run, the budget.
 
-`find_price` gives the price of a token, from litellm's bundled list or from the user.
+`find_price` returns the price of a token, from litellm's bundled list or from the user.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from .openai_protocol import CUT_OFF
 
 
 class Price(NamedTuple):
-    """USD a token, of the prompt and of the completion.
+    """Prices in USD.
 
     Attributes:
+        prompt: of a token of the prompt.
+        completion: of a token of the completion.
         reasoning: what a token of reasoning costs more than another one of the completion.
-        call: USD a call, beside its tokens.
-        longer: (a number of tokens, prompt, completion): prices of calls whose prompt has more than these.
+        call: of a call, beside its tokens.
+        longer: (tokens, prompt, completion), with rising tokens: the prices of a call whose prompt has more
+            tokens than these.
     """
 
     prompt: float
@@ -39,7 +42,7 @@ class Price(NamedTuple):
     def cost(
         self, prompt_tokens: float, completion_tokens: float, reasoning_tokens: float = 0
     ) -> float:
-        """USD for a call with these tokens; those of reasoning are part of the completion's."""
+        """Return the USD of a call with these tokens. The `completion_tokens` include those of reasoning."""
         prompt, completion = self.prompt, self.completion
         for tokens, *dearer in self.longer:
             if prompt_tokens > tokens:
@@ -48,15 +51,15 @@ class Price(NamedTuple):
         return tokens_cost + self.reasoning * reasoning_tokens + self.call
 
     def plain(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """USD for these tokens of any number of calls, none of which is dearer than others."""
+        """Return the USD of these tokens without what calls, reasoning and long prompts cost more."""
         return self.prompt * prompt_tokens + self.completion * completion_tokens
 
     def most(self, prompt_tokens: int, max_tokens: int) -> float:
-        """USD for the dearest call with a reply of `max_tokens`: all of them may be reasoning."""
+        """Return the most USD that a call with `max_tokens` of a reply can cost: all may be reasoning."""
         return self.cost(prompt_tokens, max_tokens, max_tokens)
 
     def times(self, factor: float) -> Price:
-        """All prices, multiplied."""
+        """Return a price in which all prices are multiplied by `factor`."""
         longer = tuple((tokens, p * factor, c * factor) for tokens, p, c in self.longer)
         prompt, completion = self.prompt * factor, self.completion * factor
         return Price(prompt, completion, self.reasoning * factor, self.call * factor, longer)
@@ -64,7 +67,20 @@ class Price(NamedTuple):
 
 @dataclass(slots=True)
 class Tally:
-    """Counts as they grow; `usage` is their record."""
+    """Counts that grow with a run; `usage` is their record.
+
+    Attributes:
+        price: of a token; None: it is not known.
+        calls: requests that were sent, with those that were sent again.
+        cached: replies that needed no call.
+        retries: requests sent again after a failure of the connection or the endpoint.
+        reasks: requests sent again because the reply could not be used, or was doubtful.
+        prompt_tokens: as the endpoint counts them.
+        completion_tokens: as the endpoint counts them, with those of reasoning.
+        reasoning_tokens: those that are reasoning, as far as the endpoint tells.
+        errors: requests that got no usable reply after all attempts.
+        beyond: USD beyond the plain price of these tokens: dearer calls, tokens that no endpoint told.
+    """
 
     price: Price | None
     calls: int = 0
@@ -78,7 +94,7 @@ class Tally:
     beyond: float = 0.0  # USD beyond the plain price of these tokens: dearer calls, untold tokens
 
     def add(self, completion: Completion) -> float:
-        """Count the tokens of one reply; returns its cost in USD, 0 where the price is unknown."""
+        """Count the tokens of one reply. Return its cost in USD; 0: the price is unknown."""
         asked, said = completion.prompt_tokens, completion.completion_tokens
         self.prompt_tokens += asked
         self.completion_tokens += said
@@ -90,18 +106,27 @@ class Tally:
         return cost
 
     def most(self, prompt_tokens: int, max_tokens: int) -> float:
-        """The most that a call can cost, in USD; 0 where the price is unknown."""
+        """Return the most USD that a call can cost; 0: the price is unknown."""
         return self.price.most(prompt_tokens, max_tokens) if self.price else 0.0
 
     def assume(self, prompt_tokens: int, max_tokens: int, counted: float) -> float:
-        """Count the most that a call can cost, beyond the `counted` part of it; returns it in USD."""
+        """Count a call with the most that it can cost.
+
+        Args:
+            prompt_tokens: the most tokens of its prompt.
+            max_tokens: the most tokens of its reply.
+            counted: USD of it that are counted already.
+
+        Returns:
+            USD of the call: the most that it can cost, or `counted` if that is more.
+        """
         most = self.most(prompt_tokens, max_tokens)
         self.beyond += max(0.0, most - counted)
         return max(most, counted)
 
     @property
     def usage(self) -> Usage:
-        """The record of these counts; the cost is None where the price is unknown."""
+        """The record of these counts. Its cost, in USD, is 0 without calls, else None without a price."""
         free = self.calls == 0
         cost = None
         if self.price is not None:
@@ -120,14 +145,14 @@ class Tally:
 
 
 class Budget:
-    """Stops before the call that would exceed `usd`; calls in flight count with the most they can cost.
+    """Stops before the call that would exceed `usd`. Calls in flight count with the most that they can cost.
 
-    Several models may share one. `reserve` and `settle` are for the background loop, the others for any
-    thread.
+    Several models may share one. `reserve` and `settle` are for the background loop, the other methods for
+    any thread.
 
     Args:
         usd: the most that may be spent.
-        spent: what is spent already.
+        spent: what is spent already, in USD.
     """
 
     def __init__(self, usd: float, spent: float = 0.0) -> None:
@@ -141,16 +166,19 @@ class Budget:
 
     @property
     def spent(self) -> float:
-        """USD, without what calls in flight may cost."""
+        """What was spent, in USD, without what calls in flight may cost. Orders that are charged count."""
         return self._spent + sum(self._orders.values())
 
     @property
     def taken(self) -> float:
-        """USD that nobody else can have: spent, or reserved for calls in flight."""
+        """USD that no other call can have: spent, or reserved for calls in flight."""
         return self.spent + self._reserved
 
     async def reserve(self, cost: float) -> float:
-        """Reserve the most that a call can cost; wait for calls in flight if the budget is too low now.
+        """Reserve the most USD that a call can cost, and return them. Call `settle` when the call is done.
+
+        If the budget is too low now, wait for calls in flight, which may cost less than was reserved for
+        them.
 
         Raises:
             BudgetExceededError: the call could exceed the budget even when no other is in flight.
@@ -175,7 +203,7 @@ class Budget:
             )
 
     def settle(self, reserved: float, spent: float) -> None:
-        """Replace a reservation by the cost of the call."""
+        """Replace the USD that were reserved for a call by those that it cost."""
         with self._lock:
             self._spent += spent  # first: a fork may begin between two of these
             self._in_flight -= 1
@@ -186,14 +214,20 @@ class Budget:
     def replace(
         self, orders: Iterable[str], by: Mapping[str, float], *, spent: float = 0.0
     ) -> None:
-        """Count orders `by` what they took, and what is `spent` as part of it. It may pass the budget."""
+        """Count orders with what they took in place of what was charged for them. This may exceed the budget.
+
+        Args:
+            orders: the names of those that are no longer charged.
+            by: what is counted instead: name -> USD.
+            spent: USD of `by` that were counted as spent before. They are taken off there.
+        """
         with self._lock:
             kept = {name: self._orders[name] for name in self._orders.keys() - {*orders}}
             self._spent -= spent
             self._orders = kept | {**by}
 
     def renew_in_fork(self) -> None:
-        """Go on in a fork with what is left: what the parent's calls in flight may cost is spent."""
+        """Go on in a fork with what is left. What the parent's calls in flight may cost counts as spent."""
         self._spent, self._reserved, self._in_flight = self._spent + self._reserved, 0.0, 0
         self._lock, self._settled = threading.Lock(), asyncio.Event()
 
@@ -201,11 +235,11 @@ class Budget:
         """Count orders, such as parts of a batch, with the most that they can cost: all of them, or none.
 
         Args:
-            what: is ordered, for the error.
-            orders: the cost of each by its name. One that is charged already counts no second time.
+            what: what is ordered, for the error.
+            orders: name -> USD. An order that is charged already does not count a second time.
 
         Raises:
-            BudgetExceededError: it is more than what is left beside the calls in flight.
+            BudgetExceededError: the orders may cost more than what is left beside the calls in flight.
         """
         with self._lock:
             new = {name: cost for name, cost in orders.items() if name not in self._orders}
@@ -220,19 +254,24 @@ class Budget:
             self._orders = self._orders | new  # another one: `spent` may be read meanwhile
 
     def give_back(self, orders: Iterable[str]) -> None:
-        """Count orders no more that were not placed, or came to nothing."""
+        """Charge these orders, by their names, no more: they were not placed, or came to nothing."""
         self.replace(orders, {})
 
 
 def most_tokens(body: bytes) -> int:
-    """The most tokens that a prompt can have: one a byte, as tokenizers split digits and rare scripts."""
+    """Return the most tokens of a prompt: one a byte, as tokenizers split digits and rare scripts."""
     return len(body)
 
 
 def cost_is_unknown(used: Completion | None, failure: BaseException | None) -> bool:
-    """Whether a call may have cost an unknown amount; it is then counted with the most it can cost.
+    """Return whether a call may have cost an unknown amount. It is then counted with the most it can cost.
 
-    A refusal costs nothing. A reply without token counts, or with zeros that cannot be, need not be free.
+    A refusal costs nothing. A reply without token counts, or with zeros that cannot be right, need not be
+    free.
+
+    Args:
+        used: the reply; None: there is none.
+        failure: what the call raised; None: nothing.
     """
     if used is not None:
         said_something = bool(used.text) or used.finish_reason.lower() in CUT_OFF
@@ -267,13 +306,13 @@ _PLAIN_TIERS = (None, "auto", "default", "on_demand", "standard", "standard_only
 
 
 class ReplySize(NamedTuple):
-    """What fields of requests say of the tokens that a reply may take beside those of `max_tokens`.
+    """What the fields of requests say of the tokens that a reply may take beside those of `max_tokens`.
 
     Attributes:
         more: tokens, such as those of thinking; not every provider counts them in the limit.
         times: how many replies one call has.
-        is_told: whether that is all: no field asks for thinking.
-        limit: what takes the place of `max_tokens`; 0: nothing does.
+        is_told: whether that is all. False: a field asks for thinking, and replies may take more tokens.
+        limit: what takes the place of `max_tokens`, if it is more; 0: nothing does.
     """
 
     more: int = 0
@@ -283,7 +322,7 @@ class ReplySize(NamedTuple):
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> ReplySize:
-        """By the names of the fields, and of those within them."""
+        """Return what fields of a request say of a reply's size, by their names and those within them."""
         others = {name: value for name, value in fields.items() if name not in _LIMITS}
         limits = [fields[name] for name in _LIMITS if type(fields.get(name)) is int]
         return cls._of_those_within(others)._replace(limit=max([0, *limits]))
@@ -308,7 +347,7 @@ class ReplySize(NamedTuple):
         return size
 
     def most(self, asked: int) -> int:
-        """The most tokens of all replies of a call, where `asked` are the most of one without more."""
+        """Return the most tokens of all replies of a call; `asked`: of one reply without these fields."""
         return self.times * (max(asked, self.limit) + self.more)
 
 
@@ -325,9 +364,13 @@ _THINKING = re.compile(f"think|reason|budget|{_MAX_TOKENS}|num_predict|effort")
 def find_price(
     model: str, prices: tuple[float, float] | None, fields: Mapping[str, Any] | None = None
 ) -> Price | None:
-    """USD a token: the user's (prompt, completion) a million tokens, else the list's, else None.
+    """Return the prices of a token: the user's, else those of litellm's list; None: they are not known.
 
-    `fields` are those that the user adds to each request: a `service_tier` has prices of its own.
+    Args:
+        model: the name, with or without a provider before it.
+        prices: USD a million tokens, of the prompt and of the completion, by the user; None: see the list.
+        fields: those that the user adds to each request. A `service_tier` has prices of its own. If a field
+            may cost more than tokens, such as a search, the price is not known.
     """
     if prices is not None:
         prompt, completion = prices
@@ -344,9 +387,10 @@ def find_price(
 def find_batch_price(
     model: str, prices: tuple[float, float] | None, fields: Mapping[str, Any] | None = None
 ) -> Price | None:
-    """USD a token in a batch: the list's own where it has one, else half of `find_price`.
+    """Return the prices of a token in a batch: those of the list, else half of `find_price`; None: not known.
 
-    With a `service_tier` that has prices of its own it is that of single calls.
+    With the user's own `prices`, they are half of these. With a `service_tier` that has prices of its own,
+    they are those of single calls. Arguments are those of `find_price`.
     """
     single = find_price(model, prices, fields)
     if single is None or prices is not None:
@@ -356,15 +400,19 @@ def find_batch_price(
 
 
 def listed_provider(model: str) -> str:
-    """Who serves a model that the list has without a provider in its name; "" for others."""
+    """Return who serves a model that litellm's list has without a provider in its name; "" for others."""
     return str((_listed().get(model) or {}).get("litellm_provider") or "")
 
 
 def _from_list(model: str, ending: str) -> Price | None:
-    """The price in the list; `ending` is that of the names of the prices that are wanted.
+    """Return the prices of a model in litellm's list; None: the list does not tell them.
 
-    The list has not every price with an ending. Where it lacks one, that of batches is half of the price
-    without it, and another is as many times that price as for a token of the prompt.
+    The list has not every price with an ending. If it lacks one, a batch costs half of the price without the
+    ending. Another tier costs as many times that price as it does for a token of the prompt.
+
+    Args:
+        model: the name.
+        ending: that of the names of the prices that are wanted, such as "_batches"; "": plain prices.
     """
     listed = _listed()
     model = model.removeprefix("litellm/")
@@ -402,7 +450,7 @@ _LONGER = re.compile(r"input_cost_per_token_above_(\d+)k_tokens")
 
 
 def _price_of_a_call(model: str, entry: Mapping[str, Any]) -> float:
-    """USD a call beside its tokens; Perplexity's models, and some others, search the web for each."""
+    """Return the USD of a call beside its tokens. Some models search the web for each call."""
     call = float(entry.get("input_cost_per_request") or 0.0)
     if entry.get("litellm_provider") == "perplexity" or _SEARCHES.search(model):
         call += max((entry.get("search_context_cost_per_query") or {"none": 0.0}).values())
@@ -411,7 +459,10 @@ def _price_of_a_call(model: str, entry: Mapping[str, Any]) -> float:
 
 @cache
 def _listed() -> dict[str, Any]:
-    """The list that ships with litellm. Importing litellm for it would take seconds."""
+    """Return litellm's price list, by the names of models, without importing litellm, which takes seconds.
+
+    {}: litellm is not there, or has no list.
+    """
     spec = importlib.util.find_spec("litellm")
     path = Path(spec.origin).with_name(_LIST) if spec and spec.origin else None
     if path is None or not path.is_file():

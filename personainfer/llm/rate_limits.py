@@ -1,6 +1,7 @@
 """Limit what is sent, and when: concurrency, requests and tokens a minute, pauses after refusals.
 
-All classes are used on one event loop. `Account` has what the runs, copies and forks of an LLM share.
+Windows and gates let requests wait on the background loop. `Account` has what the runs, copies and forks of
+an LLM share.
 """
 
 from __future__ import annotations
@@ -32,7 +33,13 @@ _TOO_FAST = "the endpoint keeps asking for fewer requests"
 
 @dataclass(slots=True, eq=False)
 class Place:
-    """Units of a request in a window, and when it was sent; None: it was not yet."""
+    """Units of a request in a window.
+
+    Attributes:
+        units: how many requests or tokens it counts for.
+        sent: when it was sent, by the clock of the window; None: it was not yet.
+        held: whether the units count now.
+    """
 
     units: float
     sent: float | None = None
@@ -42,7 +49,13 @@ class Place:
 class Window:
     """At most `limit` units in any `seconds`. This is exact; a token bucket can let through twice as much.
 
-    Units count from `take` on, and so many seconds longer than the request is sent: it may wait in between.
+    Units count from `take` until `seconds` after the request is sent: it may wait in between.
+
+    Args:
+        limit: the most units, such as requests or tokens. It may be below 1: a worker's share of a few
+            requests.
+        seconds: the length of the window.
+        clock: tells the seconds.
     """
 
     def __init__(
@@ -62,9 +75,10 @@ class Window:
         self._changed = asyncio.Event()
 
     async def take(self, units: float) -> Place:
-        """Wait until `units` fit; returns the place, to be marked as `sent` or given back by `leave`.
+        """Wait until `units` fit into the window, in the order of the calls, and return their place.
 
-        More units than the limit go alone, and take as many windows as they would fill.
+        Call `sent` with the place when the request is sent, and `leave` if it never is. If a request has more
+        units than the limit, it goes alone, and holds the window as much longer.
         """
         async with self._turn:
             self._forget()
@@ -79,32 +93,32 @@ class Window:
             return Place(units)
 
     def sent(self, place: Place) -> None:
-        """The request is sent now."""
+        """Note that the request is sent now. A second call does nothing."""
         if place.sent is None:
             place.sent = self._clock()
             self._sent.append(place)
             self._changed.set()
 
     def leave(self, place: Place) -> None:
-        """Give the place back if the request was not sent."""
+        """Give the place back, if the request was not sent."""
         if place.sent is None and place.held:
             self._drop(place)
             self._changed.set()
 
     def correct(self, place: Place, units: float) -> None:
-        """Replace the estimated units by those that were used."""
+        """Replace the estimated units of a request by those that were used."""
         if place.held:
             self._total += units - place.units
             self._changed.set()
         place.units = units
 
     def renew_in_fork(self) -> None:
-        """Go on in a fork with what was sent before it. What waits to be sent there is the parent's."""
+        """Go on in a fork with what was sent before the fork. What waits to be sent is the parent's."""
         self._held, self._total = len(self._sent), sum(place.units for place in self._sent)
         self._turn, self._changed = asyncio.Lock(), asyncio.Event()
 
     def _forget(self) -> None:
-        """Drop what has left the window."""
+        """Drop the requests that have left the window."""
         while self._sent and self._leaves(self._sent[0]) <= self._clock():
             self._drop(self._sent.popleft())
 
@@ -116,7 +130,10 @@ class Window:
             self._total = 0.0  # of many additions, a rest may be left
 
     def _leaves(self, place: Place) -> float:
-        """When a place leaves the window. A limit may be below 1: a worker's share of a few requests."""
+        """Return when a request that was sent leaves the window, by its clock.
+
+        One with more units than the limit stays as many times longer.
+        """
         assert place.sent is not None
         return place.sent + self._seconds * max(1.0, place.units / self.limit)
 
@@ -128,6 +145,13 @@ class Gate:
     A pause is at least as long as the endpoint asks, and doubles with each refusal in a row, because many
     endpoints name a short time, or none, as long as they are full. The gate gives up after more than
     `rounds` refusals without an accepted request, or if it is told to wait more than `patience` seconds.
+
+    Args:
+        width: the most requests at a time.
+        rounds: the most refusals in a row.
+        patience: the longest time to wait, in seconds.
+        clock: tells the seconds.
+        sleep: waits for so many seconds.
     """
 
     def __init__(
@@ -154,7 +178,10 @@ class Gate:
         self._given_up: RateLimitError | None = None
 
     async def enter(self) -> float:
-        """Wait for a place; returns the time of entry, to be handed to `refused`.
+        """Wait until a request may be sent. `leave` has to be called when it is done.
+
+        Returns:
+            The time of entry, by the clock of the gate, to be handed to `refused`.
 
         Raises:
             RateLimitError: the gate has given up on this endpoint.
@@ -179,15 +206,18 @@ class Gate:
         await waiter
 
     def leave(self) -> None:
-        """Give the place back."""
+        """Note that a request is done, and let the next one enter."""
         self._active -= 1
         self._wake_one()
 
     def reset(self, *, at_once: bool = False, beside_others: bool = False) -> None:
         """Try again an endpoint that was given up: a new run may find it recovered.
 
-        `at_once` ends the pause of one that was not. Its refusals count on: else requests that ask whether it
-        takes others would keep it from ever being given up. So would runs that begin `beside_others`.
+        Args:
+            at_once: end a pause, too. The refusals are not forgotten: requests that ask whether the endpoint
+                takes others would keep it from ever being given up.
+            beside_others: other runs are open. If the endpoint is not given up, its refusals are not
+                forgotten.
         """
         begins_anew = not (at_once or (beside_others and self._given_up is None))
         if at_once or self._given_up is not None:
@@ -199,7 +229,7 @@ class Gate:
             self._refusals = 0
 
     def accepted(self) -> None:
-        """The endpoint accepted a request: allow one more at a time."""
+        """Note that the endpoint accepted a request: forget its refusals, and allow one more at a time."""
         self._refusals = 0
         self._loading_since = None
         if self._allowed < self._width:
@@ -207,12 +237,16 @@ class Gate:
             self._wake_all()
 
     def refused(self, entered: float, error: RateLimitError) -> None:
-        """The endpoint refused a request that entered at this time: pause all requests.
+        """Note that the endpoint refused a request: pause all requests, and allow fewer at a time.
 
-        Refusals of requests that were sent before the last pause began are not counted again.
+        Args:
+            entered: when the request entered. If it was before the last refusal that counted, this one does
+                not count: both were in flight at once.
+            error: the refusal, with the time that the endpoint asks to wait.
 
         Raises:
-            RateLimitError: it has refused for too long.
+            RateLimitError: the endpoint has refused for too long, or asks to wait too long. Its `given_up` is
+                True.
         """
         now = self._clock()
         if error.loading:
@@ -237,7 +271,11 @@ class Gate:
         self._opens_at = max(self._opens_at, now + (pause or 0.0))
 
     def _wait_for_model(self, now: float, error: RateLimitError) -> None:
-        """The endpoint is loading its model: try one request from time to time, for `patience` seconds."""
+        """Let one request try from time to time while the endpoint loads its model, for `patience` seconds.
+
+        Raises:
+            RateLimitError: the model is not loaded after that time.
+        """
         self._allowed = 1.0  # one request is enough to look
         since = self._loading_since = now if self._loading_since is None else self._loading_since
         if now - since > self._patience:
@@ -260,7 +298,7 @@ class Gate:
         raise error
 
     def give_up(self, error: RateLimitError) -> None:
-        """Let no more requests through: whoever waits, or comes, has this error."""
+        """Let no more requests through: those that wait, or come later, get this error."""
         self._given_up = error
         self._wake_all()
 
@@ -284,9 +322,12 @@ class Gate:
 class RefusalWatch:
     """Ends a run whose first requests are all refused for the same reason.
 
-    Until the endpoint accepts a request, at most 2 requests more than may be in flight are sent. If all
-    of them are refused for one reason, one short request follows. If the endpoint refuses that too, the
-    run ends; else the refusals concern their rows alone. The first accepted request ends the watch.
+    Until the endpoint accepts a request, at most `width` + 2 are sent. If all of them are refused for one
+    reason, one short request follows. If the endpoint refuses that too, the run ends; otherwise the refusals
+    concern their rows alone. The first accepted request ends the watch.
+
+    Args:
+        width: how many requests may be in flight.
     """
 
     def __init__(self, width: int) -> None:
@@ -298,11 +339,11 @@ class RefusalWatch:
 
     @property
     def is_over(self) -> bool:
-        """Whether the endpoint has taken a request, so that no request need wait for others."""
+        """Whether the endpoint has accepted a request, so that no request need wait for others."""
         return self._accepted
 
     async def enter(self) -> None:
-        """Wait as long as the requests in flight may show that this one would be refused too."""
+        """Wait as long as requests in flight may show that this one would be refused. Then count it."""
         while (
             not self._accepted
             and self._refusals
@@ -313,12 +354,12 @@ class RefusalWatch:
         self._in_flight += 1
 
     def leave(self) -> None:
-        """A request is done."""
+        """Note that a request that entered is done."""
         self._in_flight -= 1
         self._changed.set()
 
     def accepted(self) -> None:
-        """The endpoint accepted a request: from now on a refusal concerns its row alone."""
+        """Note that the endpoint accepted a request: from now on a refusal concerns its row alone."""
         if not self._accepted:
             self._accepted = True
             self._changed.set()
@@ -338,12 +379,12 @@ class RefusalWatch:
         return self._refusals[reason] == self._most
 
     def start_again(self, error: ModelError) -> None:
-        """Forget the refusals for this reason, since the short request got no answer."""
+        """Forget the refusals for the reason of this one, since the short request got no answer."""
         del self._refusals[_reason(error)]
         self._changed.set()
 
     def stopped(self, error: ModelError) -> RequestRejectedError:
-        """The error that ends the run after the short request was refused too."""
+        """Make, and do not raise, the error that ends the run after the short request was refused too."""
         count = self._refusals[_reason(error)] + 1
         stop = RequestRejectedError(
             f"the first {count} requests were all refused for the same reason, so no more are sent:"
@@ -355,7 +396,7 @@ class RefusalWatch:
 
 
 def _reason(error: ModelError) -> str:
-    """The message of an error without the words that differ between refusals for one reason."""
+    """Return the message of an error without the words that differ between refusals for one reason."""
     return _EXAMPLES.sub("#", error.message)[:120]
 
 
@@ -363,14 +404,23 @@ _EXAMPLES = re.compile(r"'[^']*'|\"[^\"]*\"|`[^`]*`|\d+")  # what differs in ref
 
 
 class Bounds(NamedTuple):
-    """What calls may take, of a budget and in a minute; None: any amount. Several models may share it."""
+    """What calls may take. Several models may share a budget, or the limits a minute.
+
+    Attributes:
+        budget: in USD; None: any amount.
+        requests: the requests in a minute; None: any number.
+        tokens: the tokens in a minute; None: any number.
+    """
 
     budget: Budget | None = None
     requests: Window | None = None
     tokens: Window | None = None
 
     def with_minute_of(self, other: Bounds) -> Bounds:
-        """The limits a minute are those of another model, but for those that differ."""
+        """Return these bounds with the limits a minute of `other`, so that the calls of both count together.
+
+        A limit of these bounds stays if that of `other` is missing or differs.
+        """
         pairs = ((self.requests, other.requests), (self.tokens, other.tokens))
         requests, tokens = (
             theirs if own is None or (theirs and own.limit == theirs.limit) else own
@@ -380,16 +430,27 @@ class Bounds(NamedTuple):
 
 
 class Account:
-    """What all runs, copies and forks of an LLM share: all that the next call has to know of those before it.
+    """What all runs, copies and forks of an LLM share: what the next call has to know of those before it.
 
-    A fork goes on with what was counted before it: what the parent's calls in flight may cost is spent there.
+    A fork goes on with what was counted before it. What the parent's calls in flight may cost counts there as
+    spent.
+
+    Args:
+        max_concurrency: the most requests in flight.
+        rpm: the most requests a minute; None: any number.
+        tpm: the most tokens a minute; None: any number.
+        rounds: see `Gate`.
+        patience: seconds, see `Gate`.
+        budget: what calls may cost; None: any amount.
+        keeps_beyond: whether `beyond` outlives the runs in which it was found out.
 
     Attributes:
         gate: how many requests are let through, and the pauses that the endpoint asks for.
         bounds: the budget, and the limits a minute.
         in_flight: the requests that are sent, and the open runs.
-        has_run: whether a model has run for this caller: something was told, or said.
-        beyond: tokens that a reply took beyond the most that it might take.
+        has_run: whether a model has answered a call of this caller's.
+        beyond: the most tokens by which a reply was longer than it was asked to be. The budget reserves as
+            many for those that follow.
     """
 
     def __init__(
@@ -412,9 +473,10 @@ class Account:
         renew_in_forks(self)
 
     def begin(self) -> None:
-        """A run begins. One beside no others forgets what was found out about the endpoint.
+        """Begin a run. If no other run is open, forget the endpoint's refusals and `beyond`.
 
-        It does not forget `beyond` where requests ask to think without a number, which is found out alone.
+        An endpoint that was given up is tried again in any case. `beyond` is kept with `keeps_beyond`, that
+        is if requests ask the model to think without a number of tokens: only replies tell how many it takes.
         """
         beside_others = self.in_flight.has_runs
         self.gate.reset(beside_others=beside_others)
@@ -422,7 +484,7 @@ class Account:
             self.beyond = 0
 
     def renew_in_fork(self) -> None:
-        """Free what the parent's threads held. The objects stay the same for whoever has them."""
+        """Free what the parent's threads held. The objects stay the same for those that refer to them."""
         for part in (self.gate, self.in_flight, *self.bounds):
             if part is not None:
                 part.renew_in_fork()

@@ -39,9 +39,16 @@ _SERVER = range(500, 600)
 class Rule(NamedTuple):
     """Refusals of one kind: the statuses and words by which they are known, and what they mean.
 
-    `scope` says to whom the fault belongs: "row" (the next row may pass), "run" (every row would fail
-    alike: the run ends), "moment" (the same request may pass later), "form" (the request can be
-    written otherwise, see `dialect`), "unclear" (the row, unless the first requests all meet it).
+    Attributes:
+        name: of the rule.
+        scope: what is at fault. "row": this request, and the next may pass; "run": every request would fail
+            alike, so the run ends; "moment": the same request may pass later; "form": the request can be
+            written otherwise, see `dialect`; "unclear": this request, unless the first requests all meet it.
+        statuses: the HTTP statuses of such refusals. 200 stands for an error inside a reply.
+        words: a regular expression that is searched in the body, in lower case; "" fits every body.
+        error: the class of the error.
+        says: the start of its message.
+        hint: what the user can do; "": nothing is known.
     """
 
     name: str
@@ -228,10 +235,18 @@ def status_error(
     secrets: Secrets,
     asked: Iterable[str] = (),
 ) -> ModelError:
-    """The error for a refusal: the HTTP status, the headers, what `error_text` found in the body.
+    """Make the error for a refusal. It is returned, not raised.
 
-    `secrets` are masked in what it quotes. `asked` are the texts of the request: what the refusal repeats of
-    them says nothing about its reason.
+    Args:
+        status: the HTTP status; 200 for an error inside a reply.
+        headers: of the answer.
+        text: what `error_text` found in the body.
+        secrets: masked in what the error quotes.
+        asked: the texts of the request. What the refusal repeats of them says nothing about its reason.
+
+    Returns:
+        An error of the class that the first fitting rule names, with `fatal`, `retry_after` and the other
+        attributes that workers heed.
     """
     if 300 <= status < 400:
         place = headers.get("Location") or headers.get("location") or ""
@@ -269,7 +284,13 @@ def status_error(
 
 
 def _fitting(status: int, lowered: str, own: Collection[tuple[str, ...]] = ()) -> Rule:
-    """The first rule that fits; the last one if no HTTP knows the status. `own` are the request's words."""
+    """Return the first rule that fits; the last one if HTTP has no such status.
+
+    Args:
+        status: see `status_error`.
+        lowered: the words of the refusal, in lower case.
+        own: the words of the request, see `_pieces_of`.
+    """
     fitting = (
         rule
         for rule, words in _RULES
@@ -280,9 +301,9 @@ def _fitting(status: int, lowered: str, own: Collection[tuple[str, ...]] = ()) -
 
 
 def _is_told_by_words(status: int, rule: Rule) -> bool:
-    """Whether words alone say that a refusal concerns more than its row, and its status says otherwise.
+    """Return whether a refusal concerns more than its row by its words, and not by its status.
 
-    Only then it matters whose words they are, and to find that out takes time.
+    Only then it matters whether the words are the request's own, and to find that out takes time.
     """
     if rule.scope not in ("run", "moment", "form"):
         return False
@@ -297,7 +318,7 @@ _QUOTED = 3  # words of a request in a row are a quotation
 
 
 def _pieces_of(asked: Iterable[str]) -> set[tuple[str, ...]]:
-    """The words of a request's texts: each one, and those in a row, two and three of them."""
+    """Return the words of a request's texts: each one, and each two and three in a row."""
     pieces: set[tuple[str, ...]] = set()
     for text in asked:
         words = [word for word, _, _ in _words_in(text[:_LONGEST_ASKED])]
@@ -308,10 +329,11 @@ def _pieces_of(asked: Iterable[str]) -> set[tuple[str, ...]]:
 
 
 def _without_quotations(refusal: str, own: Collection[tuple[str, ...]]) -> str:
-    """A refusal, in lower case, without what it repeats of a request: three of its words in a row, or more.
+    """Return a refusal, in lower case, without what it repeats of a request.
 
-    Servers that check requests repeat them. A row whose text says "insufficient_quota" would otherwise look
-    like an account without quota, and end the run.
+    Three words of the request in a row, or more, are a repetition. Servers that check requests repeat them. A
+    row whose text says "insufficient_quota" would otherwise look like an account without quota, and end the
+    run.
     """
     words = _words_in(refusal) if own else []
     quoted: set[int] = set()
@@ -327,10 +349,10 @@ def _without_quotations(refusal: str, own: Collection[tuple[str, ...]]) -> str:
 
 
 def _is_quoted(rule: Rule, found: re.Match[str], own: Collection[tuple[str, ...]]) -> bool:
-    """Whether the words that a rule found may be the row's own: the request has them, too.
+    """Return whether the words that a rule found may be the row's own, since the request has them, too.
 
-    Then they do not end the run, nor pause it, and other rules decide. This concerns the rows that have these
-    words. What a refusal says of a field, such as "temperature", is believed.
+    Such words neither end the run nor pause it, and other rules decide. What a refusal says of a field, such
+    as "temperature", is believed all the same.
     """
     if rule.scope not in ("run", "moment") or not found[0]:
         return False
@@ -345,7 +367,7 @@ def _is_quoted(rule: Rule, found: re.Match[str], own: Collection[tuple[str, ...]
 
 
 def _words_in(text: str) -> list[tuple[str, int, int]]:
-    """The words of a text in lower case, each with its start and its end. Escapes of JSON are white space."""
+    """Return (word, start, end) of each word of a text, in lower case. Escapes of JSON are white space."""
     bare = _ESCAPE.sub(lambda found: " " * len(found[0]), text.lower())
     return [(found[0], *found.span()) for found in _WORD.finditer(bare)]
 
@@ -373,14 +395,14 @@ _UNSUPPORTED = (
 
 
 def _unsupported(words: str) -> str:
-    """The field of the request that the endpoint does not take."""
+    """Return the field of the request that the endpoint does not take, by its words; "": they name none."""
     return next((name for name, pattern in _UNSUPPORTED if re.search(pattern, words)), "")
 
 
 def embedded_status(reply: Mapping[str, Any]) -> tuple[int, str] | None:
-    """The status and the words of an error in a reply that came with 200; None: there is no error.
+    """Return the status and the words of an error in a reply that came with 200; None: there is no error.
 
-    The status is 200 where the error tells none. A prompt that Gemini blocked is an error, too.
+    The status is 200 if the error tells none. A prompt that Gemini blocked is an error, too.
     """
     choices = reply.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else {}
@@ -404,7 +426,7 @@ def embedded_status(reply: Mapping[str, Any]) -> tuple[int, str] | None:
 
 
 def _says_nothing(value: Any) -> bool:
-    """Whether a field of an error says that there is none."""
+    """Return whether the value of a field in an error means that there is none."""
     return (value.lower() if isinstance(value, str) else value) in _NO_ERROR
 
 
@@ -412,7 +434,7 @@ _NO_ERROR: tuple[Any, ...] = (None, False, 0, 200, "", "0", "200", "ok", "succes
 
 
 def error_text(content: bytes) -> str:
-    """What the body of an error says: its message, code and details, or its beginning."""
+    """Return what the body of an error says: its message, code and details; or its first 100,000 bytes."""
     text = content[:_LONGEST_MASKED].decode("utf-8", "replace")
     try:
         found = json.loads(content)
@@ -426,7 +448,7 @@ def error_text(content: bytes) -> str:
 
 
 def _words(error: Any) -> str:
-    """The words of an error object, in whatever form the provider has it."""
+    """Return the words of an error object, in whatever form the provider has it."""
     if isinstance(error, str):
         return error
     if not isinstance(error, dict):
@@ -445,7 +467,7 @@ def _words(error: Any) -> str:
 
 
 def _validation(detail: Any) -> Any:
-    """FastAPI's problems of a request without its values, which it repeats; other details as they are."""
+    """Return FastAPI's problems of a request without the values that they repeat; other details as given."""
     if not isinstance(detail, list) or not all(isinstance(one, dict) for one in detail):
         return detail
     names = ("type", "loc", "msg")
@@ -453,7 +475,7 @@ def _validation(detail: Any) -> Any:
 
 
 def _retry_delay(details: Any) -> str | None:
-    """Gemini's RetryInfo."""
+    """Return Gemini's RetryInfo in words, such as "retry in 7s"; None: there is none."""
     for one in details if isinstance(details, list) else ():
         if isinstance(one, dict) and isinstance(one.get("retryDelay"), str):
             return f"retry in {one['retryDelay']}"
@@ -464,10 +486,18 @@ def _retry_delay(details: Any) -> str | None:
 def provider_errors(
     name: str, timeout: float, secrets: Secrets, **rules: Unpack[Rules]
 ) -> Iterator[Exchange]:
-    """Call the openai SDK, or litellm: its HTTP keeps the rules of `guarded_http`, its errors become ours.
+    """Call the openai SDK, or litellm, in this block, and raise their errors as those of this library.
 
-    `name` and `timeout` (seconds) are for the messages. `secrets`, and those that the request
-    carries, are masked in what the provider says. `rules` are those of `guarded_http`.
+    Yields what came over HTTP, which keeps the rules of `guarded_http`.
+
+    Args:
+        name: what messages call the endpoint.
+        timeout: seconds, for the message of a call without an answer.
+        secrets: masked in what the provider says, like those that the request carries.
+        rules: those of `guarded_http`.
+
+    Raises:
+        ModelError: in the place of an error of these libraries. Other errors are raised as they are.
     """
     rules["hidden"] = secrets
     with guarded_http(**rules) as exchange:
@@ -482,7 +512,7 @@ def provider_errors(
 
 
 def no_answer(name: str, timeout: float) -> TransportError:
-    """The error for a request that was sent and not answered within `timeout` seconds."""
+    """Make the error for a request that was sent and not answered within `timeout` seconds."""
     late = TransportError(f"{name} did not answer within {timeout:g} s.", hint="Raise timeout=.")
     late.unanswered = True
     return late
@@ -496,10 +526,18 @@ def library_error(
     secrets: Secrets,
     asked: Iterable[str],
 ) -> ModelError | None:
-    """Our error for what litellm or the openai SDK raised; None: it is none of theirs.
+    """Make our error for what litellm or the openai SDK raised; None: it is none of theirs.
 
-    What came over HTTP decides. The class of their error counts where nothing came: they call a connection
-    that broke, and a reply that they cannot read, a status of 500.
+    What came over HTTP decides. If nothing came, the class of their error counts: they also say a status of
+    500 for a connection that broke, and for a reply that they cannot read.
+
+    Args:
+        name: what messages call the endpoint.
+        timeout: seconds, for the message of a call without an answer.
+        error: what was raised.
+        exchange: what came over HTTP.
+        secrets: masked in what the error quotes, like those that the request carries.
+        asked: the texts of the request.
     """
     import openai
 
@@ -534,7 +572,7 @@ _NOT_CONNECTED = {  # of httpx, aiohttp and Python, each raised before anything 
 
 
 def _never_arrived(error: BaseException | None) -> bool:
-    """Whether no connection was made. The SDKs say "Connection error." of calls that broke off, too."""
+    """Return whether no connection was made. The SDKs name calls that broke off in the same words."""
     for _ in range(10):
         if error is None:
             return False
@@ -555,7 +593,7 @@ _WAIT_IN_WORDS = re.compile(
 
 
 def _wait_in_words(words: str) -> float | None:
-    """Seconds to wait as some say them only in the body: "Please try again in 7.66s", "in 2 minutes"."""
+    """Return the seconds to wait that a body tells ("Please try again in 7.66s", "in 2 minutes"), or None."""
     found = _WAIT_IN_WORDS.search(words)
     if found is None:
         return None
@@ -567,9 +605,14 @@ def _wait_in_words(words: str) -> float | None:
 
 
 def retry_after(headers: Mapping[str, str], words: str = "") -> float | None:
-    """Seconds to wait, by the first of these that says when.
+    """Return the seconds to wait before a request is sent again; None: nothing says so.
 
-    They are retry-after-ms, Retry-After (seconds or a date), the `words` in lower case, x-ratelimit-reset-*.
+    The first of these that is there counts, and None is returned if it cannot be read: the header
+    retry-after-ms, the header Retry-After (seconds or a date), the words, the headers x-ratelimit-reset-*.
+
+    Args:
+        headers: of the answer.
+        words: of its body, in lower case.
     """
     lower = {key.lower(): str(value).strip() for key, value in headers.items()}
     # By the endpoint's clock, which sets its dates.
@@ -583,9 +626,10 @@ def retry_after(headers: Mapping[str, str], words: str = "") -> float | None:
 
 
 def _reset(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds until the limit that refused a request is free again: one of which nothing is left, if any is.
+    """Return the seconds until the limit that refused a request is free again; None: no header tells.
 
-    A limit of which something is left may be free again in hours, and need not be waited for.
+    The limits of which nothing is left count, or else those that do not say what is left: the longest time of
+    them. Of limits that have something left, which need not be waited for, it is the shortest time.
     """
     resets: dict[str, list[float]] = {"0": [], "": [], "more": []}
     for key, value in headers.items():
@@ -601,7 +645,12 @@ _NO_DATE = (ValueError, OverflowError, OSError, TypeError, LookupError)
 
 
 def _wait(value: str, now: float) -> float | None:
-    """Seconds to wait: a number of them, a duration such as "6m0s", or a date. `now` is since 1970."""
+    """Return the seconds to wait that a header tells: a number, a duration ("6m0s") or a date; else None.
+
+    Args:
+        value: of the header.
+        now: seconds since 1970.
+    """
     seconds = _number(value)
     if seconds is not None:
         if seconds > 1e11:  # some send the epoch in milliseconds, such as OpenRouter
@@ -615,7 +664,7 @@ def _wait(value: str, now: float) -> float | None:
 
 
 def _date(value: str) -> float | None:
-    """The seconds since 1970 of an HTTP date."""
+    """Return the seconds since 1970 of an HTTP date; None: the text is no date."""
     try:
         return parsedate_to_datetime(value).timestamp()
     except _NO_DATE:
@@ -630,5 +679,5 @@ _KEY = re.compile(r"\b(?:sk|pk|rk|hf|gsk|xai|AIza)[-_][\w*.-]{6,}|(?<=Bearer )\S
 
 
 def redact(text: str, secrets: Secrets) -> str:
-    """Mask `secrets`, and what looks like a key: endpoints echo them in their errors."""
+    """Mask `secrets` in a text, and what looks like a key: endpoints repeat them in their errors."""
     return _KEY.sub("[key]", secrets.mask(text))

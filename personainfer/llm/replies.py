@@ -23,11 +23,11 @@ from .openai_protocol import Json, arguments_of, reasoning_of, split_content, ta
 
 
 class HasSecrets(Protocol):
-    """Who sent a reply, and may have repeated secrets in it."""
+    """What sent a reply, and may have repeated secrets in it."""
 
     @property
     def secrets(self) -> Secrets:
-        """What no quotation of its words may show."""
+        """What no quotation of the sender's words may show."""
 
 
 # More than this in one reply is noise, and would take long.
@@ -36,10 +36,12 @@ _MOST_WORK = 50_000_000  # characters that are read again, from one brace after 
 
 
 def decode(content: bytes) -> Json:
-    """Parse the body of a reply.
+    """Parse the body of a reply into a JSON object. An event stream is joined to the reply that it streams.
+
+    A list of one object, as Gemini sends, gives that object.
 
     Raises:
-        ReplyError: it is not a JSON object.
+        ReplyError: it is empty, or not a JSON object.
         TransportError: it is an event stream that broke off.
     """
     if not content.startswith(b"{"):  # as nearly all do
@@ -68,9 +70,13 @@ def decode(content: bytes) -> Json:
 
 
 def taken_by(content: bytes, status: int) -> Completion | None:
-    """What a call took of whose answer, with this status, no completion was read; None: nothing is known.
+    """Return what a call has taken, by an answer in which no completion was read; None: nothing is known.
 
     A model ran for what came with the status of a success, unless it says that it is an error.
+
+    Args:
+        content: the body of the answer.
+        status: its HTTP status.
     """
     reply: Json = {}
     try:
@@ -86,7 +92,12 @@ _COMMENTS = re.compile(rb"\A(?:\s*:[^\r\n]*(?:[\r\n]+|\Z))+")
 
 
 def _joined_stream(content: bytes) -> Json:
-    """Join the chunks of an event stream to the reply that would have come without streaming."""
+    """Join the chunks of an event stream to the reply that would have come without streaming.
+
+    Raises:
+        TransportError: the stream broke off.
+        ReplyError: it is not that of a chat completion. In both, `took` has what the chunks say of tokens.
+    """
     texts: dict[str, list[str]] = {"content": [], "reasoning_content": [], "arguments": []}
     whole: Json = {}
     finish: Any = None
@@ -118,7 +129,11 @@ def _joined_stream(content: bytes) -> Json:
 
 
 def _events(content: bytes) -> Iterator[Json | None]:
-    """The chunks of an event stream; None for the mark of its end."""
+    """Yield the chunks of an event stream; None for the mark of its end.
+
+    Raises:
+        ReplyError: a chunk is broken JSON.
+    """
     # Not `splitlines`, which also splits at U+2028 and others that a text may have.
     for line in re.split(r"\r\n|\n|\r", content.decode("utf-8", "replace")):
         field, _, data = line.partition(":")
@@ -185,13 +200,23 @@ _DECODER = json.JSONDecoder(strict=False)  # a raw line break in a string is tak
 
 
 def read_reply(text: str, schema: type[BaseModel] | None, sender: HasSecrets | None = None) -> Any:
-    """Find the object in a reply that fits `schema`; None: the text without reasoning and marks.
+    """Find the object in a reply that fits `schema`.
 
     The first complete object outside the reasoning that fits is taken. An object in the reasoning is taken
     only if the reply has nothing else and ends with that object.
 
+    Args:
+        text: the reply.
+        schema: the pydantic model; None: plain text.
+        sender: what sent it; None: nothing is masked in errors.
+
+    Returns:
+        An instance of `schema`; without one, the text without reasoning and marks of chat templates.
+
     Raises:
-        ReplyError: nothing fits. The secrets of the `sender` are masked in what it quotes.
+        ReplyError: nothing fits. The secrets of `sender` are masked in what it quotes.
+        Exception: what a validator of the schema raises, other than the ValueError of a value that does not
+            fit.
     """
     if schema is None:
         return plain_text(text)
@@ -222,7 +247,7 @@ def read_reply(text: str, schema: type[BaseModel] | None, sender: HasSecrets | N
 
 @reads("the text of the reply")
 def plain_text(text: str) -> str:
-    """A reply without the reasoning before it, and without the marks of a chat template around it.
+    """Return a reply without the reasoning before it, and without the marks of a chat template around it.
 
     Raises:
         ReplyError: nothing else is in it.
@@ -247,7 +272,7 @@ def plain_text(text: str) -> str:
 
 
 def _without_trailing_marks(text: str) -> str:
-    """A text without the marks of a chat template at its end."""
+    """Return a text without the marks of a chat template at its end."""
     bare = text.rstrip()
     end = len(bare)
     while found := _MARK_AT_END.search(bare, max(0, end - _LONGEST_MARK), end):
@@ -262,7 +287,12 @@ _reads_text = reads("the text of the reply")
 
 @_reads_text
 def _found_in(text: str, schema: type[BaseModel]) -> list[tuple[Any, str]]:
-    """The values in a text that may be its answer, in order, each also as JSON."""
+    """Return the values in a text that may be its answer, in order, each also as JSON.
+
+    Args:
+        text: the reply.
+        schema: what is looked for. Lists count only if its root is a list.
+    """
     return [
         (fields, json.dumps(fields))
         for candidate in _candidates(text, list_root=issubclass(schema, RootModel))
@@ -279,7 +309,7 @@ class _Found(NamedTuple):
 
 
 def _candidates(text: str, *, list_root: bool) -> Iterator[Any]:
-    """The JSON objects of a reply that may be its answer, in order."""
+    """Yield the JSON objects of a reply that may be its answer, in order; lists too, with `list_root`."""
     objects, thoughts, length = _scanned(text, list_root=list_root)
     answers = [one for one in objects if not any(s <= one.start < e for s, e in thoughts)]
     if answers:
@@ -297,10 +327,10 @@ def _candidates(text: str, *, list_root: bool) -> Iterator[Any]:
 
 
 def _scanned(text: str, *, list_root: bool) -> tuple[list[_Found], list[tuple[int, int]], int]:
-    """The objects of a text, the parts of it that are reasoning, and where the reply ends.
+    """Return the objects of a text, the (start, end) of each part that is reasoning, and the reply's end.
 
-    Marks within an object are words of it. An object that the text breaks off ends the search: what is
-    inside it is a part of something else.
+    Marks within an object are words of it. If the text ends in the middle of an object, the search ends
+    there: what is inside that object is a part of something else.
     """
     objects: list[_Found] = []
     thoughts: list[tuple[int, int]] = []
@@ -347,12 +377,12 @@ _KEY_BEFORE = re.compile(r'"\s*:\s*\Z')
 
 
 def _breaks_off(error: json.JSONDecodeError, text: str) -> bool:
-    """Whether the text ends before the object does."""
+    """Return whether the text ends before the object does."""
     return error.msg.startswith("Unterminated string") or error.pos >= len(text.rstrip())
 
 
 def _gaps(parts: Sequence[tuple[int, int]], length: int) -> Iterator[tuple[int, int]]:
-    """What lies between the parts of a text."""
+    """Yield the (start, end) of what lies between the parts of a text of this length."""
     place = 0
     for start, end in parts:
         yield place, start
@@ -361,17 +391,16 @@ def _gaps(parts: Sequence[tuple[int, int]], length: int) -> Iterator[tuple[int, 
 
 
 def _has_words(text: str) -> bool:
-    """Whether there is more than white space, code fences and the marks of a chat template."""
+    """Return whether there is more than white space, code fences and the marks of a chat template."""
     return bool(_MARK.sub("", text).strip())
 
 
 def _fitting(fields: Any, content: str, schema: type[BaseModel]) -> BaseModel:
-    """The record of these fields, which `content` has as JSON.
-
-    What a validator of the user's raises is the user's to see.
+    """Return the record of these fields, which `content` has as JSON.
 
     Raises:
         ValueError: they do not fit, or the model only repeated the form.
+        Exception: what a validator of the user's raises. It is the user's to see.
     """
     value = schema.model_validate_json(content)
     if not _is_said(value):
@@ -383,13 +412,13 @@ def _fitting(fields: Any, content: str, schema: type[BaseModel]) -> BaseModel:
 
 
 def _is_said(value: BaseModel) -> bool:
-    """Whether the model set any field: a record may have only defaults."""
+    """Return whether the model set any field of a record: all of them may have their defaults."""
     return bool(value.model_fields_set) or not type(value).model_fields
 
 
 @_reads_text
 def _strings(value: Any) -> list[str]:
-    """The texts in a JSON value."""
+    """Return the texts in a JSON value, at any depth."""
     if isinstance(value, dict | list):
         inner = value.values() if isinstance(value, dict) else value
         return [text for item in inner for text in _strings(item)]
@@ -400,7 +429,7 @@ _WRAPPERS = {"answer", "data", "json", "object", "output", "persona", "reply", "
 
 
 def _wrapped(candidate: Any, schema: type[BaseModel]) -> Iterator[Any]:
-    """The object inside a tool call that was written as text, or under a name of the object."""
+    """Yield the object in a tool call that was written as text, or in an object with one known name."""
     if not isinstance(candidate, dict):
         return
     for name in ("arguments", "parameters", "input"):
@@ -438,7 +467,7 @@ _LONGEST_PYTHON_DICT = 10_000  # characters of a reply: each start of a dict is 
 
 
 def _as_json(found: re.Match[str]) -> str:
-    """A dict as Python prints it, in JSON; other text as it is."""
+    """Return a dict as Python prints it in JSON; other text as it is."""
     try:
         value = ast.literal_eval(found[0])
     except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -448,9 +477,10 @@ def _as_json(found: re.Match[str]) -> str:
 
 @_reads_text
 def _tidied(text: str) -> str:
-    """The text with straight quotes around keys and values, no comma too many, and unpacked if quoted.
+    """Return a text with straight quotes around keys and values, and no comma too many.
 
-    Only the punctuation changes: no word and no value does.
+    A text that is one quoted string is unpacked. A dict as Python prints it becomes JSON. Only the
+    punctuation changes: no word and no value does.
     """
     bare = text.strip("\ufeff \n\r\t")
     if bare.startswith('"') and isinstance(inner := _parsed(bare), str):
@@ -479,12 +509,12 @@ _REASK = "That reply cannot be used: "
 
 
 def reask(error: ReplyError) -> str:
-    """The message that tells the model why its reply cannot be used."""
+    """Return the message that tells the model why its reply cannot be used."""
     return f"{_REASK}{error.message} Reply again, in the form asked for."
 
 
 def last_bad_reply(messages: Sequence[Mapping[str, Any]]) -> str | None:
-    """The reply that the last two turns show the model as a bad one; None: they do not."""
+    """Return the reply that the last two turns show the model as a bad one, see `reask`; else None."""
     if len(messages) < 2 or not messages[-1]["content"].startswith(_REASK):
         return None
     return str(messages[-2]["content"])

@@ -1,7 +1,7 @@
 """Requests and their replies: a request's bytes, its key in the cache, how its reply is read, and runs.
 
 A run takes many requests and yields their replies, in order and in bounded memory. It works in the caller's
-thread: it looks requests up in the cache and hands the others to whoever answers them.
+thread: it looks requests up in the cache, and has workers answer those that are not there.
 """
 
 from __future__ import annotations
@@ -43,20 +43,21 @@ _KEY_VERSION = b"personainfer-1\n"  # change it when the same bytes no longer me
 
 @dataclass(slots=True)  # frozen, it would take three times as long to make
 class Request:
-    """What is asked: messages, and the form of the reply (None: plain text).
+    """One request to a model: messages, and the form that the reply must have.
 
     Args:
         messages: the turns of this request alone.
-        schema: a pydantic model that the reply must fit.
-        prefix: the turns that all requests of a run share. They are sent first, so that prompt caches
-            hit, and are encoded and hashed once.
-        sample: a number that tells repeated draws of one request apart.
-        logprobs: how many alternatives to return with the log-probability of each token of the reply.
-            An endpoint without log-probabilities refuses the request or ignores this.
-        doubt: says of a reply in the asked form what the model should heed, or None. It is then asked
-            once more, with that after the last message, unless attempts were already needed. The first
-            reply stands if the second is no better. Replies from the cache and of batches are taken as
-            they are.
+        schema: a pydantic model that the reply must fit; None: plain text.
+        prefix: the turns that all requests of a run share. They are sent before `messages`, so that prompt
+            caches hit, and are encoded and hashed once.
+        sample: a number that tells repeated draws of one request apart. It is added to the `seed` of the LLM,
+            and each draw has a place of its own in the cache.
+        logprobs: how many alternatives to return with the log-probability of each token of the reply; 0: no
+            log-probabilities. An endpoint without them refuses the request or ignores this.
+        doubt: a function of the value of a reply that returns what the model should heed, or None. If it
+            returns a text, the request is sent once more, with the text after the last message. The first
+            reply stands if the second is no better. It is not asked about a reply that needed several
+            attempts, or comes from the cache or a batch, and does nothing with `max_attempts=1`.
     """
 
     messages: Sequence[Message]
@@ -69,7 +70,17 @@ class Request:
 
 @dataclass(slots=True)
 class Reply:
-    """The outcome of one request: `value` in the asked form, or `error`. `text` is the model's own."""
+    """The outcome of one request.
+
+    Attributes:
+        value: an instance of the schema, or the text if there is none; None if there is an error.
+        text: what the model wrote; "" if there is an error.
+        error: why there is no usable reply; None: there is one.
+        cached: whether this run made no call for the reply: it was in the cache, or is that of another run,
+            or of a request in the same bytes with another schema.
+        logprobs: the tokens of the reply with their log-probabilities, in nats; None: they were not asked
+            for, or the endpoint gave none.
+    """
 
     value: Any = None
     text: str = ""
@@ -79,7 +90,14 @@ class Reply:
 
 
 class Form:
-    """What all requests with one schema and prefix share: the start of the body, and its hash."""
+    """What requests share that differ in their messages alone: the start of the body, and its hash.
+
+    Args:
+        transport: how the model is called.
+        request: one of the requests.
+        sampling: name -> value of the fields of the body that the options of the LLM set. A field whose value
+            is None is left out.
+    """
 
     def __init__(self, transport: Transport, request: Request, sampling: Mapping[str, Any]) -> None:
         self._transport = transport
@@ -100,54 +118,76 @@ class Form:
         self._digest = hashlib.sha256(_KEY_VERSION + named + self._head)
 
     def job(self, messages: Sequence[Message]) -> Job:
-        """The job that asks with these messages."""
+        """Return the job that asks with these messages, after those of the prefix."""
         tail = encoded(messages)
         digest = self._digest.copy()
         digest.update(tail)
         return Job(digest.digest(), self, tail)
 
     def body(self, tail: bytes, turns: Sequence[tuple[str, str]] = ()) -> bytes:
-        """The whole request as JSON; `turns` are appended when it is sent again."""
+        """Return the whole request as JSON.
+
+        Args:
+            tail: the request's own messages, encoded.
+            turns: (role, content) of messages that are added at the end when it is sent again.
+        """
         added = [b"," + _encode(role, content) for role, content in turns]
         return b"".join([self._head, tail, *added, b"]}"])
 
     def read(self, text: str) -> Any:
-        """The reply in the asked form."""
+        """Return a reply in the form that is asked for: an instance of the schema, or the text without one.
+
+        Raises:
+            ReplyError: the reply is not in this form.
+        """
         return read_reply(text, self.schema, self._transport)
 
 
 @dataclass(slots=True)
 class Job:
-    """One request in a run: the key of its reply in the cache, what makes its bytes, and its reply."""
+    """One request in a run: the key of its reply in the cache, what makes its bytes, and its reply.
+
+    Attributes:
+        key: the digest of the request.
+        form: what the request shares with others.
+        tail: the request's own messages, encoded.
+        reply: the reply; None until it has come.
+        stored: the cached reply as text, until it is read; None: there is none.
+        place: its place among the replies under its key. Those before are replies to other schemas.
+        same: another job of the run with the same bytes and another schema, whose reply is tried first; or
+            None.
+        turns: (role, content) to append when it is sent again: the last reply, and what is wrong with it.
+        refusals: how often it was refused for going too fast.
+        room: by how much `max_tokens` is multiplied: more after a reply that was cut off.
+        trial: how it is written since it was refused; None: as all are.
+    """
 
     key: bytes
     form: Form
-    tail: bytes  # the request's own messages, encoded
+    tail: bytes
     reply: Reply | None = None
-    stored: str | None = None  # the cached reply as text, until it is read
-    place: int = 0  # among the replies under its key: those before are of schemas that take others
-    same: Job | None = (
-        None  # with the same bytes, but a schema of its own, by which its reply was read
-    )
-    turns: Sequence[tuple[str, str]] = ()  # (role, content) to append: the last reply and its fault
-    refusals: int = 0  # for going too fast
-    room: int = 1  # times max_tokens: more after a reply that was cut off
-    trial: Dialect | None = None  # how it is written since it was refused; None: as all are
+    stored: str | None = None
+    place: int = 0
+    same: Job | None = None
+    turns: Sequence[tuple[str, str]] = ()
+    refusals: int = 0
+    room: int = 1
+    trial: Dialect | None = None
 
     @property
     def cache_key(self) -> bytes:
-        """Where its reply is stored."""
+        """The key in the cache of the reply to this job. It depends on `place`."""
         return hashlib.sha256(self.key + b"%d" % self.place).digest() if self.place else self.key
 
     @property
     def body(self) -> bytes:
-        """The bytes to send."""
+        """The bytes to send, as JSON."""
         body = self.form.body(self.tail, self.turns)
         return body if self.room == 1 else _with_room(body, self.room)
 
 
 class SharingRun(Protocol):
-    """A run that may meet others of its LLM; `met_another` is set when it does."""
+    """A run that may be open beside others of its LLM. `met_another` is set to True when it is."""
 
     met_another: bool
 
@@ -155,7 +195,7 @@ class SharingRun(Protocol):
 class InFlight:
     """The requests in flight of an LLM. If several runs make the same one, one sends it and the others wait.
 
-    `open` and `close` may be called from any thread, the other methods on the background loop.
+    `open`, `close` and `has_runs` may be used from any thread, the other methods on the background loop.
     """
 
     def __init__(self) -> None:
@@ -164,13 +204,13 @@ class InFlight:
         self._asked: dict[bytes, asyncio.Future[Reply | None] | None] = {}  # None: nobody waits
 
     def renew_in_fork(self) -> None:
-        """Forget the parent's requests: nobody answers them here."""
+        """Forget the runs and requests of the parent process, to which no reply comes here."""
         self._lock = threading.Lock()
         self._runs.clear()
         self._asked.clear()
 
     def open(self, run: SharingRun) -> None:
-        """Register a run before it reads the cache; tell all open runs if there are several."""
+        """Register a run before it reads the cache. If others are open, set `met_another` of all of them."""
         with self._lock:
             self._runs.add(run)
             runs = list(self._runs)
@@ -180,20 +220,24 @@ class InFlight:
 
     @property
     def has_runs(self) -> bool:
-        """Whether a run is open."""
+        """Whether any run is open."""
         return bool(self._runs)
 
     def close(self, run: SharingRun) -> None:
-        """Remove a run."""
+        """Remove a run. One that is not registered is ignored."""
         with self._lock:
             self._runs.discard(run)
 
     def is_asked(self, key: bytes) -> bool:
-        """Whether a run has this request in flight."""
+        """Return whether a run has the request with this key in flight."""
         return key in self._asked
 
     async def other_reply(self, key: bytes) -> Reply | None:
-        """Wait for another run's reply to the same request; None if no run has it in flight, or it fails."""
+        """Wait for another run's reply to the request with this key.
+
+        Returns:
+            The reply; None: no run has the request in flight, or it has failed.
+        """
         while key in self._asked:
             asked = self._asked[key]
             if asked is None:
@@ -204,25 +248,25 @@ class InFlight:
         return None
 
     def begin(self, key: bytes) -> None:
-        """Note that a run sends this request."""
+        """Note that a run sends the request with this key."""
         self._asked[key] = None
 
     def end(self, key: bytes, reply: Reply | None) -> None:
-        """Give the reply to the runs that wait for it; None: there is none."""
+        """Note that a request is done, and give its reply to the runs that wait for it; None: it failed."""
         asked = self._asked.pop(key)
         if asked is not None and not asked.done():
             asked.set_result(reply)
 
 
 def _with_room(body: bytes, times: int) -> bytes:
-    """The request with a larger limit for the reply."""
+    """Return the body with a limit of tokens for the reply that is `times` as large."""
     fields = json.loads(body)
     fields["max_tokens"] *= times
     return json.dumps(fields, ensure_ascii=False).encode()
 
 
 def text_to_cache(completion: Completion) -> str:
-    """A reply as the cache stores it: JSON text."""
+    """Return a reply as the cache stores it: JSON text."""
     stored: dict[str, Any] = {
         "text": completion.text,
         "prompt_tokens": completion.prompt_tokens,
@@ -234,9 +278,22 @@ def text_to_cache(completion: Completion) -> str:
 
 
 def cached_reply(job: Job, stored: str | None, cache: ReplyCache | None = None) -> Reply | None:
-    """The reply that the cache has for this job; None if there is none that can be read today.
+    """Return the reply in the cached text `stored`, read in the form of the job.
 
-    One that is refused by this schema, and not by another that asks in the same bytes, stays where it is.
+    If the text does not fit the job's schema, it was the reply to another schema that asks in the same bytes.
+    It stays where it is, and the next place under the job's key is looked up. `job.place` is changed to that
+    place.
+
+    Args:
+        job: whose reply it is.
+        stored: the text at the job's place in the cache; None: there is none.
+        cache: where the next places are looked up; None: nowhere.
+
+    Returns:
+        The reply, with `cached` set; None: there is none, or none that can be read.
+
+    Raises:
+        CacheError: the cache fails.
     """
     try:
         while stored is not None:
@@ -251,14 +308,24 @@ def cached_reply(job: Job, stored: str | None, cache: ReplyCache | None = None) 
 
 
 def looked_up(job: Job, cache: ReplyCache | None) -> Reply | None:
-    """The reply that the cache has for this job now. It also finds the place of the one that is to come."""
+    """Return the reply that the cache has for this job now, or None; `cache` is None if there is no cache.
+
+    `job.place` is changed to where the reply is, or is to be stored.
+
+    Raises:
+        CacheError: the cache fails.
+    """
     if cache is None:
         return None
     return cached_reply(job, cache.get_many([job.cache_key]).get(job.cache_key), cache)
 
 
 def _stored_reply(job: Job, stored: str) -> Reply | None:
-    """The reply in a text of the cache; None if it is not in the form of this job."""
+    """Return the reply in a text of the cache; None if it does not fit the schema of this job.
+
+    Raises:
+        ValueError, KeyError, TypeError: the text was not written by this library.
+    """
     try:
         fields = from_json(bounded_json(stored))
         text, logprobs = fields["text"], None
@@ -275,7 +342,7 @@ def _stored_reply(job: Job, stored: str) -> Reply | None:
 
 
 def read_anew(job: Job, reply: Reply) -> Reply | None:
-    """The same reply in the form of this job, marked as `cached`; None if it cannot be read so.
+    """Read a reply to the same bytes in the form of this job; None: it does not fit. `cached` is set.
 
     Two schemas may ask in the same bytes: their validators, for one, are told to no endpoint.
     """
@@ -287,7 +354,7 @@ def read_anew(job: Job, reply: Reply) -> Reply | None:
 
 
 def with_advice(tail: bytes, advice: str) -> bytes:
-    """Encoded messages with advice after the last one."""
+    """Return encoded messages with advice after the text of the last one, on a line of its own."""
     messages = [Message(**fields) for fields in json.loads(b"[%b]" % tail)]
     last = messages.pop()
     content = f"{last.content}\n{advice}"
@@ -295,7 +362,7 @@ def with_advice(tail: bytes, advice: str) -> bytes:
 
 
 def encoded(messages: Sequence[Message]) -> bytes:
-    """Messages as they stand in a request, one or several."""
+    """Return messages, one or several, as JSON objects with commas between them."""
     return b",".join([_encode(message.role, message.content) for message in messages])
 
 
@@ -315,7 +382,13 @@ _WINDOW = 16  # rows ahead of the oldest one unanswered, at most, as a multiple 
 
 
 class Answering(Protocol):
-    """Who answers the jobs of a run: `Workers`, which call a model, or replies from elsewhere."""
+    """What answers the jobs of a run: `Workers`, which call a model, or replies from elsewhere.
+
+    Attributes:
+        done: gets a token whenever replies have come.
+        fatal: an error that ends the run; None: there is none.
+        cancelled: whether the run shall stop.
+    """
 
     done: SimpleQueue[None]  # a token whenever replies have come
     fatal: BaseException | None
@@ -326,23 +399,31 @@ class Answering(Protocol):
         """How many jobs nobody has begun to answer."""
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Set the reply of each job, now or later."""
+        """Take these jobs, and set the `reply` of each, now or later. Do not wait."""
 
     def close(self) -> None:
-        """Stop, and wait until nothing runs."""
+        """Stop answering, and wait until nothing runs."""
 
 
 class Run(Generic[T]):
-    """Iterates over (item, replies) in the order of the items; closing it leaves nothing running.
+    """Iterates over (item, replies) in the order of the items. Close it if you do not iterate to its end.
+
+    A request that fails has a reply with `error`. Iteration raises what ends the run:
+
+    - ModelError: every request would fail (the key, the model, the endpoint).
+    - CacheError: the cache fails.
+    - InvalidArgumentError: this process is a fork of the one that began to iterate.
+    - asyncio.CancelledError: `cancel` was called.
+    - what the source of the items raises, after the replies to the items before.
 
     Args:
-        items: (item, the jobs whose replies it needs), read a window ahead of what is yielded.
-        workers: who answers the jobs that are not in the cache.
+        items: (item, the jobs whose replies it needs), read some way ahead of what is yielded.
+        workers: what answers the jobs that are not in the cache.
         cache: where replies are looked up first; None: nowhere.
         tally: counts that grow with the run.
         model: the name of the model, for logs and traces.
         width: how many jobs may be in flight.
-        ended: called once, with the usage, when the run is over.
+        ended: called once, with the usage, when a run that was begun is over.
     """
 
     def __init__(
@@ -383,12 +464,12 @@ class Run(Generic[T]):
         return next(self._replies)
 
     def close(self) -> None:
-        """Cancel what is in flight and wait until it has stopped."""
+        """Cancel what is in flight, wait until it has stopped, and close this thread's cache connection."""
         self._replies.close()
         self._close_cache()
 
     def cancel(self) -> None:
-        """From any thread: make the iteration stop with an error at its next step."""
+        """Make the iteration raise asyncio.CancelledError at its next step. Any thread may call this."""
         self._workers.cancelled = True
         self._workers.done.put(None)
 
@@ -419,14 +500,17 @@ class Run(Generic[T]):
             self._cache.close()
 
     def _has_room(self) -> bool:
-        """Whether the workers soon need more jobs, and not too many rows wait for the oldest one.
+        """Return whether the workers soon need more jobs, and not too many items wait for the oldest one.
 
         Jobs are not made long before they are sent: what is alive costs the garbage collector time.
         """
         return self._workers.waiting <= self._width and len(self._window) <= _WINDOW * self._width
 
     def _gather(self) -> list[tuple[T, list[Job]]]:
-        """The next items, as many as may be in flight; fewer of a slow source; none at its end."""
+        """Return the next items: `width` of them, fewer if the source is slow, and none at its end.
+
+        An error of the source is kept in `_broken`.
+        """
         items: list[tuple[T, list[Job]]] = []
         ends = time.monotonic() + _GATHERING
         try:
@@ -439,7 +523,11 @@ class Run(Generic[T]):
         return items
 
     def _prepare(self, items: list[tuple[T, list[Job]]]) -> bool:
-        """Look a group of items up in the cache, and send what is not there. False at the end."""
+        """Look a group of items up in the cache, and submit the jobs that are not there.
+
+        Returns:
+            Whether there may be more items.
+        """
         fresh: dict[bytes, Job] = {}
         for item, jobs in items:
             for place, job in enumerate(jobs):
@@ -459,10 +547,10 @@ class Run(Generic[T]):
         return bool(items) and self._broken is None
 
     def _reply(self, job: Job) -> Reply | None:
-        """The reply of a job; None if the model has yet to answer.
+        """Return the reply of a job; None if the model has yet to answer.
 
-        A cached reply is parsed only when its row is handed out, since whatever waits in the window costs
-        the garbage collector time. One that cannot be read is asked for again.
+        A cached reply is parsed only when its item is yielded, since whatever waits in the window costs the
+        garbage collector time. A cached reply that cannot be read is asked for again.
         """
         if job.stored is not None:
             job.reply = cached_reply(job, job.stored, self._cache)
@@ -486,7 +574,7 @@ class Run(Generic[T]):
         return job.reply
 
     def _finished(self) -> Iterator[tuple[T, list[Reply]]]:
-        """Hand out what is answered at the head of the window."""
+        """Yield the items at the head of the window whose replies have all come."""
         while self._window:
             item, jobs = self._window[0]
             replies = [reply for job in jobs if (reply := self._reply(job)) is not None]
@@ -501,14 +589,14 @@ class Run(Generic[T]):
         self._check()
 
     def _read_ahead(self) -> None:
-        """Parse all cached replies in the window, so that those that cannot be read are sent now."""
+        """Parse all cached replies in the window, and submit the jobs of those that cannot be read."""
         if self._unread:
             for _, jobs in self._window:
                 for job in jobs:
                     self._reply(job)
 
     def _await(self, jobs: Sequence[Job], *, until_room: bool) -> None:
-        """Wait until these jobs are answered or, if asked to, until there is room for more."""
+        """Wait until these jobs are answered or, with `until_room`, until there is room for more."""
         while any(_is_open(job) for job in jobs) and not (until_room and self._has_room()):
             self._check()
             self._workers.done.get()
@@ -521,5 +609,5 @@ class Run(Generic[T]):
 
 
 def _is_open(job: Job) -> bool:
-    """Whether a job waits for its reply, or for that of another job with the same bytes."""
+    """Return whether a job waits for its reply, or for that of another job with the same bytes."""
     return job.reply is None and (job.same is None or job.same.reply is None)

@@ -53,7 +53,7 @@ _NAMES_NOTED = 8
 
 
 class Transport(Protocol):
-    """What `llm` needs of a way to reach a model."""
+    """A way to reach a model: what `llm` needs of it."""
 
     model: str  # the name that the request carries
     endpoint: str  # where it goes, in the cache's key: holds no API key, and no port that changes
@@ -61,7 +61,7 @@ class Transport(Protocol):
 
     @property
     def key(self) -> str:
-        """The API key, of the caller or of the environment; empty: none that this library knows."""
+        """The API key, of the caller or of the environment; "": none that this library knows."""
 
     @property
     def secrets(self) -> Secrets:
@@ -69,21 +69,28 @@ class Transport(Protocol):
 
     @property
     def notes(self) -> Json:
-        """What was found out about the endpoint, for the settings of a table."""
+        """What was learned about the endpoint, as JSON, for the settings of a table."""
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
-        """The fields of the request that ask for a reply of this form."""
+        """Return the fields of a request that ask for a reply of this form; None: plain text."""
 
     def most_tokens(self, asked: int) -> int:
-        """The most tokens that a reply may take where `asked` are wanted for the answer."""
+        """Return the most tokens that a reply may take, if `asked` tokens are wanted for the answer alone."""
 
     async def complete(
         self, body: bytes, timeout: float, asked: Asked, is_sent: Sent
     ) -> Completion:
-        """Send one request and wait for its reply, or raise a ModelError.
+        """Send one request, and wait for its reply.
 
-        `is_sent` is called as soon as it has a connection. An error with `rewritten` says that the same
-        request would now be sent in another form, which may be noted in `asked`.
+        Args:
+            body: the request, as JSON.
+            timeout: seconds to wait for the reply.
+            asked: the request, which remembers in what form it is to be sent.
+            is_sent: called as soon as the request has a connection. What it raises is raised.
+
+        Raises:
+            ModelError: there is no reply that can be used. `rewritten` says that the same request would now
+                be sent in another form, which may be noted in `asked`.
         """
 
     def was_read(self, completion: Completion, *, fits: bool) -> None:
@@ -93,19 +100,22 @@ class Transport(Protocol):
         """Raise AuthenticationError if it is known before the first call that a key is missing."""
 
     def send_one_first(self) -> None:
-        """Let one request go first, and the others wait for its outcome."""
+        """Have the next requests wait until one of them has its outcome."""
 
     def open(self) -> None:
-        """A run begins to use it."""
+        """Note that a run begins to use the transport. The run has to call `close` once."""
 
     async def close(self) -> None:
-        """A run is done with it; the last one closes the connections."""
+        """End a run's use of this transport. Close the connections if no other run uses it."""
 
 
 class DialectTransport:
     """What transports over HTTP share: connections, deadlines, the reader of answers, and a dialect.
 
-    The dialect of the endpoint is learned one request at a time.
+    What an endpoint takes is learned from its refusals: see `Dialect`. A subclass has `_send` and `secrets`.
+
+    Args:
+        model: the name that requests carry, by which some forms are known before the first call.
     """
 
     enforces_forms = False  # whether every reply is in the form that was asked for
@@ -121,7 +131,7 @@ class DialectTransport:
         renew_in_forks(self)
 
     def renew_in_fork(self) -> None:
-        """Go on in a fork with what was learned of the endpoint, without the parent's runs."""
+        """Go on in a fork with what was learned of the endpoint, without the runs of the parent process."""
         self._runs = 0
         self.dialect.renew_in_fork()
 
@@ -132,36 +142,46 @@ class DialectTransport:
 
     @property
     def notes(self) -> Json:
-        """The form that the endpoint takes, what is left out, and what it calls the model."""
+        """The form of replies that the endpoint takes, the fields left out, and its names for the model."""
         names = {"answered_as": sorted(self._answered_as)} if self._answered_as else {}
         return {**self.dialect.notes, **names}
 
     def check_key(self) -> None:
-        """Raise AuthenticationError if it is known before the first call that a key is missing."""
+        """Do nothing: no key is known to be missing. A transport that knows more overrides this."""
 
     def send_one_first(self) -> None:
-        """Let one request go first, and the others wait for its outcome."""
+        """Have the next requests wait until one of them has its outcome."""
         self.dialect.proven = False
 
     def open(self) -> None:
-        """A run begins to use it."""
+        """Note that a run begins to use this transport. The run has to call `close` once.
+
+        If the endpoint refused every form before, all are tried again.
+        """
         self.dialect = self.dialect.for_a_new_run()
         self._runs += 1
 
     async def close(self) -> None:
-        """Close the connections after the last run; the next one opens new ones."""
+        """End a run's use of this transport. Close the connections if no other run uses it.
+
+        Call it once for each `open`. A run that begins later opens new connections.
+        """
         self._runs -= 1
         if not self._runs:
             await self._connections.close()
 
     def most_tokens(self, asked: int) -> int:
-        """`asked`, or more for a model that reasons first: its reasoning counts as output."""
+        """Return `asked`, or more for a model that reasons first: its reasoning counts as output."""
         return self.dialect.most_tokens(asked)
 
     async def complete(
         self, body: bytes, timeout: float, asked: Asked, is_sent: Sent
     ) -> Completion:
-        """Send the request once, in the dialect of the endpoint, which is learned from its refusals."""
+        """Send a request once, in the dialect of the endpoint, and learn from the answer.
+
+        While another request tries a change of the dialect, this waits. Arguments and errors: see
+        `Transport`.
+        """
         dialect = self.dialect
         is_first = not dialect.proven and await dialect.wait_for_turn()
         try:
@@ -196,12 +216,19 @@ class DialectTransport:
         return completion if dialect.fits else replace(completion, dialect=version)
 
     def was_read(self, completion: Completion, *, fits: bool) -> None:
-        """An endpoint whose replies are all in another form is asked in another way."""
+        """Learn whether a reply was in the form that was asked for, see `Dialect.was_read`.
+
+        Once a reply was in the form, or if the endpoint enforces forms, nothing is learned.
+        """
         if not (self.dialect.fits or self.enforces_forms):
             self.dialect.was_read(completion.dialect, fits=fits)
 
     async def _in_time(self, timeout: float, name: str, work: Awaitable[T]) -> T:
-        """Wait for so many seconds, and then raise that `name` did not answer."""
+        """Await `work`, for up to `timeout` seconds.
+
+        Raises:
+            TransportError: the time is up: `name` did not answer. `work` is cancelled.
+        """
         task = self._deadlines.start(timeout)
         try:
             return await work
@@ -216,7 +243,11 @@ class DialectTransport:
     def _read_completion(
         self, body: bytes, status: int, headers: Mapping[str, str], content: bytes
     ) -> Completion:
-        """The completion in an answer of OpenAI's protocol to a request."""
+        """Return the completion in an answer of OpenAI's protocol to a request.
+
+        Raises:
+            ModelError: the endpoint refuses the request, or its answer is no usable reply.
+        """
         if status // 100 != 2:  # some gateways answer a POST with 201
             raise self._refusal(body, status, headers, error_text(content))
         if content[:50].lstrip().startswith(b"<"):
@@ -238,14 +269,18 @@ class DialectTransport:
     def _refusal(
         self, body: bytes, status: int, headers: Mapping[str, str], words: str
     ) -> ModelError:
-        """The error for a refusal of a request."""
+        """Make the error for a refusal of a request, by its status, its headers and its words."""
         asked = message_texts(json.loads(body)["messages"])
         return status_error(status, headers, words, self.secrets, asked)
 
     async def _send(
         self, body: bytes, timeout: float, dialect: Dialect, is_sent: Sent
     ) -> Completion:
-        """Send a request, written in this dialect."""
+        """Send a request, written in this dialect, and return its reply.
+
+        Raises:
+            ModelError: the endpoint refuses the request, or its answer is no usable reply.
+        """
         raise NotImplementedError
 
     def _note_name(self, name: object) -> None:
@@ -255,7 +290,20 @@ class DialectTransport:
 
 
 class EndpointTransport(DialectTransport):
-    """Any server that speaks the OpenAI protocol: vLLM, llama.cpp, SGLang, a gateway, OpenAI, Azure."""
+    """Any server that speaks the OpenAI protocol: vLLM, llama.cpp, SGLang, a gateway, OpenAI, Azure.
+
+    Args:
+        model: the name that requests carry.
+        api_base: the address, usually ending in /v1.
+        api_key: the key; None: that of the environment, for an endpoint of OpenAI or Azure, or none.
+        headers: more headers of each request, which take the place of others with the same name.
+        full_name: the name with a prefix such as "openai/" before it, which is tried if the endpoint does not
+            know `model`; "": there is none.
+
+    Raises:
+        InvalidArgumentError: the address has a password, and a key or a header for it is given, too.
+        AuthenticationError: the key in the environment cannot be sent.
+    """
 
     def __init__(
         self,
@@ -288,20 +336,20 @@ class EndpointTransport(DialectTransport):
         return Secrets((self.key,), headers=self.headers, addresses=addresses)
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
-        """A JSON schema in the strict form that OpenAI documents."""
+        """Return the fields that ask for a JSON schema, in OpenAI's strict form; {} for plain text."""
         return response_format(schema, strict=True) if schema else {}
 
     @property
     def has_two_names(self) -> bool:
-        """Whether the endpoint may know the model by its full name: no call with the other one was taken."""
+        """Whether there is a full name, and the endpoint has not taken a request yet: it may know either."""
         return self._full_name not in ("", self.model) and not self.dialect.answered
 
     def learn_name(self, listed: Collection[str]) -> None:
-        """Learn which of its two names the model has, from those of the models that the endpoint lists."""
+        """Use the model's full name from now on, if only that is among the names that the endpoint lists."""
         self._wants_full_name |= self._full_name in listed and self.model not in listed
 
     def written(self, body: bytes, dialect: Dialect | None = None) -> bytes:
-        """A request as the endpoint takes it."""
+        """Return a request as the endpoint takes it: in this dialect; None: in that of all requests."""
         written = (dialect or self.dialect).written(body)
         if self._wants_full_name:
             written = json.dumps({**json.loads(written), "model": self._full_name}).encode()
@@ -322,7 +370,11 @@ class EndpointTransport(DialectTransport):
 
     @reads("the reply")
     def _read_json(self, status: int, headers: Mapping[str, str], content: bytes) -> Json:
-        """The JSON object in an answer of the endpoint; the error for a refusal."""
+        """Return the JSON object in an answer of the endpoint.
+
+        Raises:
+            ModelError: the endpoint refuses the request, or its answer is not a JSON object.
+        """
         if status // 100 != 2:
             raise status_error(status, headers, error_text(content), self.secrets)
         return decode(content)
@@ -335,7 +387,12 @@ class EndpointTransport(DialectTransport):
         timeout: float,
         is_sent: Sent = object,
     ) -> Answer:
-        """POST the body, or GET where there is none."""
+        """POST the body to a path below the address, or GET if the body is None. Return the whole answer.
+
+        Raises:
+            TransportError: there is no connection, it broke, or `timeout` seconds have passed.
+            ReplyError: the answer is too large.
+        """
         method, address = "GET" if body is None else "POST", _address(self._base, path)
         headers = _request_headers(key_headers(self._base, self.key), self.headers)
         sent = self._connections.send(
@@ -351,7 +408,7 @@ class EndpointTransport(DialectTransport):
 
 
 def _check_credentials(endpoint: str, key: str, headers: Mapping[str, str]) -> None:
-    """Raise InvalidArgumentError if an endpoint whose address has a password is told another one, too."""
+    """Raise InvalidArgumentError if an address has a password, and a key or a header takes its place."""
     named = {name.lower() for name in headers}
     given = "api_key" if key else "extra_headers" if "authorization" in named else ""
     if given:
@@ -363,7 +420,7 @@ def _check_credentials(endpoint: str, key: str, headers: Mapping[str, str]) -> N
 
 
 def _request_headers(key: Mapping[str, str], added: Mapping[str, str]) -> Mapping[str, str]:
-    """The headers of each request. One that the user adds takes the place of ours, in whatever case."""
+    """Return the headers of a request. An added one replaces ours of this name, in whatever case."""
     named = {name.lower() for name in added}
     ours = {"Content-Type": "application/json", **key}
     return {**{name: text for name, text in ours.items() if name.lower() not in named}, **added}
@@ -371,6 +428,6 @@ def _request_headers(key: Mapping[str, str], added: Mapping[str, str]) -> Mappin
 
 @cache
 def _address(base: str, path: str) -> str:
-    """The address of a path below the base; a query (Azure's api-version) stays at the end."""
+    """Return the address of a path below the base. A query (Azure's api-version) stays at the end."""
     parts = urlsplit(base)
     return Address(urlunsplit(parts._replace(path=parts.path.rstrip("/") + path)))

@@ -61,12 +61,21 @@ _SHORT = Message(role="user", content="?")  # neither too long nor offensive
 
 
 class _LaterError(Exception):
-    """A request is to be sent after the others."""
+    """A request is to be sent after the others that wait."""
 
 
 @dataclass(frozen=True, slots=True)
 class CallSettings:
-    """How one request is sent: seconds to wait for a reply, the most attempts, calls in flight."""
+    """How the requests of a run are sent.
+
+    Attributes:
+        timeout: seconds to wait for a reply.
+        max_attempts: the most calls for one request; those refused for going too fast do not count.
+        max_tokens: the most tokens of a reply, as the user asked.
+        size: what the user's own fields of requests say of the size of replies.
+        max_concurrency: the most calls in flight.
+        model: the name as the user gave it: the cache stores it with each reply.
+    """
 
     timeout: float
     max_attempts: int
@@ -78,7 +87,17 @@ class CallSettings:
 
 @dataclass(slots=True)
 class _OnItsWay:
-    """A request, and what is held for it: the most tokens of its reply, of those that were asked for."""
+    """A request that is being sent, and what is held for it.
+
+    Attributes:
+        body: the bytes.
+        asked: the most tokens of its reply, by what it asks for.
+        most: the most tokens of its reply, with those by which earlier replies went beyond what was asked
+            for.
+        reserved: USD of the budget; None: there is no budget.
+        places: its places in the limits a minute.
+        sent: whether it had a connection.
+    """
 
     body: bytes
     asked: int
@@ -89,17 +108,29 @@ class _OnItsWay:
 
     @property
     def estimate(self) -> int:
-        """Tokens: four bytes each, and half of the reply that is asked for. The reply corrects it."""
+        """A guess of the tokens: four bytes each, and half of the reply that is asked for."""
         return len(self.body) // 4 + 1 + self.asked // 2
 
     @property
     def plausible(self) -> int:
-        """The most tokens of the prompt and the reply that are believed for a limit a minute."""
+        """The most tokens of prompt and reply. A larger count of the endpoint's is not believed."""
         return most_tokens(self.body) + self.asked + _MOST_BEYOND
 
 
 class Workers:
-    """The part of a run on the background loop: as many workers as calls may be in flight."""
+    """The part of a run on the background loop: as many workers as calls may be in flight.
+
+    Making one registers the run with `account`, see `InFlight.open`. `submit` and `close` are for the
+    caller's thread.
+
+    Args:
+        transport: sends the requests.
+        account: what the runs of the LLM share.
+        bounds: the budget and the limits a minute.
+        cache: where replies are kept; None: nowhere.
+        settings: how requests are sent.
+        tally: counts that grow with the run.
+    """
 
     def __init__(
         self,
@@ -147,10 +178,12 @@ class Workers:
         return len(self._jobs)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """From the caller's thread: queue jobs and start workers for them.
+        """Queue jobs, and start workers for them. Do not wait for replies: each job's `reply` is set later.
 
         Raises:
-            ModelError: the caller is on the loop that would answer it.
+            ModelError: the caller is on the loop that would answer the jobs, or the transport has no usable
+                key.
+            PersonaInferError: the system starts no more threads.
         """
         if jobs:
             loop.check_may_wait()
@@ -162,7 +195,7 @@ class Workers:
             loop.call(self._start_workers, len(jobs))
 
     def close(self) -> None:
-        """From the caller's thread: stop every worker and wait for it."""
+        """Stop every worker, and wait until it has stopped. Jobs without a reply stay without one."""
         self._in_flight.close(self)
         if not self._open:
             return
@@ -194,7 +227,10 @@ class Workers:
         await self._transport.close()
 
     async def _work(self, delay: float) -> None:
-        """Serve until nothing is left; later than others, since replies that come together wait here."""
+        """Take jobs and answer them until none is left. Begin after `delay` seconds.
+
+        Workers begin one after the other, since replies that come together wait for each other here.
+        """
         try:
             if delay:
                 await asyncio.sleep(delay)
@@ -206,6 +242,7 @@ class Workers:
             self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def _serve(self, job: Job) -> None:
+        """Have a job answered. An error of the cache, or a bug, is set as `fatal`, and ends the run."""
         try:
             await self._reply_to(job)
         except _LaterError:
@@ -217,7 +254,7 @@ class Workers:
         self._tell()
 
     async def _reply_to(self, job: Job) -> None:
-        """Set the job's reply, or its error."""
+        """Set the job's reply, which may be an error. If every request would meet it, set `fatal`, too."""
         try:
             if self.met_another or self._in_flight.is_asked(job.key):
                 job.reply = await self._known(job)
@@ -239,7 +276,11 @@ class Workers:
             job.reply = Reply(error=error)
 
     async def _known(self, job: Job) -> Reply | None:
-        """Another run's reply to the same request: in flight now, or cached since this run read the cache."""
+        """Return another run's reply to the same request; None: there is none.
+
+        If another run has the request in flight, wait for its reply. It may also have cached one since this
+        run read the cache.
+        """
         reply = None
         # Of several that wait for a reply and cannot read it, the first to go on sends its request.
         while reply is None and (asked := await self._in_flight.other_reply(job.key)) is not None:
@@ -250,7 +291,11 @@ class Workers:
         return reply
 
     async def _answer(self, job: Job) -> Reply:
-        """Send the request and cache the reply; other runs with the same request wait for it."""
+        """Send the request, retry it, and cache the reply. Other runs with the same request wait for it.
+
+        Raises:
+            ModelError: there is no usable reply after all attempts.
+        """
         if self._dead is not None:
             raise self._dead.with_traceback(None)  # which grows with each raise, and holds requests
         reply = None
@@ -279,7 +324,14 @@ class Workers:
         advice: str,
         doubt: Callable[[Any], str | None],
     ) -> tuple[Completion, Any]:
-        """Ask once more after a doubtful reply; the first one stands if the second is no better."""
+        """Ask once more after a doubtful reply. Return the first one if the second fails, or is doubtful too.
+
+        Args:
+            job: the request.
+            first: the doubtful reply, and its value.
+            advice: what the model should heed.
+            doubt: see `Request`.
+        """
         if self._settings.max_attempts == 1:
             return first
         if self._cache is not None:  # it is paid for, should the run end meanwhile
@@ -294,9 +346,9 @@ class Workers:
         return first if doubt(second[1]) else second
 
     async def _count_failure(self, job: Job, error: TransportError) -> None:
-        """Give the endpoint up after as many failures in a row as calls may be in flight.
+        """Send no more requests after as many failures in a row as calls may be in flight, but at least 20.
 
-        The texts of these rows may be the reason, so a short request has to fail, too.
+        The texts of these requests may be the reason, so a short request has to fail, too.
         """
         self._failures += 1
         if self._failures < max(_GONE_AFTER, self._settings.max_concurrency) or self._dead:
@@ -311,7 +363,18 @@ class Workers:
             log.warning("%d requests in a row failed: no more are sent", self._failures)
 
     async def _attempt(self, job: Job, failed: Iterable[ModelError] = ()) -> tuple[Completion, Any]:
-        """Send a job and read its reply. `failed` has the error of the attempt before the retries."""
+        """Make one attempt: send a job, and read its reply. Return both.
+
+        It is sent again within the attempt after a refusal for going too fast, or in a wrong form.
+
+        Args:
+            job: the request.
+            failed: the error of the attempt before the retries, which is raised at once. tenacity counts it
+                so.
+
+        Raises:
+            ModelError: the attempt failed.
+        """
         for failure in failed:
             raise failure
         completion: Completion | None = None
@@ -339,7 +402,7 @@ class Workers:
         return completion, value
 
     def _is_sent_again(self, error: ModelError) -> bool:
-        """Whether the request is sent again without counting as a further attempt."""
+        """Return whether the request is sent again without counting as a further attempt."""
         waits = isinstance(error, RateLimitError) and not error.given_up
         if waits or error.rewritten:
             self._tally.retries += 1
@@ -348,10 +411,14 @@ class Workers:
         return False
 
     async def _is_full(self, job: Job, error: ModelError, before: int) -> bool:
-        """Whether a request is sent again after the endpoint seemed to refuse all, for going too fast.
+        """Return whether to send a request again after the endpoint seemed to refuse all, for going too fast.
 
-        It is unless the endpoint refuses a short request, too: then no more is sent. `before` is the number
-        of times for which it was refused before.
+        If the endpoint refuses a short request as well, no more requests are sent, and this returns False.
+
+        Args:
+            job: the request.
+            error: its refusal.
+            before: how many times it was refused before.
 
         Raises:
             RequestRejectedError: only this request is refused. It may be larger than the limit of a minute.
@@ -376,10 +443,14 @@ class Workers:
         )
 
     async def _check_size(self, job: Job, error: ModelError) -> None:
-        """Raise an error of the row alone if it is refused for going too fast when nothing else is sent.
+        """Raise an error of this request alone if it is refused for going too fast when nothing else is sent.
 
-        Such a row would hold up all others until the gate gives up, which takes minutes. Those that are as
-        long wait no minute.
+        Such a request would hold up all others until the gate gives up, which takes minutes. It has an error
+        when the endpoint has taken nothing for a minute. If one has failed so, those that are as long or
+        longer do not wait for the minute.
+
+        Raises:
+            RequestRejectedError: the endpoint takes a short request.
         """
         is_last = isinstance(error, RateLimitError) and not (self._jobs or error.loading)
         if not is_last or job.refusals <= _REFUSALS:
@@ -392,9 +463,12 @@ class Workers:
             raise self._too_large(job, error) from None
 
     async def _check_whose(self, job: Job, error: ModelError) -> None:
-        """Raise an error of the row alone if a refusal would end the run, but the endpoint still answers.
+        """Raise an error of this request alone if its refusal would end the run, but others are taken.
 
         A firewall refuses the words of one row with the status of a wrong key (403) or address (404).
+
+        Raises:
+            RequestRejectedError: a short request is not refused in such a way.
         """
         is_doubtful = error.is_doubtful or self._refusals.is_over
         if not (error.fatal and error.is_refusal and is_doubtful):
@@ -410,10 +484,14 @@ class Workers:
         ) from None
 
     async def _short_error(self, job: Job, *, reopen: bool = False) -> ModelError | None:
-        """Send a short request in the form of this one; returns its error.
+        """Send a short request in the form of this one, and return its error; None: it was taken.
 
-        It tells whether a fault concerns all requests or this one. Faults that came before the answer need
-        no other. `reopen` lets it through the gate at once.
+        It tells whether a fault concerns all requests or this one. Calls that wait while another one sends a
+        short request return the outcome of that one.
+
+        Args:
+            job: the request at fault.
+            reopen: whether the short request goes through the gate at once.
         """
         since = time.monotonic()
         async with self._one_asks:
@@ -425,7 +503,7 @@ class Workers:
             return self._found
 
     async def _short_refusal(self, job: Job) -> ModelError | None:
-        """The error of a short request, in a form that the endpoint has not refused."""
+        """Send a short request, in a form that the endpoint has not refused. Return its error, or None."""
         while True:
             try:
                 await self._send(self._short_job(job), is_watched=False)
@@ -439,7 +517,10 @@ class Workers:
         return Job(b"", job.form, encoded([_SHORT]))
 
     async def _check_hopeless(self, job: Job, error: ModelError) -> None:
-        """Raise the error that ends the run if every request would be refused as this one was."""
+        """Raise the error that ends the run if every request would be refused as this one was.
+
+        A short request is sent to find out, if the first requests were all refused for one reason.
+        """
         refused = isinstance(error, RequestRejectedError | ReplyError) and not error.fatal
         if not refused or getattr(error, "completion", None) or not self._refusals.refused(error):
             return
@@ -454,7 +535,15 @@ class Workers:
             self._refusals.start_again(error)
 
     async def _send(self, job: Job, *, is_watched: bool = True) -> Completion:
-        """Send a job once, within every limit; count what it took."""
+        """Send a job once, within every limit. Count what it took, also if it fails.
+
+        Args:
+            job: the request.
+            is_watched: whether it may have to wait for the outcome of others, see `RefusalWatch`.
+
+        Raises:
+            ModelError: no reply came, or none that can be used.
+        """
         body, account = job.body, self._account
         budget, requests, tokens = self._bounds
         asked = self._asked_tokens(job)
@@ -501,11 +590,17 @@ class Workers:
             self._settle(way, used, failure)
 
     def _is_sent(self, job: Job, way: _OnItsWay, *, checks: bool = True) -> None:
-        """A request is sent now: it counts from here on.
+        """Note that a request has a connection: it counts as a call from here on.
+
+        Args:
+            job: the request.
+            way: what is held for it.
+            checks: whether to raise the error below.
 
         Raises:
-            RequestRejectedError: its reply may take more tokens than were reserved. While it waited, another
-                one may have shown that the model reasons, or keeps no limit. It is reserved anew.
+            RequestRejectedError: the reply may take more tokens than were reserved: while the request waited,
+                another one showed that the model reasons, or keeps no limit. It is sent again with a new
+                reservation.
         """
         most = self._asked_tokens(job) + self._account.beyond
         if checks and most > way.most and way.reserved is not None:
@@ -520,7 +615,11 @@ class Workers:
     def _settle(
         self, way: _OnItsWay, used: Completion | None, failure: BaseException | None
     ) -> None:
-        """Count what a request took, and give back what was held for it beside that."""
+        """Count what a request took, and give back what was held for it beyond that.
+
+        A request that was sent, and may have cost something unknown, is counted with the most that it can
+        cost.
+        """
         account, (budget, _, tokens), spent = self._account, self._bounds, 0.0
         if used is not None:
             spent, account.has_run = self._tally.add(used), True
@@ -540,16 +639,19 @@ class Workers:
 
     @property
     def _takes_none(self) -> bool:
-        """Whether the endpoint lets this caller in to no model: those in flight cost nothing."""
+        """Whether the endpoint lets this caller use no model: then the calls in flight have cost nothing."""
         return getattr(self.fatal, "ran_nothing", False) and not self._account.has_run
 
     def _asked_tokens(self, job: Job) -> int:
-        """The most tokens that the reply to a job may take, by what the request asks for."""
+        """Return the most tokens that the reply to a job may take, by what the request asks for."""
         asked = self._transport.most_tokens(self._settings.max_tokens * job.room)
         return self._settings.size.most(asked)
 
     def _count(self, state: tenacity.RetryCallState) -> None:
-        """Count a further attempt, and tell the model what was wrong with its reply."""
+        """Count a further attempt, and tell the model what was wrong with its reply. tenacity calls this.
+
+        After a reply that was cut off, ask for a longer one instead.
+        """
         error = state.outcome.exception() if state.outcome else None
         job: Job = state.args[0]
         log.debug("attempt %d failed: %s", state.attempt_number, type(error).__name__)
@@ -564,7 +666,7 @@ class Workers:
             self._tally.retries += 1
 
     async def _keep(self, key: bytes, completion: Completion) -> None:
-        """Write a reply to disk together with all that came in the same turn of the loop."""
+        """Write a reply to the cache, with all that came in the same turn of the loop, and wait for that."""
         self._unwritten.append((key, text_to_cache(completion)))
         if self._written is None:
             self._written = asyncio.Event()
@@ -581,7 +683,10 @@ class Workers:
     def _write_until(
         self, replies: list[tuple[bytes, str]], written: asyncio.Event, ends: float
     ) -> None:
-        """Write them; where another program keeps the cache locked, try again without holding the loop."""
+        """Write the replies, then set `written`. While another program locks the cache, retry until `ends`.
+
+        The loop is not held up meanwhile. An error of the cache is set as `fatal`.
+        """
         assert self._cache is not None
         try:
             self._cache.set_many(replies, model=self._settings.model, patience=0)
@@ -597,8 +702,8 @@ class Workers:
     def _tell(self) -> None:
         """Wake the caller once for all replies of this turn of the loop.
 
-        Not by call_soon: a caller who wakes takes the interpreter from this thread, so first comes
-        whatever has arrived meanwhile.
+        The caller wakes in a later turn, not by call_soon: a caller who wakes takes the interpreter from this
+        thread, so first comes whatever has arrived meanwhile.
         """
         if not self._told:
             self._told = True
@@ -610,7 +715,7 @@ class Workers:
 
 
 def _is_answer(error: ModelError | None) -> bool:
-    """Whether a request met somebody who takes requests, by its error."""
+    """Return whether the endpoint takes requests, by the error of a short one (None: it was taken)."""
     return error is None or isinstance(error, ReplyError | RequestRejectedError)
 
 

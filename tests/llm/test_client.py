@@ -512,7 +512,21 @@ def test_a_temperature_is_one_however_it_is_written(
     assert llm.calls == 1
 
 
-@pytest.mark.parametrize("requests", [["just text"], [([],)], [(MESSAGES, City, 3)]])
+@pytest.mark.parametrize(
+    "requests",
+    [
+        ["just text"],
+        [([],)],
+        [(MESSAGES, City, 3)],
+        [([{"role": "user"}],)],
+        [([{"role": "user", "content": 5}],)],
+        [(["just text"],)],
+        [(5,)],
+        [(MESSAGES, int)],
+        [(MESSAGES, "City")],
+        [pi.Request(MESSAGES)],  # type: ignore[arg-type]
+    ],
+)
 def test_bad_requests_are_refused(llm: FakeLLM, requests: list[Any]) -> None:
     with pytest.raises(InvalidArgumentError):
         fake(llm).ask_many(requests)
