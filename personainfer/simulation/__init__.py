@@ -1,4 +1,4 @@
-"""Simulated users, the data sets that were published about users, and results as figures and pages."""
+"""Simulate users, read published data sets about users, and show results as figures and pages."""
 
 import lazy_loader
 

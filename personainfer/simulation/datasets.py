@@ -38,9 +38,9 @@ class UserData:
 
     Attributes:
         preferences: the choices, each with `user` and `id`.
-        users: user -> attribute -> value.
-        questions: id of a preference -> kind of its question.
-        dropped: reason -> how many rows were left out.
+        users: user -> attribute -> value, for the users of `preferences` of whom attributes are known.
+        questions: id of a preference -> kind of its question, such as "personal".
+        dropped: reason -> how many rows, turns of a conversation, or responses were left out.
     """
 
     preferences: tuple[Preference, ...]
@@ -54,7 +54,10 @@ class UserData:
 
     @property
     def groups(self) -> dict[str, dict[str, Any]]:
-        """Attribute -> user -> value, for `groups=` of `evaluate_prefixes`."""
+        """Attribute -> user -> value, for `groups=` of `evaluate_prefixes`.
+
+        An attribute lists only the users who have it.
+        """
         found: dict[str, dict[str, Any]] = {}
         for user, attributes in self.users.items():
             for name, value in attributes.items():
@@ -62,7 +65,7 @@ class UserData:
         return found
 
     def of(self, user: str) -> tuple[Preference, ...]:
-        """The preferences of one user, in order."""
+        """Return the preferences of one user, in order; () if the user has none."""
         return tuple(choice for choice in self.preferences if choice.user == user)
 
 
@@ -75,20 +78,27 @@ def read_famous_persona(
     """Read FamousPersona: 50 people, 100 pairs each for training and for testing (arXiv 2505.13257).
 
     Args:
-        source: the name on the hub, a folder with its files, or rows. Columns: `name`, `prompt`,
-            `chosen` and `rejected` (texts or messages; named `yw` and `yl` in the authors' own files).
-            Optional columns: `question_type`: "personal" or "common"; people disagree on common questions,
-            which are called "divergent" here. `axis`: why the person was selected, such as "diet". It
+        source: the name on the hub, a folder with its files, or rows. Columns: `name`, `prompt`, `chosen` and
+            `rejected` (texts or messages; named `yw` and `yl` in the authors' own files). Optional columns:
+            `question_type`: "personal" or "common"; people disagree on common questions, which are called
+            "divergent" in `questions` of the result. `axis`: why the person was selected, such as "diet". It
             becomes the user's attribute "axis" ("diet, religion" for a person with two), and
-            `evaluate_prefixes(…, folds="axis", groups=people.groups)` leaves one axis out at a time (11
-            folds in the paper).
-        split: "train" or "test"; with rows it only stands in the ids.
-        demographics: the authors' `demographics.csv`, or its rows: `name`, and one column for each
-            attribute, where "NA" is a missing value. None: users have no attribute but "axis".
+            `evaluate_prefixes(…, folds="axis", groups=people.groups)` leaves one axis out at a time (11 folds
+            in the paper).
+        split: "train" or "test". The ids of the preferences begin with it, as in "train:0". With rows, it has
+            no other effect.
+        demographics: the authors' `demographics.csv`, or its rows: `name`, and one column for each attribute,
+            where "NA" is a missing value. None: users have no attribute but "axis".
+
+    Returns:
+        The choices and the people. Rows that cannot be used are counted in `dropped`.
 
     Raises:
+        InvalidArgumentError: `source` or `demographics` is a data frame, or the name of `demographics` cannot
+            be a file.
         MissingExtraError: the package `datasets` is needed and not installed.
-        DataError: the data cannot be loaded, a column is missing, or no row can be used.
+        DataError: the data or `demographics` cannot be loaded or read, a column is missing, or no row can be
+            used.
     """
     preferences: list[Preference] = []
     names: list[str] = []
@@ -130,18 +140,21 @@ def read_personal_llm(
 ) -> RewardMatrix:
     """Read PersonalLLM: prompts with 8 responses, each scored by 10 reward models (arXiv 2409.20296).
 
-    Rows that cannot be used are counted in `dropped`. `matrix.like` puts the test split on the scale of the
-    training split.
-
     Args:
         source: the name on the hub, a folder with its files, or rows. Columns: `prompt`, `response_1`,
             `response_1_<model>`, … `beaver_7b` is a cost model, and its z-scores are negated.
         split: "train" (9,402 prompts) or "test" (1,000); not used with rows.
         models: the reward models to read; None: all.
 
+    Returns:
+        The rewards, z-scored over this split; `RewardMatrix.like` of the training split puts another split on
+        its scale. Rows that cannot be used are counted in `dropped`.
+
     Raises:
+        InvalidArgumentError: `source` is a data frame, or `models` holds something else than different names.
         MissingExtraError: the package `datasets` is needed and not installed.
-        DataError: the data cannot be loaded, a column is missing, or no row can be used.
+        DataError: the data cannot be loaded, a column is missing, no row can be used, or a model gives every
+            response the same reward.
     """
     return RewardMatrix.from_columns(_rows(source, split=split), models=models)
 
@@ -154,16 +167,21 @@ def read_prism(
     """Read PRISM: 1,396 people who rated models' responses to their own prompts (arXiv 2404.16019).
 
     In each turn, the response with which the person continued is preferred to responses with a lower score.
-    The prompt of a later turn is the conversation so far. Attributes come from the survey; nested ones get
-    names such as `location_birth_region`.
+    The prompt of a later turn is the conversation so far. A turn in which not exactly one response was
+    chosen, or an empty one, is left out, and so are the later turns of its conversation. Attributes come from
+    the survey; nested ones get names such as `location_birth_region`.
 
     Args:
-        source: the name on the hub, a folder with `utterances.jsonl` and `survey.jsonl`, or the rows
-            of both.
+        source: the name on the hub, a folder with `utterances.jsonl` and `survey.jsonl`, or a tuple of the
+            rows of both, in this order.
         against: "lowest": one pair a turn, with the response of the lowest score; "each": one pair for each
             response with a lower score.
 
+    Returns:
+        The choices, and the people who made them. What cannot be used is counted in `dropped`.
+
     Raises:
+        InvalidArgumentError: `against` is not known, or rows are a data frame.
         MissingExtraError: the package `datasets` is needed and not installed.
         DataError: the data cannot be loaded, a column is missing, or no turn can be used.
     """
@@ -215,7 +233,11 @@ def _no_frame(rows: Rows) -> Rows:
 
 
 def _found(row: Mapping[str, Any], *wanted: tuple[str, ...]) -> list[str]:
-    """Find the name of each wanted column among its possible names. Raise DataError if there is none."""
+    """Find, for each wanted column, which of its possible names `row` has.
+
+    Raises:
+        DataError: a column has none of its names.
+    """
     names = [next((name for name in known if name in row), None) for known in wanted]
     for name, known in zip(names, wanted, strict=True):
         if name is None:
@@ -236,7 +258,7 @@ def _require(preferences: Sequence[Preference], dropped: Mapping[str, int]) -> N
 
 
 def _pair(row: Mapping[str, Any], names: Sequence[str], id: str) -> Preference | str:
-    """Read the preference of a row; text: why there is none."""
+    """Read the preference of a row; a text says why there is none."""
     name, prompt, chosen, rejected = names
     user = row.get(name)
     if not isinstance(user, str) or not user:
@@ -279,7 +301,10 @@ def _demographics(source: str | Path | Rows) -> dict[str, dict[str, Any]]:
 def _conversations(
     utterances: Rows, dropped: Counter[str]
 ) -> Iterator[list[list[Mapping[str, Any]]]]:
-    """Yield each conversation as a list of turns in order. A turn is the list of its rated answers."""
+    """Yield each conversation as a list of turns in order. A turn is the list of its rated responses.
+
+    A row without a conversation or a turn is counted in `dropped`. Raise DataError if a column is missing.
+    """
     rated: dict[str, dict[float, list[Mapping[str, Any]]]] = {}
     for number, row in enumerate(utterances):
         if number == 0:
@@ -302,10 +327,10 @@ def _turn(
     against: str,
     dropped: Counter[str],
 ) -> tuple[list[Preference], tuple[Message, ...] | None]:
-    """Return the preferences of a turn, and the conversation after it.
+    """Return the preferences of a turn, and the conversation after it (None: unknown).
 
-    `before` is the conversation before the turn. None: it is unknown, because no single answer was chosen.
-    Answers that cannot be used are counted in `dropped`.
+    `before` is the conversation before the turn. None: it is unknown, because an earlier turn has no single
+    chosen response, or an empty one. Responses that cannot be used are counted in `dropped`.
     """
     chosen = [row for row in answers if row["if_chosen"]]
     if before is None or len(chosen) != 1 or not chosen[0]["user_prompt"]:
@@ -337,7 +362,11 @@ def _lower(
     against: str,
     dropped: Counter[str],
 ) -> list[Mapping[str, Any]]:
-    """Select the answers to which the chosen one (`best`) is preferred; count the others in `dropped`."""
+    """Select the responses to which the chosen one (`best`) is preferred.
+
+    If `against` is "each", these are all with a lower score, and the others are counted in `dropped`. If it
+    is "lowest", this is the one with the lowest score; `dropped` counts the turn if there is none.
+    """
     others = [row for row in answers if row is not best]
     lower = [row for row in others if _score(row) < _score(best)]
     if against == "each":

@@ -39,14 +39,19 @@ _SECOND_PERSON = frozenset("you your yours yourself".split())
 
 @dataclass(frozen=True)
 class Votes:
-    """Votes of `users` users. `shares`, (prompts, responses): the share of users who prefer each response."""
+    """What users prefer on each prompt, as `votes` counts it.
+
+    Attributes:
+        shares: shape (prompts, responses): the share of users who prefer each response, from 0 to 1.
+        users: how many users there are.
+    """
 
     shares: FloatArray
     users: int
 
     @property
     def top_share(self) -> FloatArray:
-        """The share of users who prefer the most popular response, shape (prompts,)."""
+        """The share of users who prefer the most popular response, from 0 to 1, shape (prompts,)."""
         found: FloatArray = self.shares.max(axis=1)
         return found
 
@@ -58,19 +63,25 @@ class Votes:
 
     @property
     def entropy(self) -> FloatArray:
-        """Entropy of each vote, -sum p log p in nats, shape (prompts,): 0 if all users agree."""
+        """The entropy of each prompt's vote, -sum p log p in nats, shape (prompts,): 0 if all users agree."""
         logs = np.log(np.where(self.shares > 0, self.shares, 1.0))
         found: FloatArray = np.maximum(-(self.shares * logs).sum(axis=1), 0.0)
         return found
 
     @property
     def entropy_bounds(self) -> tuple[float, float]:
-        """The lowest and the highest entropy that so many users and responses can have, in nats."""
+        """The lowest and the highest entropy of a vote, in nats, for intervals: 0 and log(winners).
+
+        `winners` is the number of users or of responses, whichever is smaller, and at least 2.
+        """
         winners = max(2, min(self.users, self.shares.shape[1]))
         return 0.0, math.log(winners) * (1 + 1e-9)  # rounding may exceed it
 
     def summary(self) -> dict[str, Estimate]:
-        """Return means over prompts by name, with intervals that resample prompts."""
+        """Return means over prompts, and shares of prompts, by name.
+
+        Their 95 % intervals resample prompts.
+        """
         return {
             "share of the top response": bootstrap_rate(self.top_share),
             "prompts where it has a majority": bootstrap_rate(self.top_share > 0.5),
@@ -86,11 +97,15 @@ class Votes:
 
 
 def votes(choices: npt.ArrayLike, responses: int) -> Votes:
-    """Count the choices of all users.
+    """Compute which share of users chooses each response.
 
     Args:
-        choices: places of responses, shape (users, prompts), from `SimulatedUsers.choose`.
+        choices: the place of the chosen response, from 0, shape (users, prompts), as `SimulatedUsers.choose`
+            returns it.
         responses: how many responses each prompt has.
+
+    Raises:
+        InvalidArgumentError: `choices` holds something else than places below `responses`, or nothing.
     """
     check_argument("responses", responses, Count)
     chosen = read_places("choices", choices, dimensions=(2,), below=responses)
@@ -102,7 +117,13 @@ def votes(choices: npt.ArrayLike, responses: int) -> Votes:
 
 
 class WordEntropy(NamedTuple):
-    """A word, the number of prompts with it, and the mean entropy of the votes on these prompts, in nats."""
+    """How much users disagree on prompts with a word.
+
+    Attributes:
+        word: the word, in lower case.
+        prompts: how many prompts have it.
+        entropy: the mean entropy of the votes on these prompts, in nats.
+    """
 
     word: str
     prompts: int
@@ -119,6 +140,9 @@ def entropy_by_word(
         prompts: the texts of the prompts, in the order of the votes.
         floor: leave out words that occur in fewer prompts.
         confidence: of the intervals, between 0 and 1. They resample prompts.
+
+    Returns:
+        One record for each word that reaches the floor; empty if none does.
 
     Raises:
         InvalidArgumentError: the number of prompts is not that of the votes, or a bad argument.
@@ -170,11 +194,11 @@ class FeatureRegression:
     """The text features that each user prefers.
 
     Attributes:
-        features: the names of the features.
-        coefficients: shape (users, features): by how much one standard deviation more of a feature
-            raises the chance that a response is the user's best instead of the worst, if the other features
-            are equal.
-        r_squared: shape (users,): the share of variance that the features explain.
+        features: the names of the features that vary.
+        coefficients: shape (users, features): by how much one standard deviation more of a feature raises the
+            chance (from 0 to 1) that a response is the user's best instead of the worst, if the other
+            features are equal.
+        r_squared: shape (users,): the share of variance that the features explain, from 0 to 1.
         constant: the names of features that do not vary, and were left out.
     """
 
@@ -195,11 +219,12 @@ def feature_regression(
     matrix: RewardMatrix,
     features: Mapping[str, Feature] = TEXT_FEATURES,
 ) -> FeatureRegression:
-    """Regress best (1) against worst (0) response on text features, for each user.
+    """Fit, for each user, which text features tell the user's best response from the worst.
 
-    The regression is ordinary least squares on standardised features with an intercept, over the responses
-    of the highest and the lowest utility to every prompt: a linear probability model. The default features
-    stand for the semantic and syntactic features of PersonalLLM.
+    The regression is ordinary least squares of 1 (best) and 0 (worst) on features and an intercept, over the
+    responses of the highest and the lowest utility to every prompt: a linear probability model. The features
+    are standardised over all responses. The default features stand for the semantic and syntactic features of
+    PersonalLLM.
 
     Args:
         users: the users, whose utilities decide which response is the best.
@@ -208,6 +233,7 @@ def feature_regression(
 
     Raises:
         DataError: no feature varies, or one is not a finite number.
+        InvalidArgumentError: the matrix has no texts, or other models than the users.
     """
     _, responses = matrix.texts
     table = np.array(
@@ -238,7 +264,15 @@ def _each_user(users: SimulatedUsers, matrix: RewardMatrix) -> Iterator[FloatArr
 
 
 def _fit(table: FloatArray, utilities: FloatArray) -> tuple[FloatArray, float]:
-    """Fit one user: features (prompts, responses, features), utilities -> coefficients, R squared."""
+    """Fit one user.
+
+    Args:
+        table: the features, shape (prompts, responses, features).
+        utilities: shape (prompts, responses).
+
+    Returns:
+        The coefficients, shape (features,), and R squared.
+    """
     prompts = np.arange(len(table))
     best, worst = utilities.argmax(axis=1), utilities.argmin(axis=1)
     rows = np.concatenate([table[prompts, best], table[prompts, worst]])

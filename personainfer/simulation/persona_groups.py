@@ -55,11 +55,12 @@ class PersonaGroup:
     """Personas that want something similar.
 
     Attributes:
-        label: one to three frequent phrases of the personas.
+        label: one to three frequent phrases of the personas, with commas between; "other" if no phrase is
+            typical of them.
         members: the places of the personas in the table.
-        examples: the places of up to three personas with different texts.
+        examples: the places of up to three personas with different texts: the nearest to the centre of the
+            group, or the first ones if personas were grouped by phrases.
         share: the number of the personas divided by the number of all personas.
-        chosen, rejected: how many of the personas are of each side.
     """
 
     label: str
@@ -69,10 +70,12 @@ class PersonaGroup:
 
     @property
     def chosen(self) -> int:
+        """How many of the personas are of the chosen side."""
         return sum(one.side == "chosen" for one in self.members)
 
     @property
     def rejected(self) -> int:
+        """How many of the personas are of the rejected side."""
         return len(self.members) - self.chosen
 
 
@@ -83,19 +86,20 @@ def persona_groups(
 
     Args:
         table: a table with personas of one side or both.
-        embedder: to group by meaning: a sentence-transformers model (its name or folder), or a function
-            from n texts to vectors (n, dimensions). The vectors are clustered by scikit-learn's k-means;
-            the number of clusters has the best silhouette. None: group by phrases. The most frequent phrase
-            is taken first, where a longer phrase counts more, and each persona is in the group of the first
+        embedder: to group by meaning: a sentence-transformers model (its name or folder), or a function from
+            n texts to vectors (n, dimensions). The vectors are clustered by scikit-learn's k-means; the
+            number of clusters has the best silhouette. None: group by phrases. The most frequent phrase is
+            taken first, where a longer phrase counts more, and each persona is in the group of the first
             phrase that it has.
 
     Returns:
         The groups. A group with fewer than three personas, or less than 2 % of all, is left out, so the
-        shares may add up to less than 1.
+        shares may add up to less than 1, and there may be no group.
 
     Raises:
         MissingExtraError: sentence-transformers or scikit-learn is needed and not installed.
-        ModelError: the embedder did not give one vector for each text.
+        InvalidArgumentError: there is no model `embedder`.
+        ModelError: the embedder did not give one finite vector for each text.
     """
     found = [
         (Place(place, side), persona)
@@ -125,7 +129,7 @@ def persona_groups(
 
 
 def _wanted(persona: Persona) -> str:
-    """The persona's preference in lower case, or the whole sentence without one; no clauses of contrast."""
+    """The persona's preference, else its sentence, in lower case and without clauses of contrast."""
     return without_contrast(persona.preference or str(persona)).lower()
 
 
@@ -139,10 +143,14 @@ def _examples(members: Sequence[int], texts: Sequence[str]) -> list[int]:
 
 
 def _by_phrases(texts: Sequence[str], least: int) -> list[tuple[str, list[int]]]:
-    """Group texts greedily by their most frequent phrases; return (label, places of the texts) of each group.
+    """Group texts greedily by their most frequent phrases.
 
-    The frequency of a phrase counts 1, 1.5 or 2 times for 1, 2 or 3 words, because longer phrases say more.
-    A text is in one group only. Phrases of fewer than `least` texts make no group.
+    The frequency of a phrase counts 1, 1.5 or 2 times for 1, 2 or 3 words, because longer phrases say more. A
+    text is in one group only. Phrases of fewer than `least` texts make no group.
+
+    Returns:
+        (label, places of the texts) of each group, at most eight. The label is the phrase, and up to two
+        others that are typical of the group.
     """
     having: dict[str, set[int]] = {}
     for place, text in enumerate(texts):
@@ -167,7 +175,10 @@ def _by_phrases(texts: Sequence[str], least: int) -> list[tuple[str, list[int]]]
 
 
 def _phrases(text: str) -> set[str]:
-    """Find all runs of up to three words within a clause that neither start nor end with `_NO_LABEL`."""
+    """Find the phrases of a text: runs of up to three words within a clause that say what somebody wants.
+
+    A phrase neither starts nor ends with a word of `_NO_LABEL`, and has a word that is not in `_RESPONSES`.
+    """
     found = set()
     for clause in _CLAUSES.split(text):
         words = _WORD.findall(clause)
@@ -187,7 +198,11 @@ def _phrases(text: str) -> set[str]:
 def _by_meaning(
     texts: Sequence[str], embedder: Embedder | str | Path
 ) -> list[tuple[str, list[int]]]:
-    """Cluster texts by their vectors; return (label, places of the texts, nearest to the centre first)."""
+    """Cluster texts by their vectors.
+
+    Returns:
+        (label, places of the texts, the nearest to the centre first) of each cluster.
+    """
     if isinstance(embedder, str | Path):
         embedder = sentence_embedder(embedder)
     cluster = MissingExtraError.require("sklearn.cluster")
@@ -205,7 +220,10 @@ def _by_meaning(
 
 
 def _cluster_count(cluster: Any, vectors: Floats) -> int:
-    """Choose the number of clusters with the best silhouette on a sample; 1 if under 3 vectors differ."""
+    """Choose the number of clusters with the best silhouette on a sample; 1 if fewer than 3 vectors differ.
+
+    The sample has up to 1,000 vectors. There are at most eight clusters.
+    """
     silhouette = MissingExtraError.require("sklearn.metrics").silhouette_score
     drawn = np.random.default_rng(0).permutation(len(vectors))[:_SAMPLE]
     sample = vectors[drawn]
@@ -225,6 +243,7 @@ def _typical_phrases(texts: Sequence[str], groups: Sequence[Sequence[int]]) -> l
     """Find for each group of texts up to three phrases that are frequent in it, and rarer elsewhere.
 
     score = count in the group * log(share of the group's texts / share of all texts) * weight of its length.
+    A phrase is in three texts of the group or more, has a score above 0, and is no part of a better one.
     """
     every = [_phrases(text) for text in texts]
     total = Counter(phrase for phrases in every for phrase in phrases)

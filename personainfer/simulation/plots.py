@@ -1,4 +1,4 @@
-"""Draw figures of personas and of users' votes with matplotlib, and compute those on top of a report.
+"""Draw figures of personas and of users' votes with matplotlib, and compute the figures of a report.
 
 Each `plot_` function draws on `ax`, or on a new figure (None), and returns the axes. The other functions
 return plain values, which the template of a report shows.
@@ -38,10 +38,20 @@ Json = dict[str, Any]
 
 
 def plot_accuracy(table: PersonaTable, *, ax: Axes | None = None) -> Axes:
-    """Plot the accuracy of a judge by side, with 95 % intervals: `TableSummary.accuracy`.
+    """Plot the accuracy of a judge by side, from 0 to 1, with 95 % intervals.
+
+    A dashed line marks the accuracy of a judge that guesses.
+
+    Args:
+        table: the `.table` of what `verify_personas` returns.
+        ax: where to draw; None: on a new figure.
+
+    Returns:
+        The axes.
 
     Raises:
         DataError: the table has no verdicts.
+        MissingExtraError: `ax` is None, and matplotlib is not installed.
     """
     summary = summarise(table)
     accuracy = summary.accuracy
@@ -68,10 +78,21 @@ def plot_accuracy(table: PersonaTable, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_scores(table: PersonaTable, *, bins: int = 30, ax: Axes | None = None) -> Axes:
-    """Plot histograms of the best candidates' scores by side. Above 0, a candidate explains the choice.
+    """Plot a histogram for each side of the scores of the best candidates.
+
+    A candidate with a score above 0 explains the choice. A dashed line marks 0.
+
+    Args:
+        table: a table whose candidates have scores, as from `infer_personas(…, candidates=8, select=…)`.
+        bins: how many bins.
+        ax: where to draw; None: on a new figure.
+
+    Returns:
+        The axes.
 
     Raises:
         DataError: no candidate has a score.
+        MissingExtraError: `ax` is None, and matplotlib is not installed.
     """
     scores = summarise(table).scores
     if not scores:
@@ -101,8 +122,12 @@ def plot_salient_words(
         limit: the most words of each side.
         ax: where to draw; None: on a new figure.
 
+    Returns:
+        The axes.
+
     Raises:
-        DataError: no word is frequent enough.
+        DataError: no word is frequent enough, or a side of the table has no personas.
+        MissingExtraError: `ax` is None, and matplotlib is not installed.
     """
     found = salient_words(words) if isinstance(words, PersonaTable) else list(words)
     of_side = {side: [word for word in found if word.side == side][:limit] for side in SIDES}
@@ -122,7 +147,19 @@ def plot_salient_words(
 
 
 def plot_top_share(votes: Votes, *, bins: int = 20, ax: Axes | None = None) -> Axes:
-    """Plot a histogram over prompts of the share of users who prefer the most popular response."""
+    """Plot a histogram over prompts of the share of users, from 0 to 1, who prefer the most popular response.
+
+    Args:
+        votes: what users prefer on each prompt, the result of `votes`.
+        bins: how many bins.
+        ax: where to draw; None: on a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        MissingExtraError: `ax` is None, and matplotlib is not installed.
+    """
     axes: Axes = _axes(ax, height=3.2)
     axes.hist(votes.top_share, bins, range=(0, 1), color=_COLOURS["overall"])
     axes.axvline(0.5, linestyle="--", linewidth=1, color="grey")
@@ -132,7 +169,18 @@ def plot_top_share(votes: Votes, *, bins: int = 20, ax: Axes | None = None) -> A
 
 
 def plot_winners(votes: Votes, *, ax: Axes | None = None) -> Axes:
-    """Plot how many prompts have 1, 2, … responses that at least one user prefers."""
+    """Plot how many prompts have 1, 2, … responses that at least one user prefers.
+
+    Args:
+        votes: what users prefer on each prompt, the result of `votes`.
+        ax: where to draw; None: on a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        MissingExtraError: `ax` is None, and matplotlib is not installed.
+    """
     axes: Axes = _axes(ax, height=3.2)
     responses = votes.shares.shape[1]
     counts = [int((votes.winners == number).sum()) for number in range(1, responses + 1)]
@@ -144,7 +192,22 @@ def plot_winners(votes: Votes, *, ax: Axes | None = None) -> Axes:
 
 
 def plot_vote_entropy(votes: Votes, *, bins: int = 20, ax: Axes | None = None) -> Axes:
-    """Plot a histogram over prompts of the entropy of the vote, in nats."""
+    """Plot a histogram over prompts of the entropy of the users' votes, in nats.
+
+    The entropy is 0 if all users prefer the same response, and at most the logarithm of the number of
+    responses.
+
+    Args:
+        votes: what users prefer on each prompt, the result of `votes`.
+        bins: how many bins.
+        ax: where to draw; None: on a new figure.
+
+    Returns:
+        The axes.
+
+    Raises:
+        MissingExtraError: `ax` is None, and matplotlib is not installed.
+    """
     axes: Axes = _axes(ax, height=3.2)
     most = math.log(votes.shares.shape[1])
     axes.hist(votes.entropy, bins, range=(0, most or 1.0), color=_COLOURS["overall"])
@@ -156,15 +219,19 @@ def plot_vote_entropy(votes: Votes, *, bins: int = 20, ax: Axes | None = None) -
 def plot_entropy_by_word(
     found: Sequence[WordEntropy], *, limit: int = _WORDS, ax: Axes | None = None
 ) -> Axes:
-    """Plot the words of prompts on which users agree least and most, with intervals.
+    """Plot the words of prompts on which users agree least and most: mean entropies with intervals, in nats.
 
     Args:
         found: the result of `entropy_by_word`.
         limit: the most words on which users agree least, and the most on which they agree most.
         ax: where to draw; None: on a new figure.
 
+    Returns:
+        The axes.
+
     Raises:
         DataError: `found` is empty.
+        MissingExtraError: `ax` is None, and matplotlib is not installed.
     """
     if not found:
         raise DataError("no word is frequent enough.", hint="Lower floor= of entropy_by_word.")
@@ -173,7 +240,18 @@ def plot_entropy_by_word(
 
 
 def plot_feature_regression(found: FeatureRegression, *, ax: Axes | None = None) -> Axes:
-    """Plot the coefficients of each feature for all users, and their mean with its 95 % interval."""
+    """Plot the coefficients of each feature for all users, and their mean with its 95 % interval.
+
+    Args:
+        found: the result of `feature_regression`.
+        ax: where to draw; None: on a new figure.
+
+    Returns:
+        The axes. The feature with the highest mean is on top.
+
+    Raises:
+        MissingExtraError: `ax` is None, and matplotlib is not installed.
+    """
     order = np.argsort(-found.coefficients.mean(axis=0), kind="stable")
     means = [(found.features[n], bootstrap_mean(found.coefficients[:, n])) for n in order]
     axes = _intervals(means, "more of it: chance of being the favourite, by user", ax)
@@ -214,7 +292,7 @@ def _axes(ax: Axes | None, *, height: float) -> Any:
 
 
 def tiles(table: PersonaTable, found: TableSummary) -> list[Json]:
-    """Return the counts of a table, each with its label."""
+    """Return the counts of a table, its calls and its cost (USD) as texts, each with its label."""
     share = f" ({found.complete / found.rows:.0%})" if found.rows else ""
     # Personas that came with the data cost no calls, and have no flags.
     inferred = "personas_from" not in table.settings
@@ -232,7 +310,7 @@ def tiles(table: PersonaTable, found: TableSummary) -> list[Json]:
 
 
 def user_tiles(found: UserPersonas) -> list[Json]:
-    """Return the counts of personas of users, each with its label."""
+    """Return the counts of personas of users, and of calls, as texts, each with its label."""
     made = list(found.personas.values())
     choices = f"{np.median([one.pairs for one in made]):g}" if made else "none"
     return _tiles(
@@ -251,7 +329,10 @@ def _tiles(values: Sequence[tuple[str, str]]) -> list[Json]:
 
 
 def estimates(found: TableSummary) -> list[Json]:
-    """Return the accuracy of each side: its text, and its interval in percent for a bar."""
+    """Return the accuracy of each side: its text, and its interval in percent for a bar.
+
+    A side without a verdict is left out. The interval of a single row has no width.
+    """
     rows = []
     for side, one in found.accuracy.items():
         if not one.n:
@@ -273,7 +354,10 @@ def estimates(found: TableSummary) -> list[Json]:
 
 
 def histograms(found: TableSummary) -> list[Json]:
-    """Return a histogram of each side's scores: bars with a height in percent of the highest."""
+    """Return a histogram of each side's scores: bars with a height in percent of the highest bar.
+
+    The list is empty if no candidate has a score.
+    """
     if not found.scores:
         return []
     edges = np.linspace(*score_range(found.scores), _BINS + 1)
@@ -297,9 +381,13 @@ def histograms(found: TableSummary) -> list[Json]:
 
 
 def words(table: PersonaTable, found: Sequence[SalientWord] | None) -> tuple[list[Json], str]:
-    """Return the words that mark each side (adjusted p below 0.05), and why there are none ("": there are).
+    """Return the words that mark each side (adjusted p below 0.05), and a sentence on why there are none.
 
-    `found` is the result of `salient_words`; None: compute it.
+    The sentence is "" if there are such words.
+
+    Args:
+        table: the personas.
+        found: the result of `salient_words`; None: compute it.
     """
     if found is None:
         try:
@@ -333,7 +421,10 @@ def words(table: PersonaTable, found: Sequence[SalientWord] | None) -> tuple[lis
 
 
 def groups(table: PersonaTable, found: Sequence[PersonaGroup]) -> list[Json]:
-    """Return each group of personas with its label, share, counts of sides, and examples."""
+    """Return each group of personas as the template shows it: label, share, counts of sides, and examples.
+
+    `table` is the table that was grouped. A bar's width is in percent of the largest group.
+    """
     most = max((one.share for one in found), default=1.0)
     return [
         {

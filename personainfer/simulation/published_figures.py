@@ -1,4 +1,4 @@
-"""Reproduce the main figures of papers: the published number, our measurement, and what differs.
+"""Reproduce the main figures of papers: published numbers, ours, and how the measurements differ.
 
 - "pi", "pt": persona inference and persona tailoring of "Whose Boat Does it Float?" (arXiv 2501.11549).
 - "wikipersonas": FamousPersona (arXiv 2505.13257).
@@ -7,16 +7,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from textwrap import fill
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import numpy as np
 
-from ..arguments import Count, check_argument
+from ..arguments import Count, check_argument, takes_options
 from ..data.file_formats import FILES, open_rows
 from ..data.table import PersonaTable
 from ..evaluation.comparison import compare_responses
@@ -24,7 +25,8 @@ from ..evaluation.judge import LikelihoodJudge, in_parts
 from ..evaluation.results import text_table
 from ..evaluation.statistics import Estimate, bootstrap_rate
 from ..evaluation.verification import verify_personas
-from ..exceptions import DataError, InvalidArgumentError
+from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
+from ..llm.client import OPTIONS, LLMOptions
 from ..personas.infer import infer_personas
 from ..records import Persona, Preference, Side
 from ..scoring.likelihood import Likelihood
@@ -70,12 +72,13 @@ _WIDTH = 80  # columns of what is printed
 
 @dataclass(frozen=True)
 class Figure:
-    """One number of a paper, and our measurement of it.
+    """One number of a paper, and the measurement of the same on other data.
 
     Attributes:
+        name: what is measured, such as "accuracy, all personas".
         published: the number in the paper; None: the paper does not have it.
         source: where the paper has it; "" if `published` is None.
-        ours: our measurement, with its interval.
+        ours: the measurement, with its 95 % interval.
     """
 
     name: str
@@ -86,7 +89,13 @@ class Figure:
 
 @dataclass(frozen=True)
 class Reproduction:
-    """The figures of a paper, and sentences on how our measurement differs from that of the paper."""
+    """The result of `reproduce`.
+
+    Attributes:
+        paper: the name of the paper, as given to `reproduce`.
+        figures: the numbers of the paper beside the measured ones.
+        differs: sentences on how the measurement differs from that of the paper.
+    """
 
     paper: Paper
     figures: tuple[Figure, ...]
@@ -102,7 +111,7 @@ class Reproduction:
         return "\n".join([*lines, "What differs:", *map(_item, self.differs)])
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as plain values."""
+        """Return all fields as dicts, tuples, texts and numbers. What could not be measured is NaN."""
         return asdict(self)
 
 
@@ -110,6 +119,7 @@ def _item(text: str) -> str:
     return fill(text, _WIDTH, initial_indent="  - ", subsequent_indent="    ")
 
 
+@takes_options(LLMOptions)
 def reproduce(
     paper: Paper,
     data: str | Path | Iterable[Mapping[str, Any]],
@@ -118,7 +128,7 @@ def reproduce(
     judge: str = LIKELIHOOD,
     limit: int | None = None,
     progress: bool | None = None,
-    **options: Any,
+    **options: Unpack[LLMOptions],
 ) -> Reproduction:
     """Measure the main figures of a paper on data that you have.
 
@@ -129,19 +139,28 @@ def reproduce(
             `response_for_rejected_persona`, `generic_response`); for "pi" also preference pairs, with or
             without `chosen_persona` and `rejected_persona`. "wikipersonas", "personalllm": the name of the
             published data set on the hub, or a folder with its files.
-        model: the model that writes what is missing in the data: personas ("pi", "wikipersonas") or
-            responses ("pt").
+        model: the model that writes what is missing in the data: personas ("pi", "wikipersonas") or responses
+            ("pt"). None: nothing may be missing; "wikipersonas" always needs a model, "personalllm" none.
         judge: a model that judges; or "likelihood:MODEL": compare the log-probabilities of a model;
-            "likelihood": of "local". "wikipersonas" is always judged by likelihood.
-        limit: use only the first N rows, or users; None: all.
-        progress: a bar on standard error; None: in a terminal or a notebook.
+            "likelihood": of "local". "wikipersonas" is always judged by likelihood, and "personalllm" needs
+            no judge.
+        limit: use only the first rows ("pi", "pt") or people ("wikipersonas"), so many; None: all.
+            "personalllm": how many users are simulated; None: 1,000.
+        progress: show a bar on standard error; None: in a terminal or a notebook.
         options: configure the LLM that `model` or `judge` names: see `LLM`.
+
+    Returns:
+        The published numbers beside the measured ones, and how the measurements differ.
 
     Raises:
         InvalidArgumentError: a bad argument, or a model is needed and not named.
-        DataError: the data has no rows, or lacks columns.
+        UnknownOptionError: an option that `LLM` does not have.
+        MissingExtraError: a package that loads the data or runs a model is not installed.
+        DataError: the data cannot be loaded, has no rows, or lacks columns.
         ModelError: the model or the judge failed.
+        CacheError: the cache of replies cannot be read or written.
     """
+    UnknownOptionError.check(options, OPTIONS.union(inspect.signature(reproduce).parameters))
     InvalidArgumentError.check("paper", paper, PAPERS)
     check_argument("limit", limit, Count | None)
     if not isinstance(judge, str):
@@ -149,13 +168,14 @@ def reproduce(
     if paper == "personalllm":
         return _personal_llm(data, limit)
     scorer = _likelihood(judge)
+    further = {**options, "progress": progress}
     if paper == "wikipersonas":
-        return _wikipersonas(data, model, scorer or Likelihood(), limit, options)
+        return _wikipersonas(data, model, scorer or Likelihood(), limit, further)
     rows = list(islice(_rows(data), limit))
     if not rows:
         raise DataError("the data has no rows.")
     measure = _persona_inference if paper == "pi" else _persona_tailoring
-    return measure(rows, model, judge, scorer, {**options, "progress": progress})
+    return measure(rows, model, judge, scorer, further)
 
 
 def _likelihood(judge: str) -> Likelihood | None:
@@ -206,7 +226,11 @@ def _persona_inference(
 def _with_personas(
     rows: Rows, model: str | None, options: Mapping[str, Any]
 ) -> tuple[PersonaTable, list[str]]:
-    """Read or infer the personas of the rows; also say how they differ from those of the paper."""
+    """Read or infer the personas of the rows; also say how these personas differ from those of the paper.
+
+    Raises:
+        InvalidArgumentError: the rows have no personas, and `model` is None.
+    """
     names = rows[0].keys()
     if "chosen_persona_gold" in names:
         return read_persona_tailoring(rows), []
@@ -234,8 +258,11 @@ def _explained(
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """Score personas by likelihood, shape (rows, 2): the chosen and the rejected side.
 
-    1: the persona raises the log-probability of its own side's response more than that of the other one;
-    0.5: equally; 0: less. NaN: there is no persona, or no score.
+    1: the persona raises the log-probability of its own side's response more than that of the other one; 0.5:
+    equally; 0: less. NaN: there is no persona, or no score.
+
+    Raises:
+        DataError: no row has a persona and two responses.
     """
     asked: list[tuple[int, int, Preference, Persona]] = []
     for place, row in enumerate(table):
@@ -263,7 +290,10 @@ def _explained(
 def _persona_tailoring(
     rows: Rows, model: str | None, judge: str, scorer: Likelihood | None, options: Mapping[str, Any]
 ) -> Reproduction:
-    """Measure 100 ΔPQ of responses for a persona against responses without a persona."""
+    """Measure 100 ΔPQ of responses for a persona against responses without a persona.
+
+    ΔPQ adds up how often a judge prefers the former in personalization and in quality: see `delta_pq`.
+    """
     judging = {"judge": judge, **options}
     if scorer is not None:
         judging = {"judge": LikelihoodJudge(scorer, options["progress"]), "progress": False}

@@ -75,24 +75,27 @@ def write_report(
 
     Args:
         result: a table of personas; personas of users; or the result of `verify_personas`,
-            `compare_personas`, `rate_personas`, `compare_responses`, `evaluate_prefixes` or
-            `audit_personas`.
+            `compare_personas`, `rate_personas`, `compare_responses`, `evaluate_prefixes` or `audit_personas`.
         path: the .html file to write. Its folder must exist.
         title: the heading of the page; None: the kind of the result, such as "Personas" or "Persona audit".
-        words: the result of `salient_words`; None: compute it with its defaults.
-        embedder: to group personas by meaning: a sentence-transformers model, or a function from n texts to
-            vectors (n, dimensions). None: group them by frequent phrases. See
+        words: the result of `salient_words`; None: compute it with its defaults. Used for a result with a
+            table.
+        embedder: to group personas of a table by meaning: a sentence-transformers model, or a function from n
+            texts to vectors (n, dimensions). None: group them by frequent phrases. See
             `personainfer.simulation.persona_groups`.
         overwrite: also replace a file that is not a report of this library. Reports are always replaced.
 
     Returns:
-        The path of the page. It holds at most 52 MB of rows. If there are more, the texts are cut, then the
-        list of rows, and the page says so; its figures are of all rows.
+        The path of the page. The page holds at most about 52 MB of rows. If there are more, the texts are
+        cut, then the list of rows, and the page says so; its figures are of all rows.
 
     Raises:
-        InvalidArgumentError: `result` is not a result; `path` is not an .html file in a folder that exists,
-            or is another file than a report; or the file cannot be written.
+        InvalidArgumentError: `result` is of another type; `path` is not an .html file in a folder that
+            exists, is a file that is not a report (see `overwrite`), or cannot be written; or there is no
+            model `embedder`.
         MissingExtraError: `embedder` needs a package that is not installed.
+        ModelError: `embedder` did not return one finite vector for each text.
+        OSError: the disk is full.
     """
     path = _checked(result, path)
     check_file(path)
@@ -159,7 +162,7 @@ def _template() -> Template:
 
 
 def _table_of(result: object) -> PersonaTable | None:
-    """The table of personas that the result is, or has; None: neither."""
+    """Return the table of personas that the result is, or has; None: neither."""
     if isinstance(result, PersonaTable):
         return result
     return result.table if isinstance(result, TableFindings) else None
@@ -299,7 +302,10 @@ def _filters(rows: Sequence[PageRow], found: Sequence[PersonaGroup]) -> list[Jso
 
 
 def _within_bytes(rows: Sequence[PageRow]) -> tuple[Any, str]:
-    """Return the rows as JSON of about `_MOST_BYTES` at most, and a sentence on how they were cut, or ""."""
+    """Return the rows as JSON of about `_MOST_BYTES` at most, and a sentence on how they were cut, or "".
+
+    Texts are cut first. If that is not enough, the last rows are left out.
+    """
     size = sum(map(_bytes, rows))
     if size <= _MOST_BYTES:
         return embedded_json(rows), ""

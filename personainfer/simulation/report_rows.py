@@ -18,7 +18,14 @@ from .plots import SIDE_LABELS
 
 
 class PageSide(TypedDict, total=False):
-    """One persona of a row. A verdict is [kind, text]; the kind sets its colour."""
+    """One persona of a row, as the page's script reads it.
+
+    Attributes:
+        text: the persona's sentence.
+        evidence: what supports the persona; "": nothing is known.
+        flags: doubts about the persona.
+        verdicts: [kind, text] of each verdict; the kind, such as "right" or "score", sets the colour.
+    """
 
     text: str
     evidence: str
@@ -37,10 +44,12 @@ class PageRow(TypedDict, total=False):
         title: the first line of the row, if it is not the prompt.
         prompt, chosen, rejected: the texts of the pair; "" if there is no pair.
         cp, rp: the personas of the chosen and the rejected side; `cp` is also the persona of a user. None:
-            there is none.
-        error: why the row has no result; None: it has one.
-        score: a number to sort by: how well the personas explain the choice.
-        judged: a number to sort by: the share of orders in which the judge was right.
+            there is no persona.
+        error: why the row has no result; None: the row has one.
+        score: a number to sort by: how well the personas explain the choice, for a pair that of the side that
+            is explained worse. None: there is no score.
+        judged: a number to sort by: the share of orders in which the judge was right, from 0 to 1. None: not
+            judged.
         kinds: the filters that the row matches.
         chips: [kind, text] of each verdict on the whole row.
         others: [title, lines] of further texts.
@@ -75,7 +84,7 @@ KINDS = {
 
 @singledispatch
 def page_rows(result: object) -> list[PageRow]:
-    """Return the rows of a result; an empty list for a kind without rows.
+    """Return the rows of a result; an empty list for a kind of result without rows.
 
     Each kind with rows has a function with the decorator `@page_rows.register`.
     """
@@ -157,7 +166,10 @@ def _row_kinds(table: PersonaTable, place: int, row: PersonaRow) -> list[str]:
 
 
 def _verdict(table: PersonaTable, place: int, side: Side) -> str | None:
-    """The verdict on a persona: "right", "wrong", or "split" if the two orders differ; None: not judged."""
+    """Return the verdict on a persona; None: not judged.
+
+    "right": in both orders; "split": in one of two orders; "wrong": otherwise.
+    """
     is_right, score = verified(table, place, side), verified_score(table, place, side)
     if is_right is None:
         return None
@@ -165,7 +177,7 @@ def _verdict(table: PersonaTable, place: int, side: Side) -> str | None:
 
 
 def _title(pair: Preference | None) -> PageRow:
-    """Return a title for a conversation: its last turn. A prompt that is a text needs no title."""
+    """Return a title for a conversation: its last turn. A prompt that is a text needs no title: {}."""
     if pair is None or isinstance(pair.prompt, str):
         return {}
     return {"title": short_prompt(pair)}

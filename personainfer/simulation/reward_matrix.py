@@ -1,7 +1,7 @@
 """Rewards of several models for responses to prompts, on one scale.
 
-They come from an array, from columns, from reward models of transformers, from the lift of personas, or from
-any callable.
+The rewards come from an array, from columns, from reward models of transformers, from the lift of personas,
+or from any callable.
 """
 
 from __future__ import annotations
@@ -36,34 +36,39 @@ class Lifting(Protocol):
     def lift(
         self, prompts: Sequence[Prompt], personas: Sequence[Persona | str], responses: Sequence[str]
     ) -> npt.ArrayLike:
-        """Return n numbers for n prompts, n personas and n responses."""
+        """Return how much each persona raises log p of its response, in nats: n numbers for n rows."""
 
 
 class RewardMatrix:
     """Rewards of shape (prompts, responses, models), with the names of the models.
 
     Reward models have different scales, so the rewards of each are z-scored once, over all prompts and
-    responses of the matrix. Simulated users choose by `zscores`, and responses are scored by them. `take`
-    and `like` make other matrices on the same scale. The z-scores of costs are negated, so that more is
-    better. PersonalLLM (arXiv 2409.20296, section 4) evaluates by z-scores too, but its users choose by raw
-    rewards.
+    responses of the matrix. Simulated users choose by `zscores`, and `score_responses` scores by z-scores,
+    too. `take` and `like` make other matrices on the same scale. The z-scores of costs are negated, so that
+    more is better. PersonalLLM (arXiv 2409.20296, section 4) evaluates by z-scores too, but its users choose
+    by raw rewards.
 
     Args:
         rewards: shape (prompts, responses, models), as the models gave them.
         models: the name of each model.
-        prompts: a text or messages for each prompt. `SimulatedUsers.histories` needs them.
-        responses: texts, shape (prompts, responses). `SimulatedUsers.histories` needs them.
-        costs: the names of the models whose output is a cost; None: those with the word "cost" in their
-            name, and PersonalLLM's `beaver_7b`.
+        prompts: a text or messages for each prompt. `SimulatedUsers.histories` needs them. None: there are no
+            texts of prompts.
+        responses: texts, shape (prompts, responses). `SimulatedUsers.histories` needs them. None: there are
+            no texts of responses.
+        costs: the names of the models whose output is a cost; None: those with the word "cost" in their name,
+            and PersonalLLM's `beaver_7b`.
 
     Attributes:
+        rewards, models, prompts, responses: as they were given, as an array that cannot be written, and as
+            tuples.
+        costs: the names of the models whose output is a cost.
         mean, deviation: mean and standard deviation of each model's rewards, shape (models,).
-        zscores: shape (prompts, responses, models).
-        dropped: reason -> how many rows `from_columns` left out.
+        zscores: shape (prompts, responses, models); the array cannot be written.
+        dropped: reason -> how many rows `from_columns` left out; empty for a matrix that was made otherwise.
 
     Raises:
-        DataError: a reward is missing (NaN) or infinite, a model gives every response the same reward,
-            or a prompt occurs twice.
+        DataError: a reward is missing (NaN) or infinite, a model gives every response the same reward, or a
+            prompt occurs twice.
         InvalidArgumentError: shapes and names that do not fit each other.
     """
 
@@ -120,10 +125,14 @@ class RewardMatrix:
         return self.prompts, self.responses
 
     def take(self, prompts: Sequence[int] | npt.NDArray[np.int_] | slice) -> RewardMatrix:
-        """Select prompts by their places. The z-scores stay the same.
+        """Make a matrix of some prompts, which are selected by their places. The z-scores stay the same.
+
+        Args:
+            prompts: places from 0, or a slice of places; at least one, and none twice.
 
         Raises:
-            InvalidArgumentError: a place does not exist.
+            InvalidArgumentError: a place does not exist, or no place is given.
+            DataError: a place is given twice, and the matrix has prompts.
         """
         try:
             places = np.arange(len(self))[prompts]
@@ -140,10 +149,19 @@ class RewardMatrix:
         prompts: Sequence[Prompt] | None = None,
         responses: Sequence[Sequence[str]] | None = None,
     ) -> RewardMatrix:
-        """Make a matrix of other rewards of the same models, on the same scale. Arguments as for the class.
+        """Make a matrix of other rewards of the same models, on the same scale.
 
-        The means and deviations of this matrix are used, so that responses which were generated later are
-        scored like those that users chose from.
+        The means, the deviations and the costs of this matrix are used, so that responses which were
+        generated later are scored like those that users chose from.
+
+        Args:
+            rewards: shape (prompts, responses, models), with the models in the same order. The numbers of
+                prompts and responses may be others.
+            prompts, responses: as for `RewardMatrix`.
+
+        Raises:
+            DataError: a reward is missing (NaN) or infinite, or a prompt occurs twice.
+            InvalidArgumentError: shapes that do not fit.
         """
         other = copy(self)
         other.dropped = {}
@@ -171,7 +189,8 @@ class RewardMatrix:
             costs: as for `RewardMatrix`.
 
         Raises:
-            DataError: a column is missing, or no row can be used.
+            DataError: a column is missing, no row can be used, or a model gives every response the same
+                reward.
             InvalidArgumentError: the rows are not dicts, or a bad argument.
         """
         stream = iter(rows)
@@ -209,10 +228,16 @@ class RewardMatrix:
         """Compute rewards with callables. Each is called once, with all responses.
 
         Args:
-            scorers: name -> callable (n prompts, n responses) -> n rewards, such as a `RewardClassifier`.
+            scorers: name -> callable (n prompts, n responses) -> n rewards, such as a `RewardClassifier`. n
+                is the number of all responses. Errors of a callable are raised unchanged.
             prompts: a text or messages for each prompt.
             responses: texts, shape (prompts, responses).
             costs: as for `RewardMatrix`.
+
+        Raises:
+            DataError: as `RewardMatrix`.
+            InvalidArgumentError: there is no scorer, a scorer does not return n numbers, or as
+                `RewardMatrix`.
         """
         if not scorers:
             raise InvalidArgumentError("scorers= names no model.")
@@ -236,12 +261,17 @@ class RewardMatrix:
     ) -> RewardMatrix:
         """Use personas as reward models, whose reward is the lift of a response, in nats.
 
-        lift = log p(response | prompt, persona) - log p(response | prompt). No reward model is downloaded.
+        lift = log p(response | prompt, persona) - log p(response | prompt).
 
         Args:
-            likelihood: an object with `lift(prompts, personas, responses)`, as `Likelihood`.
+            likelihood: an object with `lift(prompts, personas, responses)`, as `Likelihood`. The method is
+                called once for each persona.
             personas: the personas by name.
             prompts, responses: as for `from_scorers`.
+
+        Raises:
+            DataError, InvalidArgumentError: as `from_scorers`. A lift that is NaN is a missing reward.
+            ModelError: the model of `likelihood` cannot be loaded or reached.
         """
 
         def scorer(persona: Persona | str) -> Scorer:
@@ -349,14 +379,20 @@ def _responses(
 
 
 def _several(given: Any) -> tuple[Any, ...]:
-    """The items of an iterable as a tuple; () for a text, and for what is not iterable."""
+    """Return the items of an iterable as a tuple; () for a text, and for what is not iterable."""
     return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else ()
 
 
 def scored(
     name: str, scorer: Scorer, prompts: Sequence[Prompt], responses: Sequence[str]
 ) -> FloatArray:
-    """Call a scorer, and check that it returns one number for each response, shape (n,)."""
+    """Call a scorer, and check that it returns one number for each response, shape (n,).
+
+    NaN and infinite numbers are returned, too.
+
+    Raises:
+        InvalidArgumentError: the scorer returned something else.
+    """
     found = read_numbers(
         f"the result of scorers[{name!r}]",
         scorer(prompts, responses),
@@ -373,7 +409,19 @@ def scored(
 def _columns(
     head: Sequence[Mapping[str, Any]], models: Sequence[str] | None, prompt: str
 ) -> tuple[list[int], tuple[str, ...]]:
-    """Find the numbers of the responses (1, 2, …) and the models in the columns. Raise DataError."""
+    """Find the numbers of the responses (1, 2, …) and the names of the models in the columns of the first
+    row.
+
+    Args:
+        head: the first rows. A column that has no number in any of them is no model.
+        models: the models to read; None: all.
+        prompt: the name of the prompt's column.
+
+    Raises:
+        DataError: a column is missing.
+        InvalidArgumentError: the first row is not a dict, or `models` holds something else than different
+            names.
+    """
     row = head[0]
     if not isinstance(row, Mapping):
         hint = 'Give frame.to_dict("records") of a pandas frame.'
@@ -407,7 +455,10 @@ def is_real(value: object) -> TypeGuard[float]:
 def _read_row(
     row: Mapping[str, Any], numbers: Sequence[int], models: Sequence[str], prompt: str
 ) -> tuple[str | None, list[str], list[list[float]]]:
-    """Return why a row cannot be used (None: it can), its responses, and its rewards by response."""
+    """Return why a row cannot be used (None: it can), its responses, and its rewards by response.
+
+    The rewards have the shape (responses, models). If the row cannot be used, both lists are empty.
+    """
     texts = [row.get(f"response_{number}") for number in numbers]
     if not all(isinstance(text, str) and text.strip() for text in (row.get(prompt), *texts)):
         return "text missing", [], []

@@ -26,9 +26,11 @@ class RewardClassifier:
     """A reward model of transformers: `RewardMatrix.from_scorers({"name": RewardClassifier(…)}, …)`.
 
     Args:
-        model: the name or folder of a model for sequence classification, or the model itself.
+        model: the name (on the hub, from where it is downloaded) or the folder of a model for sequence
+            classification, as text; or the model itself.
         tokenizer: the model's tokenizer; None: load it by the name.
-        batch_size: the most texts in a batch. It changes rewards only by rounding.
+        batch_size: the most texts in a batch. It changes rewards only by rounding. A model without a padding
+            token gets one text at a time.
         label: the number of the output that is the reward, from 0; None: the model has a single output.
         render: (prompt, response) -> the text to score. None: the tokenizer's chat template if it has one,
             else prompt and response as a pair of texts.
@@ -36,7 +38,9 @@ class RewardClassifier:
 
     Raises:
         MissingExtraError: torch or transformers is not installed.
-        InvalidArgumentError: several outputs and no `label`, or no such output.
+        InvalidArgumentError: a bad argument: no tokenizer for a model that is given itself, several outputs
+            and no `label`, or no such output.
+        OSError, ValueError: transformers finds no such model, or cannot load it.
     """
 
     def __init__(
@@ -67,10 +71,11 @@ class RewardClassifier:
     def __call__(
         self, prompts: Sequence[Prompt], responses: Sequence[str]
     ) -> npt.NDArray[np.float64]:
-        """Score each response to the prompt at the same place, shape (n,).
+        """Score each response to the prompt at the same place, shape (n,), in the unit of the model.
 
         Raises:
             DataError: a text is longer than the model can read. No text is cut.
+            ValueError: the numbers of prompts and responses differ.
         """
         pairs = list(zip(prompts, responses, strict=True))
         tokens = [self._tokens(place, *pair) for place, pair in enumerate(pairs)]
@@ -101,7 +106,10 @@ class RewardClassifier:
         return tuple(coded["input_ids"]), None if segments is None else tuple(segments)
 
     def _batches(self, tokens: Sequence[Tokens]) -> Iterator[list[int]]:
-        """Yield places of equally long texts, the longest first, so that missing memory shows at once."""
+        """Yield places of texts with equally many tokens, at most `batch_size` at once.
+
+        The longest come first, so that missing memory shows at once.
+        """
         of_length = defaultdict(list)
         for place, (ids, _) in enumerate(tokens):
             of_length[len(ids)].append(place)

@@ -37,7 +37,8 @@ class SimulatedUsers:
         names: the ids of the users in their histories; None: "0", "1", …
 
     Attributes:
-        redrawn: how many users `sample` drew again, because they were too near to another user.
+        weights, models, names: as they were given, as an array that cannot be written, and as tuples.
+        redrawn: how often `sample` drew a user again, because the user was too near to another one; else 0.
 
     Raises:
         InvalidArgumentError: weights that do not add up to one, or shapes and names that do not fit.
@@ -83,11 +84,17 @@ class SimulatedUsers:
             models: the names of the models.
             alpha: the concentration, above 0; 0.05 in the main runs of PersonalLLM.
             min_distance: draw a user again whose weights are nearer than this (Euclidean distance) to those
-                of an earlier user; 0: keep all, as PersonalLLM's sampler does. Users who follow one model
-                are near each other, so a distance above 0 removes most of them: with ten models and
-                alpha 0.02, 1e-5 leaves 1 % of users with all weight on one model, instead of 13 %. A warning
-                says if near users are left.
-            seed: of the draw.
+                of an earlier user; 0: keep all, as PersonalLLM's sampler does. Users who follow one model are
+                near each other, so a distance above 0 removes most of them: with ten models and alpha 0.02,
+                1e-5 leaves 1 % of users with all weight on one model, instead of 13 %. A warning says if near
+                users are left.
+            seed: of the draw, from 0; equal seeds give equal users.
+
+        Returns:
+            The users, with the names "0", "1", …
+
+        Raises:
+            InvalidArgumentError: a bad argument.
         """
         names = check_models(models)
         check_argument("n", n, Count)
@@ -103,7 +110,14 @@ class SimulatedUsers:
         return users
 
     def utilities(self, matrix: RewardMatrix) -> FloatArray:
-        """Compute the utility of each response for each user, shape (users, prompts, responses)."""
+        """Compute the utility of each response for each user, shape (users, prompts, responses).
+
+        The utility is the sum of the response's z-scores, weighted by the user. Memory for all is taken at
+        once.
+
+        Raises:
+            InvalidArgumentError: the matrix has other models.
+        """
         return _utilities(self.weights_for(matrix), matrix.zscores)
 
     def choose(
@@ -116,15 +130,20 @@ class SimulatedUsers:
     ) -> Integers:
         """Let each user choose a response to each prompt; return places, shape (users, prompts).
 
+        A place is that of a response in the matrix, from 0, also if `pairs` are offered.
+
         Args:
             matrix: rewards of the same models, in any order.
-            pairs: the two places that are offered: for each prompt, shape (prompts, 2), or for each user
-                and prompt, shape (users, prompts, 2). None: all responses are offered.
+            pairs: the two places that are offered: for each prompt, shape (prompts, 2), or for each user and
+                prompt, shape (users, prompts, 2). None: all responses are offered.
             temperature: 0: users choose the highest utility, and ties are drawn. Above 0: P(response) is
                 proportional to exp(utility / temperature), which is the Bradley-Terry model for a pair, and
                 Luce's choice axiom for more responses.
             seed: of ties, and of choices at a temperature above 0. Each user has a random stream, so more or
                 fewer later users do not change a user's choices.
+
+        Raises:
+            InvalidArgumentError: the matrix has other models, or a bad argument.
         """
         weights = self.weights_for(matrix)
         _check_temperature(temperature)
@@ -174,8 +193,8 @@ class SimulatedUsers:
             offered; a prompt without two different responses is not drawn.
 
         Raises:
-            InvalidArgumentError: the matrix has no texts, or a bad argument.
-            DataError: too few prompts have two different responses.
+            InvalidArgumentError: the matrix has no texts or other models, or a bad argument.
+            DataError: fewer than `pairs_per_user` prompts have two different responses.
         """
         weights = self.weights_for(matrix)
         _check_temperature(temperature)
@@ -239,7 +258,8 @@ def _utilities(weights: FloatArray, zscores: FloatArray) -> FloatArray:
 def _best(values: FloatArray) -> tuple[Integers, npt.NDArray[np.bool_]]:
     """Find the first place of the highest value along the last axis, and whether it is tied.
 
-    The loop over responses is faster than `values.argmax(axis=2)` over so short an axis.
+    Both have the shape of `values` without the last axis. Values that differ by rounding alone are tied. The
+    loop over responses is faster than `values.argmax(axis=2)` over so short an axis.
     """
     best = np.zeros(values.shape[:2], dtype=np.int16)
     tied = np.zeros(values.shape[:2], dtype=bool)
@@ -255,7 +275,16 @@ def _best(values: FloatArray) -> tuple[Integers, npt.NDArray[np.bool_]]:
 
 
 def _drawn_ties(values: FloatArray, best: Integers, random: np.random.Generator) -> Integers:
-    """Choose for one user the highest value of each prompt, (prompts, responses) -> (prompts,); draw ties."""
+    """Choose for one user the response with the highest value to each prompt; draw among tied ones.
+
+    Args:
+        values: shape (prompts, responses).
+        best: shape (prompts,): the choice where nothing is tied.
+        random: the user's random stream.
+
+    Returns:
+        Places of responses, shape (prompts,).
+    """
     highest = values >= values.max(axis=1, keepdims=True) - _TIE_TOLERANCE
     order = random.random(values.shape)
     several = highest.sum(axis=1) > 1
@@ -263,7 +292,7 @@ def _drawn_ties(values: FloatArray, best: Integers, random: np.random.Generator)
 
 
 def _gumbel(random: np.random.Generator, shape: tuple[int, ...]) -> FloatArray:
-    """Draw Gumbel noise: argmax(values + noise) is a draw from the softmax of the values."""
+    """Draw Gumbel noise of this shape: argmax(values + noise) is a draw from the softmax of the values."""
     with np.errstate(divide="ignore"):
         noise: FloatArray = -np.log(random.standard_exponential(shape[::-1]).T)
     return noise
@@ -277,9 +306,12 @@ def _parts(users: int, cells: int) -> Iterator[slice]:
 
 
 def _askable(matrix: RewardMatrix, wanted: int) -> list[tuple[int, Integers]]:
-    """Return (place of a prompt, pairs of responses with different texts), for prompts with such a pair.
+    """Return (place of a prompt, pairs of places of different responses), for prompts with such a pair.
 
-    Raise DataError if fewer than `wanted` prompts have one.
+    The pairs of a prompt have the shape (pairs, 2).
+
+    Raises:
+        DataError: fewer than `wanted` prompts have such a pair.
     """
     _, responses = matrix.texts
     count = matrix.rewards.shape[1]
@@ -298,7 +330,7 @@ def _askable(matrix: RewardMatrix, wanted: int) -> list[tuple[int, Integers]]:
 
 
 def _extremes(values: FloatArray, candidates: Integers) -> Integers:
-    """Return the pair among the candidates whose utilities differ most."""
+    """Return the pair among the candidates, shape (pairs, 2), whose utilities differ most."""
     margins = values[candidates[:, 0]] - values[candidates[:, 1]]
     pair: Integers = candidates[np.abs(margins).argmax()]
     return pair

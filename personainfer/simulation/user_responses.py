@@ -32,7 +32,10 @@ class UserResponse(Record):
 
     Attributes:
         baseline: the name of the prefix.
-        prompt: the place of the prompt.
+        user: the name of the user.
+        prompt: the place of the prompt in `prompts=` of `respond_to_users`, from 0.
+        response: the model's response; None: see `error`.
+        error: why there is no response; None: there is one.
     """
 
     baseline: str
@@ -65,9 +68,11 @@ def respond_to_users(
         One row for each baseline, user and prompt, sorted in this order.
 
     Raises:
-        InvalidArgumentError: a bad argument, before any call is made.
+        InvalidArgumentError, UnknownOptionError: a bad argument, before any call is made.
         DataError: a prefix has nothing for a user, before any call is made.
+        MissingExtraError: the model needs a package that is not installed.
         ModelError: only if every request would fail (key, model).
+        CacheError: the cache of replies cannot be read or written.
     """
     UnknownOptionError.check(options, OPTIONS.union(inspect.signature(respond_to_users).parameters))
     _check_asked(prefixes, users, prompts)
@@ -96,9 +101,9 @@ class BaselineScore:
     """The scores of the responses after one prefix. Intervals resample users.
 
     Attributes:
-        reward: the mean utility of the responses by the weights of their users.
-        win_rate: the share of responses with a higher utility than the reference; a tie counts half.
-        gain: `reward` minus that of the first baseline, for the same users and prompts.
+        reward: the mean utility of the responses: z-scored rewards, weighted by their users.
+        win_rate: the share of responses with a higher utility than the reference response; a tie counts half.
+        gain: `reward` minus that of the first baseline, over users and prompts with both responses.
         failed: how many responses are missing. They are left out.
     """
 
@@ -113,10 +118,11 @@ class BaselineScores:
     """The scores of all baselines.
 
     Attributes:
-        baselines: name -> scores.
+        baselines: name -> scores, in the order of the responses.
         reference: the mean utility of the reference responses.
-        cells: (user, place of a prompt) of each response.
-        utilities: name of a baseline -> the utility of each cell, shape (cells,); NaN: no response.
+        cells: each (user, place of a prompt) that has a row in the responses.
+        utilities: name of a baseline -> the utility of its response to each of `cells`, shape (cells,); NaN:
+            no response.
     """
 
     baselines: Mapping[str, BaselineScore]
@@ -149,14 +155,16 @@ def score_responses(
         responses: rows of `respond_to_users`, with the same users and prompts for each baseline.
         users: the users with their weights.
         scale: the rewards by which the users chose. Responses are z-scored on the same scale.
-        scorers: name of a reward model in `scale` -> callable (n prompts, n responses) -> n rewards.
-        prompts: the prompts that were answered.
+        scorers: name of a reward model in `scale` -> callable (n prompts, n responses) -> n rewards. Each is
+            called once; its errors are raised unchanged.
+        prompts: the prompts that were answered, as they were given to `respond_to_users`.
         reference: one response to each prompt, such as a strong model's.
         confidence: of the intervals, between 0 and 1. They resample users.
 
     Raises:
-        InvalidArgumentError: users, models or lengths that do not fit, or two responses for one cell.
-        DataError: there is no response.
+        InvalidArgumentError: users, models or lengths that do not fit, two responses for one cell, a scorer
+            that does not return n numbers, or a bad `confidence`.
+        DataError: there is no response, or a reward is NaN or infinite.
     """
     check_confidence(confidence)
     _check(responses, users, scale, scorers, prompts, reference)
@@ -211,7 +219,10 @@ def _zscores(
     scorers: Mapping[str, Scorer],
     prompts: Sequence[Prompt],
 ) -> FloatArray:
-    """Score (place of a prompt, response), equal ones once; return z-scores of shape (texts, models)."""
+    """Score responses, equal ones once, and return z-scores of shape (texts, models).
+
+    `texts` holds (place of a prompt, response).
+    """
     distinct = list(dict.fromkeys(texts))
     in_order = list(prompts)  # a pandas series has labels of its own, which are no places
     asked, said = [in_order[place] for place, _ in distinct], [text for _, text in distinct]
@@ -229,7 +240,12 @@ def _check(
     prompts: Sequence[Prompt],
     reference: Sequence[str],
 ) -> None:
-    """Raise for a bad argument before anything is scored."""
+    """Raise for a bad argument before anything is scored.
+
+    Raises:
+        DataError: there is no response.
+        InvalidArgumentError: names, lengths or places that do not fit, or two responses for one cell.
+    """
     if not any(row.response is not None for row in responses):
         first = responses[0].error if responses else "there are no rows"
         raise DataError(f"there is no response to score: {first}.")

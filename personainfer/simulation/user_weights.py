@@ -17,9 +17,16 @@ def draw_weights(
 ) -> tuple[FloatArray, int]:
     """Draw weights, and draw a user again who is nearer than `min_distance` (Euclidean) to an earlier one.
 
+    Args:
+        users: how many users.
+        models: how many models, between which each user's weights are divided.
+        alpha: the concentration of the Dirichlet distribution.
+        min_distance: the least distance of two users; 0: nobody is drawn again.
+        seed: of the draw.
+
     Returns:
-        Weights of shape (users, models), and how many users were drawn again. If near users are left after
-        50 rounds, a warning says how many.
+        Weights of shape (users, models), of which each row sums to 1, and how often a user was drawn again.
+        If near users are left after 50 rounds, a warning says how many.
     """
     random = np.random.default_rng(seed)
     drawn = _dirichlet(random, alpha, models, users)

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import personainfer as pi
 from personainfer.cli.commands import app
 from personainfer.evaluation.judge import LikelihoodJudge
-from personainfer.exceptions import DataError, InvalidArgumentError
+from personainfer.exceptions import DataError, InvalidArgumentError, UnknownOptionError
 from personainfer.simulation import reproduce
 from personainfer.testing import FakeLLM
 
@@ -166,6 +166,21 @@ def test_prefixes_of_famous_people_are_compared(monkeypatch: pytest.MonkeyPatch)
     assert max(map(len, str(found).splitlines())) <= 80
 
 
+def test_progress_is_shown_as_asked_while_personas_of_people_are_inferred(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = []
+
+    def infer(history: object, model: str, **options: Any) -> None:
+        asked.append(options["progress"])
+        raise DataError("no persona.")
+
+    monkeypatch.setattr("personainfer.simulation.published_figures.infer_user_personas", infer)
+    with pytest.raises(DataError, match="no persona"):
+        reproduce("wikipersonas", SMALL / "famous_persona", model="writer", progress=False)
+    assert asked == [False]
+
+
 @pytest.mark.heavy
 def test_a_likelihood_judges_too(monkeypatch: pytest.MonkeyPatch) -> None:
     with ScoringServer("vllm") as scores:
@@ -225,6 +240,12 @@ def test_what_cannot_be_reproduced_is_refused(
 ) -> None:
     with pytest.raises((InvalidArgumentError, DataError), match=words):
         reproduce(paper, data, **options)
+
+
+def test_an_option_that_does_not_exist_is_refused_for_each_paper() -> None:
+    for paper, data in (("pi", tailored()), ("personalllm", SMALL / "personalllm")):
+        with pytest.raises(UnknownOptionError, match="Did you mean temperature="):
+            reproduce(paper, data, temperatur=1.0)  # type: ignore[arg-type, call-arg]
 
 
 def test_the_command_prints_what_the_function_found(tmp_path: Path) -> None:
