@@ -48,29 +48,55 @@ _Answer = str | bytes | dict[str, Any] | Reply | Fault | None
 class FakeLLM:
     """An OpenAI-compatible server on 127.0.0.1, in a thread of its own; a context manager.
 
-    `reply` is text, a dict (sent as JSON), a `Reply`, a `Fault`, the bytes of a whole HTTP body (the
-    fastest), or a function of the request's body that returns one of these. None: words that fit the
-    request's JSON schema, and depend only on the last user message.
+    Args:
+        reply: text, a dict (sent as JSON), a `Reply`, a `Fault`, the bytes of a whole HTTP body (the
+            fastest), or a function of the request's body that returns one of these. None: words that fit the
+            request's JSON schema, and depend only on the last user message. If no reply can be made (the
+            function raises, or the schema asks for a pattern), the request gets a 500, and the reason is
+            logged.
+        latency: seconds before each reply.
+        faults: with `fault_rate` 0, the first requests get one each, in order. Requests that are refused with
+            a 400, 401 or 404 get none.
+        fault_rate: above 0, each request gets one of `faults` at random, with this probability.
+        seed: seeds these random faults.
+        model: the model that `/v1/models` lists.
+        keep: how many of the first requests `requests`, `paths` and `headers` keep.
+        api_key: a request without this key gets a 401; None: no key is needed.
+        known_models: a request for another model gets a 404; None: every model is known.
+        port: the port; 0: the system chooses one.
+
+    Attributes:
+        calls: how many completion requests came.
+        faulted: how many of them got a fault, or a 500 because no reply could be made.
+        repeats: how many of them had the same messages as an earlier one.
+        in_flight: how many completion requests have no whole reply yet.
+        in_flight_peak: the most of these at the same time.
+        requests: the bodies of the first completion requests, as parsed JSON.
+        paths: the paths of the first completion requests, with their queries.
+        headers: the headers of the first completion requests.
+
+    Raises:
+        ValueError: `fault_rate` is above 0, and `faults` is empty.
     """
 
     reply: _Answer | Callable[[dict[str, Any]], _Answer] = None
     _: KW_ONLY
-    latency: float = 0.0  #: seconds before each reply
-    faults: Sequence[Fault] = ()  #: the first requests get one each, in order …
-    fault_rate: float = 0.0  #: … or, above 0, each request gets a random one with this probability
-    seed: int = 0  #: seeds these random faults
-    model: str = "fake"  #: the model that `/v1/models` lists
-    keep: int = 10_000  #: `requests`, `paths` and `headers` keep so many of the first requests
-    api_key: str | None = None  #: a request without this key gets a 401
-    known_models: Sequence[str] | None = None  #: a request for another model gets a 404
-    port: int = 0  #: 0 lets the system choose
-    calls: int = field(default=0, init=False)  #: completion requests received
-    faulted: int = field(default=0, init=False)  #: completion requests that got a fault
-    repeats: int = field(default=0, init=False)  #: completion requests that repeat earlier messages
+    latency: float = 0.0
+    faults: Sequence[Fault] = ()
+    fault_rate: float = 0.0
+    seed: int = 0
+    model: str = "fake"
+    keep: int = 10_000
+    api_key: str | None = None
+    known_models: Sequence[str] | None = None
+    port: int = 0
+    calls: int = field(default=0, init=False)
+    faulted: int = field(default=0, init=False)
+    repeats: int = field(default=0, init=False)
     in_flight: int = field(default=0, init=False)
-    in_flight_peak: int = field(default=0, init=False)  #: the most completion requests at once
+    in_flight_peak: int = field(default=0, init=False)
     requests: list[dict[str, Any]] = field(default_factory=list, init=False, repr=False)
-    paths: list[str] = field(default_factory=list, init=False, repr=False)  #: with their queries
+    paths: list[str] = field(default_factory=list, init=False, repr=False)
     headers: list[Mapping[str, str]] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -93,12 +119,22 @@ class FakeLLM:
 
     @property
     def stats(self) -> dict[str, int]:
-        """The counters, as `GET /stats` sends them."""
+        """Counts of the completion requests so far, as `GET /stats` sends them.
+
+        "calls", "faulted", "repeats" and "in_flight_peak" are the fields of these names. "distinct" is the
+        number of different conversations.
+        """
         names = ("calls", "faulted", "repeats", "in_flight_peak")
         return {name: getattr(self, name) for name in names} | {"distinct": len(self._seen)}
 
     def start(self) -> Self:
-        """Serve from a background thread; returns once the socket listens."""
+        """Serve from a background thread, and return this server once the socket listens.
+
+        Nothing changes if it runs already.
+
+        Raises:
+            OSError: the port is taken.
+        """
         if self._thread is None:
             bound: Future[int] = Future()
             thread = threading.Thread(target=lambda: asyncio.run(self._serve(bound)), daemon=True)
@@ -107,7 +143,7 @@ class FakeLLM:
         return self
 
     def stop(self, *_: object) -> None:
-        """Drop the requests in progress, close every socket and end the thread."""
+        """Drop the requests in progress, close every socket and end the thread. It may be started again."""
         if self._thread is not None:
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join()
@@ -192,6 +228,7 @@ class FakeLLM:
         return None
 
     def _next_fault(self) -> Fault | None:
+        """Return the fault for the next request; None: it gets none."""
         if not self.fault_rate:
             return self._script.pop(0) if self._script else None
         is_drawn = self._random.random() < self.fault_rate
@@ -200,6 +237,7 @@ class FakeLLM:
     def _answer(
         self, body: dict[str, Any], fault: Fault | None
     ) -> tuple[bytes, Mapping[str, str], Fault | None]:
+        """Return the HTTP body and the headers of a reply, and the fault that is left for `_fail`, if any."""
         answer = self.reply(body) if callable(self.reply) else self.reply
         if isinstance(answer, bytes) and fault is None:
             return answer, {}, None
@@ -221,6 +259,9 @@ def _value(schema: Any, path: str, root: Any) -> Any:
         schema: the schema of a field; None: any word fits.
         path: seeds the choice: the user's message and the names of fields down to this one, joined by NUL.
         root: the schema of the whole reply, in which references are looked up.
+
+    Raises:
+        ValueError: a string has a pattern or a format.
     """
     draw = random.Random(path)  # a string gives the same seed in every process
     if schema is None:
@@ -268,6 +309,7 @@ def _resolve(schema: dict[str, Any], root: Any) -> dict[str, Any]:
 
 
 def _phrase(schema: dict[str, Any], draw: random.Random) -> str:
+    """Make words that fit the lengths of a schema. Raises ValueError if it has a pattern or a format."""
     if form := schema.get("pattern") or schema.get("format"):
         raise ValueError(f"no words are made for the pattern or format {form!r}: pass a reply")
     least, most = schema.get("minLength", 0), schema.get("maxLength", sys.maxsize)
@@ -289,6 +331,7 @@ def _schema(body: Mapping[str, Any]) -> Any:
 
 
 def _send(body: bytes, headers: Mapping[str, str] = NO_HEADERS, status: int = 200) -> web.Response:
+    """Make a response with a body of JSON."""
     from aiohttp import web
 
     # The type is a header, since aiohttp's `content_type` argument makes replies a tenth slower.

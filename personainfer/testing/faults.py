@@ -16,9 +16,19 @@ _BAD_BYTE = "\udcff"  # encoded as the byte 0xFF, which is never UTF-8
 
 @dataclass(frozen=True)
 class Reply:
-    """One completion. Content that is not a string is sent as JSON; a count that is None is estimated.
+    """One completion of the fake model.
 
     If the request has a tool, content that looks like JSON becomes the arguments of a call of this tool.
+
+    Attributes:
+        content: the text of the reply; None: null. Anything else is sent as JSON text.
+        finish_reason: why the model stopped; "stop" becomes "tool_calls" if a tool is called.
+        refusal: the text of `message.refusal`; None: null.
+        model: the model that the reply names; None: that of the request.
+        prompt_tokens, completion_tokens: what `usage` says; None: an estimate, a quarter of the characters.
+        logprobs: is sent as it is, in the form of OpenAI's API.
+        headers: HTTP headers that are sent as well.
+        reasoning_tokens: how many of the completion tokens are reasoning; None: `usage` does not say it.
     """
 
     content: Any = None
@@ -29,15 +39,18 @@ class Reply:
     completion_tokens: int | None = None
     logprobs: Any = None
     headers: Mapping[str, str] = field(default_factory=dict)
-    reasoning_tokens: int | None = None  # how many of the completion tokens
+    reasoning_tokens: int | None = None
 
     @property
     def text(self) -> str:
-        """The content as it is sent."""
+        """The content as text: a string as it is, anything else as JSON, None as "null"."""
         return self.content if isinstance(self.content, str) else compact_json(self.content)
 
     def render(self, body: Mapping[str, Any]) -> bytes:
-        """Make the HTTP body that answers the request `body`. `FakeLLM(reply=…)` sends it unchanged."""
+        """Make the HTTP body that answers the request `body`.
+
+        A `FakeLLM` sends such bytes, given as its `reply`, for every request.
+        """
         text = None if self.content is None else self.text
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": self.refusal}
         finish, tool = self.finish_reason, function_to_call(body)
@@ -65,17 +78,28 @@ class Reply:
 
 @dataclass(frozen=True)
 class Fault:
-    """A way in which a call fails. The methods below make faults."""
+    """A way in which a call fails. The methods below make faults.
+
+    Attributes:
+        kind: what happens: "status" or "body" (another body is sent), "edit", "content", "bad_schema",
+            "truncated", "filtered" or "not_utf8" (the reply changes), "hang", "slow_body", "reset" or
+            "reset_mid_body" (of the connection).
+        code: the HTTP status.
+        headers: HTTP headers that are sent as well.
+        seconds: how long "hang" and "slow_body" take.
+        body: is sent in place of the reply; None: the reply is sent.
+        edit: field of the reply -> its other value.
+    """
 
     kind: str
     code: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
-    body: bytes | None = None  # sent in place of the reply's
-    edit: Mapping[str, Any] = field(default_factory=dict)  # fields of the reply that change
+    body: bytes | None = None
+    edit: Mapping[str, Any] = field(default_factory=dict)
 
     reset = staticmethod(lambda: Fault("reset"))  #: the connection ends before the reply
-    reset_mid_body = staticmethod(lambda: Fault("reset_mid_body"))  #: it ends within the body
+    reset_mid_body = staticmethod(lambda: Fault("reset_mid_body"))  #: … or within its body
     bad_schema = staticmethod(lambda: Fault("bad_schema"))  #: JSON that does not fit the schema
     truncated = staticmethod(lambda: Fault("truncated"))  #: half a text, finish_reason "length"
     filtered = staticmethod(lambda: Fault("filtered"))  #: no text, finish_reason "content_filter"
@@ -83,7 +107,13 @@ class Fault:
 
     @classmethod
     def status(cls, code: int, headers: Mapping[str, str] = NO_HEADERS, message: str = "") -> Self:
-        """Answer with an HTTP error that has a body like OpenAI's."""
+        """Answer with an HTTP error that has a body like OpenAI's.
+
+        Args:
+            code: the HTTP status.
+            headers: HTTP headers that are sent as well.
+            message: the text of the error; "": "scripted" and the status.
+        """
         return cls("status", code, headers, body=error_body(code, message or f"scripted {code}"))
 
     @classmethod
@@ -97,28 +127,33 @@ class Fault:
     def rate_limit(
         cls, retry_after: float | str | None = None, headers: Mapping[str, str] = NO_HEADERS
     ) -> Self:
-        """Answer with a 429. `retry_after`: seconds or an HTTP date; None: no Retry-After header."""
+        """Answer with a 429.
+
+        Args:
+            retry_after: the Retry-After header: seconds or an HTTP date; None: there is no such header.
+            headers: other headers.
+        """
         wait = {} if retry_after is None else {"Retry-After": str(retry_after)}
         return cls.status(429, {**wait, **headers}, "Rate limit reached for requests")
 
     @classmethod
     def hang(cls, seconds: float = 3600) -> Self:
-        """Send nothing for so many seconds, then the normal reply."""
+        """Send nothing for this many seconds, then the normal reply."""
         return cls("hang", seconds=seconds)
 
     @classmethod
     def slow_body(cls, seconds: float = 1.0) -> Self:
-        """Send the headers at once, then the body in ten pieces over so many seconds."""
+        """Send the headers at once, then the body in ten pieces over this many seconds."""
         return cls("slow_body", seconds=seconds)
 
     @classmethod
     def empty(cls, of: Literal["body", "content"] = "body") -> Self:
-        """Answer with a 200 without a body, or with a completion without content."""
+        """Answer with a 200 without a body, or with a completion whose content is ""."""
         return cls("body", body=b"") if of == "body" else cls("edit", edit={"content": ""})
 
     @classmethod
     def invalid_json(cls, of: Literal["content", "body"] = "content") -> Self:
-        """Answer with content that is almost JSON, or with an HTML page in place of the body."""
+        """Answer with content that is almost JSON, or with an HTML page in place of the whole body."""
         return cls("content") if of == "content" else cls("body", body=b"<html>It works!</html>")
 
     @classmethod
@@ -138,7 +173,10 @@ class Fault:
 
     @classmethod
     def table(cls) -> dict[str, Self]:
-        """Return an example of each way in which an endpoint fails, by name, to test code with all."""
+        """Return name -> an example of each way in which an endpoint fails, to test code with all of them.
+
+        "hang" sends nothing for an hour.
+        """
         return {
             "429-retry-after": cls.rate_limit(0),
             "429": cls.rate_limit(),
@@ -160,7 +198,14 @@ class Fault:
         }
 
     def spoil(self, reply: Reply, schema: Any) -> Reply:
-        """Apply this fault to a reply. Faults of the connection return it unchanged."""
+        """Return a reply as this fault changes it: its content, its finish reason, or fields in `edit`.
+
+        Other faults, such as those of the connection, return the reply unchanged.
+
+        Args:
+            reply: the reply.
+            schema: the JSON schema that the content should fit; None: there is none.
+        """
         text, edit = reply.text, dict(self.edit)
         if self.kind == "truncated":
             edit = {"content": text[: len(text) // 2], "finish_reason": "length"}
@@ -189,12 +234,16 @@ def function_to_call(body: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def texts_of(body: Mapping[str, Any], role: str = "") -> list[str]:
-    """Return the text of each message in a request, of one role or ("") of all."""
+    """Return the text of each message in a request, or of each message with this role.
+
+    The parts of a message are joined by spaces. A message without text gives "".
+    """
     said = [m.get("content") or "" for m in body.get("messages", ()) if role in ("", m["role"])]
     return [t if isinstance(t, str) else " ".join(p.get("text", "") for p in t) for t in said]
 
 
 def compact_json(value: Any) -> str:
+    """Return a value as JSON without white space around its parts. Other letters than ASCII stay."""
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 

@@ -49,13 +49,18 @@ def killed_at_write(
 ) -> KilledRun:
     """Run an operation in a forked process, and kill the process just before one of its writes in a folder.
 
-    Processes that the operation starts are watched, too, and killed with it.
+    The call blocks until the process has ended. Processes that the operation starts are watched, too, and
+    killed with it.
 
     Args:
         operation: the function to call. Its result must be picklable. Threads of this process do not exist in
             the fork.
         folder: only writes in this folder and its subfolders count.
         at: the number of the write to kill at, from 1; None: the process is not killed.
+
+    Returns:
+        What the process did. It is not killed if it writes fewer than `at` times. An exception of the
+        operation is not raised here, but is in `error`.
 
     Raises:
         NotImplementedError: the system is not Linux on x86-64 or 64-bit ARM.
@@ -132,7 +137,12 @@ _MAY_CREATE = os.O_CREAT | os.O_TRUNC
 
 
 def _watched(operation: Callable[[], object], folder: str, at: int | None) -> KilledRun:
-    """Run the operation in a fork, and watch this process and those that it starts until they end."""
+    """Run the operation in a fork, and watch this process and those that it starts until they end.
+
+    Args:
+        operation, at: as for `killed_at_write`.
+        folder: the absolute path of the folder.
+    """
     # No pipe, which could fill up: it is read after the child's end.
     answer = os.memfd_create("answer")
     child = os.fork()
@@ -152,6 +162,7 @@ def _watched(operation: Callable[[], object], folder: str, at: int | None) -> Ki
 
 
 def _run(operation: Callable[[], object], answer: int) -> None:
+    """Call the operation, write a pickle of (result, traceback or "") to `answer`, and end the process."""
     value, error = None, ""
     try:
         value = operation()
@@ -182,6 +193,7 @@ def _submit_to_ptrace() -> None:
 
 
 def _instruction(code: int, if_true: int, if_false: int, k: int) -> bytes:
+    """Return the bytes of one instruction of a seccomp filter (struct sock_filter)."""
     return (
         code.to_bytes(2, sys.byteorder) + bytes([if_true, if_false]) + k.to_bytes(4, sys.byteorder)
     )
@@ -212,6 +224,7 @@ _libc.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c
 
 
 def _ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> int:
+    """Call ptrace, and return its result. Raises OSError if it fails."""
     found = int(_libc.ptrace(request, pid, address, data))
     if found < 0:
         code = ctypes.get_errno()
@@ -223,7 +236,16 @@ def _ptrace(request: int, pid: int, address: int = 0, data: int = 0) -> int:
 
 
 def _follow(child: int, folder: str, at: int | None, writes: list[str]) -> bool:
-    """Watch the child until it ends, and add each write to `writes`. Returns whether it was killed."""
+    """Watch the child and its processes until they end, and kill them just before write number `at`.
+
+    Args:
+        child: the process, which waits in `_submit_to_ptrace`.
+        folder, at: as for `_watched`.
+        writes: gets the description of each write, in order.
+
+    Returns:
+        Whether the processes were killed.
+    """
     os.waitpid(child, _WALL)  # for the stop in `_submit_to_ptrace`
     _ptrace(_PTRACE_SETOPTIONS, child, 0, _OPTIONS)
     _ptrace(_PTRACE_CONT, child)
@@ -258,7 +280,11 @@ def _follow(child: int, folder: str, at: int | None, writes: list[str]) -> bool:
 
 
 def _write(pid: int, folder: str, names: dict[int, str]) -> str:
-    """Describe the call at which a process has stopped; "" if it changes nothing in the folder."""
+    """Describe the write at which a process has stopped, such as "rename table.parquet".
+
+    Returns:
+        The name of the call, and the path in the folder; "" if the call changes nothing in the folder.
+    """
     info = _SyscallInfo()
     _ptrace(_PTRACE_GET_SYSCALL_INFO, pid, ctypes.sizeof(info), ctypes.addressof(info))
     name, arguments = names[info.number], info.arguments
@@ -280,7 +306,11 @@ def _path(pid: int, arguments: Any, descriptor: int | None, path: int | None) ->
     Args:
         pid: the process.
         arguments: the arguments of the call.
-        descriptor, path: the places of the descriptor and of the path among the arguments, if there are any.
+        descriptor: which argument is the descriptor of the file, or of the folder of `path`; None: none is.
+        path: which argument is the path; None: none is.
+
+    Raises:
+        OSError: the process has no such descriptor, or its memory cannot be read.
     """
     start = f"/proc/{pid}/cwd"
     if descriptor is not None:

@@ -15,8 +15,12 @@ from ..local.database_checks import connected
 def full_disk(bytes: int) -> Iterator[None]:
     """Within the block, no file of this process can grow beyond this many bytes, as on a full disk.
 
-    Further writes fail with an OSError (EFBIG), in Python, Arrow and SQLite. Not on Windows. Modules that are
-    imported in the block write no bytecode, since Python would keep files that were cut off.
+    Further writes fail with an OSError (EFBIG), in Python, Arrow and SQLite. The old limit returns when the
+    block ends. Modules that are imported in the block write no bytecode, since Python would keep files that
+    were cut off.
+
+    Raises:
+        ImportError: the system is Windows.
     """
     import resource
 
@@ -31,7 +35,14 @@ def full_disk(bytes: int) -> Iterator[None]:
 
 @contextmanager
 def locked_database(path: str | Path) -> Iterator[None]:
-    """Within the block, another connection holds the write lock of an SQLite database, such as the cache."""
+    """Within the block, another connection holds the write lock of an SQLite database, such as the cache.
+
+    Others can read the database, and wait, or fail, if they write.
+
+    Raises:
+        CacheError: the file is a link, or something else that no cache has.
+        sqlite3.OperationalError: the file is missing, or another connection holds the lock.
+    """
     with closing(connected(Path(path))) as connection:
         connection.execute("BEGIN IMMEDIATE")
         yield
