@@ -67,7 +67,7 @@ def _check_prices(prices: Any) -> Any:
         return None
     try:
         prompt, completion = map(float, prices)
-    except (TypeError, OverflowError) as error:  # which pydantic would let through
+    except (TypeError, OverflowError) as error:  # pydantic would let these through
         raise ValueError from error
     if not (0 <= prompt < inf and 0 <= completion < inf):  # NaN would pass any budget
         raise ValueError
@@ -253,7 +253,7 @@ class LLM:
             self._sampling["reasoning_effort"] = chosen["reasoning_effort"]
         self.max_concurrency: int = chosen["max_concurrency"] or 64
         size = ReplySize.of(chosen["extra_body"] or {})
-        if not size.is_told:  # another model's budget may pay
+        if not size.is_told:  # also without a budget: that of another model may pay
             self.transport.send_one_first()
         self._call_settings = CallSettings(
             timeout=chosen["timeout"] or (600.0 if local else 60.0),
@@ -269,7 +269,7 @@ class LLM:
             else find_price(self.model, chosen["prices"], chosen["extra_body"])
         )
         self.account = Account(
-            # What waits for a connection would use up its time to answer.
+            # A request that waits for a connection would use up its time to answer.
             max_concurrency=min(self.max_concurrency, most_connections() or self.max_concurrency),
             rpm=chosen["rpm"],
             tpm=chosen["tpm"],
@@ -583,7 +583,7 @@ def _budget(
     return Budget(usd)
 
 
-# What makes a request what it is: all that a file may decide of how a model is called.
+# What a file may decide of how a model is called: the options that decide the reply.
 _OF_A_REQUEST = ("temperature", "max_tokens", "seed", "reasoning_effort", "extra_body")
 MOST_CANDIDATES = 8
 # The most that a file may ask for without the caller's word.

@@ -26,7 +26,7 @@ _REASONS = re.compile(  # names of models that think before they answer
     re.IGNORECASE,
 )
 _OPENAI_REASONS = re.compile(r"(^|/)(o[134](-|$)|gpt-5)", re.IGNORECASE)
-_MISFITS = 3  # replies in another form than asked for, and none in that one
+_MISFITS = 3  # replies in another form than asked for, before any in that form
 _FOR_REASONING = 8  # times max_tokens: reasoning counts as output, and takes most of it
 _NUMBER = re.compile(
     r"(?:at most|maximum (?:of|is)|less than or equal to|<=|limit (?:of|is)|> |exceed|\[\d+,|between \d+ and)"
@@ -59,7 +59,7 @@ class Dialect:
         self.form = form  # in FORMS
         self.reasons = bool(_REASONS.search(model))
         self.version = 0  # counts what was learned
-        self.proven = True  # requests may go side by side; else one goes first
+        self.proven = True  # requests may go side by side; False: one goes first
         self.answered = False  # whether the endpoint has ever taken a request
         self.fits = False  # whether a reply has ever been in the form that was asked for
         self._misfits = 0  # replies in another form, since the last change
@@ -144,9 +144,9 @@ class Dialect:
         if trial is not None and trial._is_for_all(body):
             self._become(trial)
         elif self._before is not None:
-            if self._learned_of == _digest(body):  # what it was refused for is settled
+            if self._learned_of == _digest(body):  # the last change has helped
                 self._before = None
-            elif self._helped_nobody or self._before.version == version:  # others need no change
+            elif self._helped_nobody or self._before.version == version:  # taken unchanged
                 self._become(self._before)
         self.proven = self.answered = True
         self._refused_of.clear()
@@ -186,7 +186,7 @@ class Dialect:
             return
         if not self.answered:
             self._refused_of.add(_digest(body))
-        if trial is None and version != self.version:  # another request has learned since
+        if trial is None and version != self.version:  # the dialect has changed since it was sent
             error.rewritten = self._refused is None
             return
         changed, words = (trial or self)._copy(), error.message.lower()
@@ -229,7 +229,7 @@ class Dialect:
         limit = int(most[1]) if most else 0
         if (
             0 < limit < (self._largest_limit or limit + 1)
-        ):  # one that rises again could go on for ever
+        ):  # falling only: limits that rise again could go on for ever
             self._largest_limit = limit
             return True
         if self._renamed:
@@ -310,7 +310,7 @@ def _digest(body: bytes) -> bytes:
     return hashlib.sha256(body).digest()
 
 
-_FIELD_OF = {"system role": "role"}  # what a request has that may be refused so
+_FIELD_OF = {"system role": "role"}  # the field of a request that a refusal means
 
 
 def fold_system(messages: list[Json]) -> None:

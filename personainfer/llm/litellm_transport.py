@@ -119,7 +119,7 @@ class LiteLLMTransport(DialectTransport):
         self._models: dict[str, _InstructorModels] = {}
         self._clients: dict[str, Any] = {}
         with guarded_http(largest=LARGEST_REPLY):  # litellm may ask a server what its model can do
-            # Now, and not by what is learned later: it is part of the key of a reply.
+            # Found out now, and not learned later: it is part of the key of a reply.
             self._asks_by_tool_call = not self._litellm.supports_response_schema(model) and (
                 self._litellm.supports_function_calling(model)
             )
@@ -154,7 +154,7 @@ class LiteLLMTransport(DialectTransport):
         made of the answer is read instead.
         """
         self.check_address()
-        # The deadline is ours: after a stop of the process, it lets what has come be read.
+        # Our own deadline counts: after the process was stopped, it lets what has come be read.
         fields: Json = {**json.loads(body), **self.options, "timeout": timeout + _LATER}
         dialect.write_fields(fields)
         fields["drop_params"] = True  # such as `seed`, or `temperature` of models that reason
@@ -171,7 +171,7 @@ class LiteLLMTransport(DialectTransport):
         if not _sends_as_it_came(self._litellm):
             rules["deliver"] = None
         if rules["deliver"] is None or self.provider in _IN_PROCESS | self._own():
-            is_sent()  # nobody tells when
+            is_sent()  # it is not known when
         reply, failure = None, None
         with silent_libraries(), guarded_http(**rules) as exchange:
             asking = self._ask(fields, bad, dialect)
@@ -197,7 +197,7 @@ class LiteLLMTransport(DialectTransport):
         import yarl
 
         headers = dict(request.headers)
-        if self.options["api_base"] is not None:  # whose they are not
+        if self.options["api_base"] is not None:  # OpenAI's headers are not for it
             for name, text in openai_headers().items():
                 is_openais = name.lower().startswith("openai-")
                 if headers.get(name.lower()) != text and not is_openais:
@@ -209,9 +209,9 @@ class LiteLLMTransport(DialectTransport):
                     headers["authorization"] = SecretText(f"Bearer {self.key}")
         for name, text in (self.options.get("extra_headers") or {}).items():
             is_told_twice = len(request.headers.get_list(name)) > 1
-            if is_told_twice or name.lower() not in headers:  # the user's takes the place of others
+            if is_told_twice or name.lower() not in headers:  # the user's own counts
                 headers[name.lower()] = text
-        if request.url.userinfo:  # it takes the place of the key
+        if request.url.userinfo:  # the password in the address takes the place of the key
             headers.pop("authorization", None)
         address = yarl.URL(str(request.url), encoded=True)
         return await self._connections.send(
@@ -290,7 +290,7 @@ class LiteLLMTransport(DialectTransport):
         fields.pop("tool_choice", None)
         if not (asked or tools):
             return None
-        # Not by its name: two schemas may have the same.
+        # Not by its name: two schemas may have one name.
         schema = asked["json_schema"]["schema"] if asked else tools[0]["function"]["parameters"]
         return self._models[json.dumps(schema)]
 
@@ -419,7 +419,7 @@ class LiteLLMTransport(DialectTransport):
         try:
             _, _, found = self._look_up()
         except self._litellm.BadRequestError:
-            found = None  # it knew the provider when this was made
+            found = None  # litellm knew the provider when this was made
         return _environment_address(self.provider, found, self._litellm.api_base)
 
     def check_address(self) -> None:
@@ -508,7 +508,7 @@ def _keep_replies_out_of_logs() -> None:
     for name in ("instructor", *logging.root.manager.loggerDict):
         if (
             name.split(".")[0] == "instructor"
-        ):  # each by itself: a logger does not filter for those below
+        ):  # the filter of a logger does not hold for those below it
             logging.getLogger(name).addFilter(_not_on_the_loop)
 
 
@@ -529,7 +529,7 @@ def _environment_address(provider: str, found: str | None, set_for_all: str | No
     return " ".join(sorted({*told, *filter(None, [set_for_all])}))
 
 
-# What providers' variables are called besides: litellm takes HF_TOKEN for huggingface.
+# Other starts of the names of a provider's variables: litellm takes HF_TOKEN for huggingface.
 _OTHER_NAMES = {
     "huggingface": "hf",
     "watsonx": "wx|wml",

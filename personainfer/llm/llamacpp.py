@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 SLOTS = 8  # requests decoded together: more than the cores of a laptop gain from
 _CONTEXT = 4096  # tokens a slot
-_COPIES = 2  # starts that are kept: as large as what the slot holds
+_COPIES = 2  # saved KV caches of starts: each is as large as that of a slot
 _SLOT_ACTION_TIMEOUT = 60.0  # seconds
 _LOAD_TIMEOUT = 60.0  # seconds for a server to start, and one more for each of these many bytes:
 _LOADED_A_SECOND = 10_000_000  # a network disk is slow
@@ -205,7 +205,7 @@ class Server:
         self.api_key = key
         self.slots = Slots(SLOTS, _cores(), process.copies)
         self._inside = 0  # requests that are sent and not answered
-        self._has_failed = False  # whether a request has, since one was last sent alone
+        self._has_failed = False  # whether a request has failed since one was last sent alone
         self._door = asyncio.Lock()
         self._left = asyncio.Event()
 
@@ -319,7 +319,7 @@ class LocalModel:
                 continue
             except TransportError:
                 process = server.process
-                lost = process.has_ended()  # the connection, with the server
+                lost = process.has_ended()  # the connection broke, as the server has ended
                 if not lost and await _in_thread(partial(_answers, server, chat)):
                     raise  # the server was slow with this request, or refused it
                 if await _in_thread(process.ends_now) and not process.was_killed:
@@ -348,7 +348,7 @@ class LocalModel:
 
     def _start(self) -> Server:
         path = self._weights.path()
-        self._socket = PrivateSocket()  # anew: somebody may have removed the folder of the last one
+        self._socket = PrivateSocket()  # a new one: the folder of the last may have been removed
         settings = ServerSettings(
             path=str(path),
             key=self._key,

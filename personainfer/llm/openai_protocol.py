@@ -50,7 +50,7 @@ def message_texts(messages: Iterable[Json]) -> list[str]:
 
 
 _LOOSE = {"title", "description", "default"}
-# Strict mode refuses some of them at some providers.
+# Some providers refuse some of these in strict mode.
 _TIGHT = {"pattern", "minLength", "maxLength", "minItems", "maxItems"}
 
 
@@ -98,7 +98,7 @@ def wire_schema(schema: type[BaseModel], *, tight: bool) -> Json:
     return resolved
 
 
-_ROUNDING = 1e-3  # by how much log p may exceed 0 where it was computed in half precision
+_ROUNDING = 1e-3  # by how much log p may exceed 0 if it was computed in half precision
 _MOST_TOKENS = 2**31
 CUT_OFF = {"length", "max_tokens", "model_length"}
 _FILTERED = re.compile(
@@ -131,7 +131,7 @@ def read_completion(reply: Mapping[str, Any], secrets: Secrets) -> Completion:
     except _NO_COMPLETION:
         raise ReplyError("the reply is JSON, but not a chat completion.") from None
     text = secrets.mask_reply(completion.text)
-    if text != completion.text:  # the tokens would spell it
+    if text != completion.text:  # the tokens would spell the secret
         completion = replace(completion, text=text, logprobs=None)
     problem = _completion_problem(completion, message, secrets)
     if isinstance(problem, TransportError):
@@ -190,7 +190,7 @@ def check_was_read(completion: Completion, body: bytes, usage: object = None) ->
             may be in either count.
     """
     fewest = max(completion.prompt_tokens, _SHORTEST_CUT)
-    if len(body) < _BYTES_A_TOKEN * fewest:  # as nearly all: it need not be read again
+    if len(body) < _BYTES_A_TOKEN * fewest:  # nearly all requests, which need not be parsed
         return
     texts = message_texts(json.loads(body)["messages"][-1:])
     least = sum(len(text.split()) + len(_UNSPACED.findall(text)) // 3 for text in texts) // 2
@@ -238,7 +238,7 @@ def taken(reply: Mapping[str, Any], *, refused: bool = False) -> Completion | No
     except _NO_COMPLETION:
         completion, _ = _completion({"choices": [{"text": ""}], "usage": usage})
     counts = usage if isinstance(usage, dict) else {}
-    # A quota has numbers of its own.
+    # Only fields of tokens: usage may also tell of a quota.
     is_counted = any(_tokens(counts, name) for name in counts if "token" in name.lower())
     is_empty = not any(_may_be_an_answer(reply.get(name)) for name in _ENVELOPES)
     says_so = isinstance(reply.get("choices"), list) or not _OF_A_REFUSAL.isdisjoint(reply)
@@ -361,7 +361,7 @@ def _tokens(usage: Mapping[str, Any], name: str) -> int | None:
     None: it is missing, negative or no number. A boolean or a text is no number.
     """
     count = usage.get(name)
-    if type(count) is int and 0 <= count <= _MOST_TOKENS:  # as nearly all
+    if type(count) is int and 0 <= count <= _MOST_TOKENS:  # nearly all counts
         return count
     if isinstance(count, bool) or not isinstance(count, (int, float)) or not count >= 0:
         return None

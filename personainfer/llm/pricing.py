@@ -90,8 +90,8 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     reasoning_tokens: int = 0
-    errors: int = 0  # requests that got no usable reply after all attempts
-    beyond: float = 0.0  # USD beyond the plain price of these tokens: dearer calls, untold tokens
+    errors: int = 0
+    beyond: float = 0.0
 
     def add(self, completion: Completion) -> float:
         """Count the tokens of one reply. Return its cost in USD; 0: the price is unknown."""
@@ -205,9 +205,9 @@ class Budget:
     def settle(self, reserved: float, spent: float) -> None:
         """Replace the USD that were reserved for a call by those that it cost."""
         with self._lock:
-            self._spent += spent  # first: a fork may begin between two of these
+            self._spent += spent  # first: a fork may begin between two of these lines
             self._in_flight -= 1
-            # Of many additions, a rest may be left when nothing is in flight.
+            # Rounding of many additions may leave a rest when nothing is in flight.
             self._reserved = self._reserved - reserved if self._in_flight else 0.0
         self._settled.set()
 
@@ -251,7 +251,7 @@ class Budget:
                     f" left{beside}.",
                     hint="Raise budget=, lower max_tokens=, or submit fewer rows; see estimate_cost.",
                 )
-            self._orders = self._orders | new  # another one: `spent` may be read meanwhile
+            self._orders = self._orders | new  # a new dict: `spent` may read the old one meanwhile
 
     def give_back(self, orders: Iterable[str]) -> None:
         """Charge these orders, by their names, no more: they were not placed, or came to nothing."""
@@ -354,9 +354,9 @@ class ReplySize(NamedTuple):
 _LIMITS = (
     "max_tokens",
     "max_completion_tokens",
-)  # of the whole reply, where no other field has them
+)  # of the whole reply; counted apart from other lengths
 _LABELS = frozenset({"metadata", "labels"})  # whose names are the user's own
-_MAX_TOKENS = "max_(?!input|prompt|context).*tokens"  # of a reply
+_MAX_TOKENS = "max_(?!input|prompt|context).*tokens"  # fields that bound a reply
 _LENGTHS = re.compile(f"budget|{_MAX_TOKENS}|min_tokens|num_predict")
 _THINKING = re.compile(f"think|reason|budget|{_MAX_TOKENS}|num_predict|effort")
 
@@ -434,7 +434,7 @@ def _from_list(model: str, ending: str) -> Price | None:
     prompt, completion = usd("input_cost_per_token"), usd("output_cost_per_token")
     if (
         prompt is None or completion is None or "deep-research" in model
-    ):  # of searches without number
+    ):  # each call makes any number of searches
         return None
     reasoning = max(0.0, (usd("output_cost_per_reasoning_token") or 0.0) - completion)
     longer = []

@@ -27,7 +27,7 @@ _FIRST_PAUSE = 0.5  # seconds, doubled at each refusal in a row, when the endpoi
 _LONGEST_PAUSE = 60.0
 _LOOK = 1.0  # seconds after which a request that waits looks again
 _LOADING_PAUSE = 5.0  # seconds between two looks at an endpoint that loads its model
-_MOST_REASONS = 1000  # for refusals that are told apart
+_MOST_REASONS = 1000  # of refusals that are counted apart
 _TOO_FAST = "the endpoint keeps asking for fewer requests"
 
 
@@ -43,7 +43,7 @@ class Place:
 
     units: float
     sent: float | None = None
-    held: bool = True  # whether the units count
+    held: bool = True
 
 
 class Window:
@@ -69,8 +69,8 @@ class Window:
         self._seconds = seconds
         self._clock = clock
         self._sent: deque[Place] = deque()  # oldest first
-        self._held = 0  # places, of requests that are not sent too
-        self._total = 0.0  # their units
+        self._held = 0  # how many places count, with those of requests that are not sent yet
+        self._total = 0.0  # the units of these places
         self._turn = asyncio.Lock()  # first come, first served
         self._changed = asyncio.Event()
 
@@ -127,7 +127,7 @@ class Window:
         self._held -= 1
         self._total -= place.units
         if not self._held:
-            self._total = 0.0  # of many additions, a rest may be left
+            self._total = 0.0  # rounding of many additions may have left a rest
 
     def _leaves(self, place: Place) -> float:
         """Return when a request that was sent leaves the window, by its clock.
@@ -188,7 +188,7 @@ class Gate:
         """
         while True:
             if self._given_up is not None:
-                raise self._given_up.with_traceback(None)  # it grows with each raise
+                raise self._given_up.with_traceback(None)  # the traceback grows with each raise
             pause = self._opens_at - self._clock()
             if pause <= 0 and self._active < max(1, int(self._allowed)):
                 self._active += 1
@@ -370,7 +370,7 @@ class RefusalWatch:
         Returns:
             Whether the short request has to be sent now.
         """
-        if self._accepted:  # each may have a reason of its own, such as the number of the request
+        if self._accepted:  # each refusal now concerns its row alone
             return False
         reason = _reason(error)
         self._refusals[reason] += 1

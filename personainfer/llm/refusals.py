@@ -54,7 +54,7 @@ class Rule(NamedTuple):
     name: str
     scope: Scope
     statuses: range | tuple[int, ...]
-    words: str  # a regular expression for the lower-cased words of the body; "" fits all
+    words: str
     error: type[ModelError]
     says: str
     hint: str = ""
@@ -253,7 +253,7 @@ def status_error(
         return redirect_error(status, {"Location": redact(place, secrets)})
     text = " ".join(text.encode(errors="replace").decode().split())
     said = redact(text, secrets)[:_LONGEST_WORDS].strip(" .") or "the endpoint says no more"
-    # Not what is masked: the words of a header, such as a title, may be those that give the reason.
+    # Not the masked text: a header's words, such as a title, may be those that give the reason.
     lowered = html.unescape(text[:_LONGEST_READ].lower())
     own: Collection[tuple[str, ...]] = ()
     if asked and _is_told_by_words(status, _fitting(status, lowered)):
@@ -262,7 +262,7 @@ def status_error(
     wait = retry_after(headers, lowered)
     number = f" ({status})" if status != 200 else ""
     may_have_run = status in _GATEWAY_LOST_IT
-    # Not x-ratelimit-reset, which comes with any answer.
+    # Not by x-ratelimit-reset, which comes with any answer.
     says_when = any(name.lower().startswith("retry-after") for name in headers)
     if wait is not None and (status == 503 or (says_when and status >= 500 and not may_have_run)):
         status = 429
@@ -278,7 +278,7 @@ def status_error(
     if rule.scope == "run":
         error.fatal = error.is_refusal = True
         error.is_doubtful = status not in _OF_ALL
-        # Credit may end while others run.
+        # Not when credit ends: it may end while other calls run.
         error.ran_nothing = rule.error is AuthenticationError and rule.name not in _OF_CREDIT
     return error
 
@@ -372,7 +372,7 @@ def _words_in(text: str) -> list[tuple[str, int, int]]:
     return [(found[0], *found.span()) for found in _WORD.finditer(bare)]
 
 
-# A key, an account or an address is refused with these. With others a firewall may refuse one row.
+# A key, an account or an address is refused with these statuses. With others a firewall may refuse one row.
 _OF_CREDIT = ("no credit", "payment required")
 _OF_ALL = {401, 402, 404, 405, 407, 410}
 
@@ -408,7 +408,7 @@ def embedded_status(reply: Mapping[str, Any]) -> tuple[int, str] | None:
     choice = choices[0] if isinstance(choices, list) and choices else {}
     error = reply.get("error") or (choice.get("error") if isinstance(choice, dict) else None)
     if choices and isinstance(error, dict) and all(map(_says_nothing, error.values())):
-        return None  # some gateways always write one
+        return None  # some gateways always write an error that says nothing
     if not error and choices:
         return None
     if not error and (feedback := reply.get("prompt_feedback") or reply.get("promptFeedback")):
@@ -615,7 +615,7 @@ def retry_after(headers: Mapping[str, str], words: str = "") -> float | None:
         words: of its body, in lower case.
     """
     lower = {key.lower(): str(value).strip() for key, value in headers.items()}
-    # By the endpoint's clock, which sets its dates.
+    # The time by the endpoint's clock, by which it also sets the dates.
     now = _date(lower.get("date", "")) or time.time()
     if "retry-after-ms" in lower:
         return _number(lower["retry-after-ms"], scale=0.001)
@@ -640,7 +640,7 @@ def _reset(headers: Mapping[str, str], now: float) -> float | None:
     return max(most) if most else min(resets["more"], default=None)
 
 
-# What Python raises of a year or a zone of any size.
+# What Python raises for a date with an impossible year or zone.
 _NO_DATE = (ValueError, OverflowError, OSError, TypeError, LookupError)
 
 
@@ -655,7 +655,7 @@ def _wait(value: str, now: float) -> float | None:
     if seconds is not None:
         if seconds > 1e11:  # some send the epoch in milliseconds, such as OpenRouter
             seconds /= 1000
-        return max(0.0, seconds - now) if seconds > 1e8 else seconds  # and some in seconds
+        return max(0.0, seconds - now) if seconds > 1e8 else seconds  # some send it in seconds
     parts = _DURATION.findall(value)
     if parts and "".join(number + unit for number, unit in parts) == value:
         return sum(float(number) * _SECONDS[unit] for number, unit in parts)

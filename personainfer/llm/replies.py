@@ -44,7 +44,7 @@ def decode(content: bytes) -> Json:
         ReplyError: it is empty, or not a JSON object.
         TransportError: it is an event stream that broke off.
     """
-    if not content.startswith(b"{"):  # as nearly all do
+    if not content.startswith(b"{"):  # nearly all do
         begin = content.lstrip()[:6]
         if begin.startswith(b":"):  # comments that keep a connection alive
             content = _COMMENTS.sub(b"", content, count=1)
@@ -192,7 +192,7 @@ _TOKENS = re.compile(
 _LEADING_MARKS = re.compile(rf"\s*(?:(?:{_CHAT_MARK})\s*(?:(?:assistant|model|final)\b\s*)?)*")
 _FIRST_THOUGHT = re.compile(rf"{_LEADING_MARKS.pattern}(?:{_OPENS})")
 _MARK_AT_END = re.compile(rf"(?:{_CHAT_MARK})\Z")
-_LONGEST_MARK = 50  # characters
+_LONGEST_MARK = 50  # characters of a chat template's mark
 
 _PLACEHOLDER = re.compile(r"\.{3}|…|<[^<>]*>|string")
 _MAY_BE_PLACEHOLDER = re.compile(rf'"(?:{_PLACEHOLDER.pattern})"')
@@ -237,7 +237,7 @@ def read_reply(text: str, schema: type[BaseModel] | None, sender: HasSecrets | N
                 problems.append(_first_problem(error))
             except ValueError as error:
                 problems.append(str(error))
-    from_text = getattr(schema, "from_text", None)  # a form that is known to come as text, too
+    from_text = getattr(schema, "from_text", None)  # a schema may also be read from plain text
     if from_text is not None and (read := from_text(text)) is not None:
         return read
     problem = problems[0] if problems else _no_object(text)
@@ -343,7 +343,7 @@ def _scanned(text: str, *, list_root: bool) -> tuple[list[_Found], list[tuple[in
             continue
         tried += 1
         if token["brace"]:
-            # Is it a value in an object that is broken?
+            # Skip a value after a key: the object that has it is broken.
             if _KEY_BEFORE.search(text, max(0, token.start() - _LONGEST_MARK), token.start()):
                 continue
             try:

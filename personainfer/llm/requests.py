@@ -37,7 +37,7 @@ from .transports import Transport
 
 T = TypeVar("T")
 
-_MOST_PLACES = 8  # of replies to the same bytes, in as many schemas
+_MOST_PLACES = 8  # replies that are kept for the same bytes, of as many schemas
 _KEY_VERSION = b"personainfer-1\n"  # change it when the same bytes no longer mean the same request
 
 
@@ -302,7 +302,7 @@ def cached_reply(job: Job, stored: str | None, cache: ReplyCache | None = None) 
                 return reply
             job.place += 1
             stored = cache.get_many([job.cache_key]).get(job.cache_key)
-    except (ValueError, KeyError, TypeError):  # another writer
+    except (ValueError, KeyError, TypeError):  # the text was written by another program
         pass
     return None
 
@@ -447,7 +447,7 @@ class Run(Generic[T]):
         self._unread = 0  # jobs in the window whose cached reply is not read yet
         self._window: deque[tuple[T, list[Job]]] = deque()
         self._broken: Exception | None = None
-        self._pid: int | None = None  # of the process that began it
+        self._pid: int | None = None  # of the process that began to iterate
         self._watch = RunWatch(model, self.tally)
         self._replies = self._run()
 
@@ -485,7 +485,7 @@ class Run(Generic[T]):
                         self._await(self._window[0][1], until_room=more)
                     yield from self._finished()
                 self._close_cache()
-                if self._broken is not None:  # the source failed: first what it gave before
+                if self._broken is not None:  # the source failed, after what it gave before
                     raise self._broken
             finally:
                 self._workers.close()

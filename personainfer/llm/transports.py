@@ -45,8 +45,8 @@ from .replies import decode, taken_by
 
 T = TypeVar("T")
 
-# Called when a request is sent; what it raises is raised, and nothing is sent. With `checks=False` it raises
-# nothing: for a request of which this is known only afterwards.
+# Called when a request has a connection, before it is sent. What it raises is raised, and nothing is sent.
+# With `checks=False`, for a request that is known to be sent only afterwards, it raises nothing.
 Sent = Callable[..., object]
 
 _NAMES_NOTED = 8
@@ -118,7 +118,7 @@ class DialectTransport:
         model: the name that requests carry, by which some forms are known before the first call.
     """
 
-    enforces_forms = False  # whether every reply is in the form that was asked for
+    enforces_forms = False  # True: every reply is in the form that was asked for
 
     def __init__(self, model: str) -> None:
         self.model = model
@@ -203,7 +203,7 @@ class DialectTransport:
         try:
             completion = await self._send(body, timeout, own, is_sent)
         except RequestRejectedError as error:
-            if not error.rewritten:  # else it was not sent: the endpoint has not refused it
+            if not error.rewritten:  # True: it was not sent, and the endpoint has refused nothing
                 dialect.refused(version, error, body, asked)
             raise
         except ReplyError as error:
@@ -359,7 +359,7 @@ class EndpointTransport(DialectTransport):
         self, body: bytes, timeout: float, dialect: Dialect, is_sent: Sent
     ) -> Completion:
         written, in_full = self.written(body, dialect), self._wants_full_name
-        try:  # in one expression: a variable of a traceback would show what the answer repeats
+        try:  # no variable holds the answer: a traceback would show what it repeats
             return self._read_completion(
                 body, *await self._post("/chat/completions", written, timeout, is_sent)
             )

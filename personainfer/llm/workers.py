@@ -55,8 +55,8 @@ _GONE_AFTER = 20  # requests that must fail in a row before an endpoint counts a
 _MORE_ROOM = 2  # times max_tokens for a reply that was cut off
 _WORKER_STAGGER_S = 0.0008  # between the first requests of two workers
 _REFUSALS = 3  # for going too fast, in a row, after which a request waits until others are sent
-_WINDOW = 60.0  # seconds: of limits a minute, nothing is used up when as long no row was answered
-_MOST_BEYOND = 2**17  # tokens beyond what was asked for: a count that says more is no count
+_WINDOW = 60.0  # seconds without an answered row after which nothing of a limit a minute is used up
+_MOST_BEYOND = 2**17  # tokens of a reply beyond what was asked for: larger counts are not believed
 _SHORT = Message(role="user", content="?")  # neither too long nor offensive
 
 
@@ -82,7 +82,7 @@ class CallSettings:
     max_tokens: int
     size: ReplySize
     max_concurrency: int
-    model: str  # as the user named it: the tag of its replies in the cache
+    model: str
 
 
 @dataclass(slots=True)
@@ -102,7 +102,7 @@ class _OnItsWay:
     body: bytes
     asked: int
     most: int
-    reserved: float | None = None  # of the budget
+    reserved: float | None = None
     places: list[tuple[Window, Place]] = field(default_factory=list)
     sent: bool = False
 
@@ -159,16 +159,16 @@ class Workers:
         self._written: asyncio.Event | None = None
         self._told = False
         self._open = False
-        self._failures = 0  # requests in a row that could not be sent at all
+        self._failures = 0  # requests in a row whose connection or endpoint failed
         self._dead: ModelError | None = None  # why no more is sent
         self._refusals = RefusalWatch(settings.max_concurrency)
-        self._one_asks = asyncio.Lock()  # whether a refusal concerns all rows
+        self._one_asks = asyncio.Lock()  # one at a time sends a short request
         self._taken_at = -math.inf  # when the endpoint last took a row
         self._too_long = (
             math.inf
         )  # bytes of the shortest request that is larger than a limit a minute
-        self._asked_at = -math.inf  # when that was last found out …
-        self._found: ModelError | None = None  # … and the error of the short request
+        self._asked_at = -math.inf  # when a short request was last answered …
+        self._found: ModelError | None = None  # … and its error
         self._retrying = attempts(settings.max_attempts, before_retry=self._count)
         self._in_flight.open(self)
 
@@ -204,7 +204,7 @@ class Workers:
         # Nothing runs that could be stopped: the loop's thread is frozen, or was left behind by a fork.
         if sys.is_finalizing() or self._pid != os.getpid():
             return
-        if threading.current_thread() is loop.thread():  # it is collected as garbage there
+        if threading.current_thread() is loop.thread():  # the garbage collector runs there
             loop.start(self._stop())
         else:
             loop.run(self._stop(), may_be_cut_short=False)
@@ -271,7 +271,7 @@ class Workers:
                 self.fatal = error
             if isinstance(error, TransportError):
                 await self._count_failure(job, error)
-            elif isinstance(error, ReplyError):  # useless, but somebody answered
+            elif isinstance(error, ReplyError):  # the reply is useless, but the endpoint answers
                 self._failures = 0
             job.reply = Reply(error=error)
 
@@ -297,7 +297,7 @@ class Workers:
             ModelError: there is no usable reply after all attempts.
         """
         if self._dead is not None:
-            raise self._dead.with_traceback(None)  # which grows with each raise, and holds requests
+            raise self._dead.with_traceback(None)  # the traceback grows, and holds requests
         reply = None
         self._in_flight.begin(job.key)
         try:
@@ -334,7 +334,7 @@ class Workers:
         """
         if self._settings.max_attempts == 1:
             return first
-        if self._cache is not None:  # it is paid for, should the run end meanwhile
+        if self._cache is not None:  # the first reply is paid for, and the run may end meanwhile
             await self._keep(job.cache_key, first[0])
         self._tally.reasks += 1
         try:
@@ -378,7 +378,7 @@ class Workers:
         for failure in failed:
             raise failure
         completion: Completion | None = None
-        while completion is None:  # neither going too fast (429) nor a wrong form is an attempt
+        while completion is None:  # a refusal for going too fast, or for its form, is no attempt
             before = job.refusals
             try:
                 completion = await self._send(job)
@@ -508,7 +508,7 @@ class Workers:
             try:
                 await self._send(self._short_job(job), is_watched=False)
             except ModelError as found:
-                if not found.rewritten:  # else it is no answer: it may not even have been sent
+                if not found.rewritten:  # a rewritten one may not even have been sent
                     return found
             else:
                 return None
@@ -634,7 +634,7 @@ class Workers:
             window.leave(place)
             if window is tokens and used is not None and not is_unknown:
                 taken = used.prompt_tokens + used.completion_tokens
-                if taken <= way.plausible:  # else it would close the window for hours
+                if taken <= way.plausible:  # a wrong count would close the window for hours
                     window.correct(place, taken)
 
     @property
@@ -719,7 +719,7 @@ def _is_answer(error: ModelError | None) -> bool:
     return error is None or isinstance(error, ReplyError | RequestRejectedError)
 
 
-# Runs that were left in the middle: they must end while the loop's thread still can.
+# Runs that are open: at the exit of Python they must end while the loop's thread still runs.
 _running: weakref.WeakSet[Workers] = weakref.WeakSet()
 
 

@@ -33,12 +33,13 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)  # errors that no other path avoids
+# Errors that another path would not avoid.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _OTHERS = 0o077  # the permissions of everybody but the owner
 _UNFINISHED = ".unfinished"
 _OUR_FOLDER = (
     0o700 | stat.S_ISVTX
-)  # permissions of an unfinished folder; hardly another one has them
+)  # permissions of an unfinished folder, which hardly another folder has
 
 
 @contextmanager
@@ -412,7 +413,7 @@ def _new_file(path: Path) -> tuple[int, Path]:
         number, name = tempfile.mkstemp(_UNFINISHED, _start_of_name(path), path.parent)
         if _locked(number, name):
             return number, Path(name)
-        os.close(number)  # another one took it for abandoned
+        os.close(number)  # another process took it for abandoned, and removed it
 
 
 def _new_folder(path: Path) -> tuple[int | None, Path]:
@@ -424,7 +425,7 @@ def _new_folder(path: Path) -> tuple[int | None, Path]:
         name = tempfile.mkdtemp(_UNFINISHED, _start_of_name(path), path.parent)
         if fcntl is None:
             return None, Path(name)
-        with suppress(OSError):  # not every file system keeps it; what a kill leaves stays there
+        with suppress(OSError):  # a file system without this bit: folders stay there after a kill
             os.chmod(name, os.stat(name).st_mode | stat.S_ISVTX)
         with suppress(FileNotFoundError):
             number = os.open(name, os.O_RDONLY)

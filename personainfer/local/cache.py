@@ -62,7 +62,7 @@ from .database_checks import (
 
 T = TypeVar("T")
 
-_READS = 5  # of a frozen database whose owner writes meanwhile
+_READS = 5  # attempts to read a frozen database whose owner writes meanwhile
 _RAW_MODE = 1  # diskcache's mode of a value stored as it is; other modes hold files or pickles
 _LOOKUP_SIZE = 500  # SQLite allowed 999 parameters a statement before 3.32
 # What diskcache's `set` does, for many rows at once and in half the time; its triggers keep the counts.
@@ -126,18 +126,18 @@ class ReplyCache:
     def __init__(self, directory: Path) -> None:
         try:
             self.directory = directory.expanduser().resolve()
-        except (OSError, ValueError, RuntimeError) as error:  # such as a null, or no such user
+        except (OSError, ValueError, RuntimeError) as error:  # a null in it, or no such user
             raise unusable(directory, error) from error
         self._path = self.directory / "cache.db"
         self._here = threading.local()  # this thread's connection for reading, and its uses now
         self._read_only = True  # until it is known that nobody else may write
-        self._is_given_up = False  # a database that is only read, and fails
+        self._is_given_up = False  # whether a database that is only read has failed
         self._pid = os.getpid()
         try:
             private_folder(self.directory)
             if self.directory == platformdirs.user_cache_path("personainfer").resolve():
                 close_to_others(self.directory, "cache.db*")
-            # Made before SQLite would, which would let everybody read it; journals get its permissions.
+            # Made before SQLite makes it, which would let everybody read it; journals get its permissions.
             with suppress(FileExistsError):
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
             self._check_files()
@@ -150,7 +150,7 @@ class ReplyCache:
                     " alone: chmod -R go-w, or name another directory with cache_dir=.",
                     stacklevel=2,
                 )
-            self._check_files()  # once more, now that it is known whose they must be
+            self._check_files()  # once more, now that it is known whose the files must be
             self._inode = self._path.stat().st_ino
             if not self._read_only:
                 remove_abandoned(self._path)
@@ -281,7 +281,8 @@ class ReplyCache:
         """Delete the oldest replies. With neither argument, delete none.
 
         Args:
-            older_than: seconds: delete replies that were written longer ago, and damaged databases set aside.
+            older_than: seconds: delete replies, and damaged databases that were set aside, if they were last
+                written longer ago.
             max_size: bytes: delete the oldest replies until the keys and texts of the others fit.
 
         Returns:
@@ -512,7 +513,7 @@ class ReplyCache:
                     if not is_locked(error):
                         raise
                     continue
-                if len(statements) == 1 and not answer[0][0]:  # nobody was in the way
+                if len(statements) == 1 and not answer[0][0]:  # no other program was in the way
                     return
                 statements = statements[-1:]
         except sqlite3.OperationalError:  # the disk is full
@@ -539,7 +540,7 @@ class ReplyCache:
         from filelock import (
             FileLock,
             Timeout,
-        )  # takes longer to load than a cache is used without it
+        )  # loading it takes longer than a healthy cache needs
 
         try:
             with FileLock(f"{self._path}{LOCK}", timeout=BUSY_TIMEOUT):
@@ -661,7 +662,8 @@ def prune_cache(
     """Delete the oldest cached replies.
 
     Args:
-        older_than: days: delete replies that were written longer ago.
+        older_than: days: delete replies, and damaged databases that were set aside, if they were last written
+            longer ago.
         max_size: bytes: delete the oldest replies until the keys and texts of the others fit.
         cache_dir: None: $PERSONAINFER_CACHE_DIR, or the user's cache.
 

@@ -24,7 +24,7 @@ import tenacity
 from ..exceptions import CacheError
 from .atomic_files import opened_file, others_may_write
 
-LONGEST_REPLY = 2**24  # bytes: four times what is read of an endpoint
+LONGEST_REPLY = 2**24  # bytes: four times the largest answer of an endpoint that is read
 BUSY_TIMEOUT = 60.0  # seconds to wait for another process's transaction …
 BUSY_STEP = 0.5  # … in steps: an event loop waits for one of them, and lets others run between
 
@@ -68,7 +68,7 @@ _SETTINGS: dict[str, Any] = {
     "cull_limit": 0,
     "sqlite_mmap_size": 0,
 }
-_COUNTS = ("count", "size", "hits", "misses")  # what its triggers keep beside them, from 0
+_COUNTS = ("count", "size", "hits", "misses")  # kept by triggers beside the settings, from 0
 
 # Python cannot decode a message of SQLite that quotes damaged text.
 DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError)
@@ -111,9 +111,7 @@ class Store(diskcache.Cache):  # type: ignore[misc]
             for name, value in _SETTINGS.items():
                 if name.startswith("sqlite_"):  # to be set before any table is made
                     self.reset(name, value, update=False)
-        run(
-            "BEGIN IMMEDIATE"
-        )  # a run shall learn before its calls that another program has the lock
+        run("BEGIN IMMEDIATE")  # fails before a run makes calls, if another program has the lock
         try:
             there = self._objects()
             for _, name, statement in _SCHEMA:
@@ -188,7 +186,7 @@ def uri_of(path: PurePath) -> str:
 # What may lie beside a database
 
 JOURNALS = ("-wal", "-shm", "-journal")  # the endings of SQLite's own files
-LOCK = ".lock"  # of what is held while a damaged one is replaced
+LOCK = ".lock"  # the ending of the lock that is held while a damaged database is replaced
 
 
 def check_files(path: Path, *, read_only: bool) -> None:
@@ -360,7 +358,7 @@ def _write_ahead(run: Callable[..., sqlite3.Cursor], path: Path | None = None) -
     ((mode,),) = run("PRAGMA journal_mode").fetchall()
     if _decoded(mode) != "wal":
         run("PRAGMA journal_mode = MEMORY").fetchall()
-        # Where the file system takes no such mode (folders of a network), it stays in memory.
+        # If the file system has no such mode (folders of a network), the journal stays in memory.
         ((mode,),) = run("PRAGMA journal_mode = WAL").fetchall()
     if path is not None and _decoded(mode) == "wal":
         journal = path.with_name(path.name + "-journal")

@@ -75,7 +75,7 @@ def _serve(settings: ServerSettings, parent: int) -> object:
     with os.fdopen(os.dup(1), "wb") as answer:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what llama.cpp prints is no answer
         _end_with_stdin(True)
-        # A watch that needs no Python either, for systems where the line above does nothing.
+        # A second watch that needs no Python, for systems where the line above does nothing.
         faulthandler.dump_traceback_later(2 * settings.load_timeout, exit=True)
         _leave_no_core()
         _be_killed_first()
@@ -87,7 +87,7 @@ def _serve(settings: ServerSettings, parent: int) -> object:
         except ImportError as error:
             _say(answer, problem=str(error) or "ImportError")
             return None
-        except Exception:  # it says no more than that
+        except Exception:  # xllamacpp's error says no more than that
             _say(answer, problem=CANNOT_LOAD)
             return None
         if _computes_on_cpus(xllamacpp):
@@ -97,7 +97,7 @@ def _serve(settings: ServerSettings, parent: int) -> object:
         _say(answer, address=server.listening_address, copies=copies.names)
     _wait_for_end_of(parent)
     copies.remove()
-    if settings.socket is not None:  # who made its folder was killed, or removes it as well
+    if settings.socket is not None:  # the process that made its folder may have been killed
         with suppress(OSError):
             os.unlink(settings.socket)
             os.rmdir(os.path.dirname(settings.socket))
@@ -246,7 +246,7 @@ def _remove_left_folders() -> None:
     import shutil
 
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDERS}*"):
-        with suppress(OSError):  # of another user, or in use
+        with suppress(OSError):  # it is another user's, or in use
             with _folder_lock(folder).acquire(timeout=0):
                 pass
             shutil.rmtree(folder, ignore_errors=True)

@@ -31,7 +31,7 @@ from .llamacpp_program import ANSWER, CANNOT_LOAD, ServerSettings
 
 RENDER_TIMEOUT = 60.0  # seconds for a chat template, which takes milliseconds on an idle machine
 _LONGEST_SOCKET = 100  # bytes of the path of a Unix socket: systems take 104 or 108
-_ENDING = 5.0  # seconds between the end of a process' connections and its own
+_ENDING = 5.0  # seconds, at most, between the end of a process' connections and its own end
 _LONGEST_ANSWER = 2**16  # bytes
 _SPIN_SETTING = "GOMP_SPINCOUNT"  # how often a waiting thread looks before it sleeps
 _OTHER_TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -43,8 +43,8 @@ _CHATS = [
     for count in (2, 4)
 ]
 
-# `-I` keeps the folder that the user is in, and those that the environment names, off the path: what is
-# imported from is what the user's process tells.
+# `-I` keeps the folder that the user is in, and those that the environment names, off the path: modules are
+# imported from where the user's process imports them.
 _PROGRAM = (
     "import json, sys; settings = json.loads(sys.stdin.readline());"
     " sys.path[:] = settings.pop('sys_path');"
@@ -58,8 +58,8 @@ def start_server(settings: ServerSettings) -> ServerProcess:
     If this raises, no process is left.
 
     Raises:
-        ModelNotFoundError: no process can be started; or llama.cpp cannot load the file, not in
-            `settings.load_timeout` seconds, or its chat template crashes llama.cpp or has no end.
+        ModelNotFoundError: no process can be started; llama.cpp cannot load the file, or has not in
+            `settings.load_timeout` seconds; or the file's chat template crashes llama.cpp or has no end.
         MissingExtraError: xllamacpp cannot be imported.
     """
     server = ServerProcess(settings)
@@ -80,7 +80,7 @@ def start_server(settings: ServerSettings) -> ServerProcess:
 class PrivateSocket:
     """A path for a Unix socket in a new folder that nobody else may enter: no other user reaches its server.
 
-    The folder is deleted when this object is, at the latest when this process ends.
+    The folder is deleted when this object is collected as garbage, at the latest when this process ends.
 
     Attributes:
         path: where the server is to make its socket; None if there can be none, as on Windows: the server
@@ -103,7 +103,7 @@ class PrivateSocket:
                     self.path = path
                     weakref.finalize(self, _remove_folder, folder, os.getpid())
             finally:
-                if self.path is None:  # a kill would leave it there
+                if self.path is None:  # no finalizer removes the folder
                     _remove_folder(folder, os.getpid())
 
 

