@@ -256,7 +256,10 @@ class Dialect:
             self._misfits = 0
 
     def thinks(self, version: int) -> bool:
-        """Note that reasoning filled a reply that was cut off. Return whether replies get more tokens now."""
+        """Note that reasoning filled a reply that was cut off. Return whether replies get more tokens now.
+
+        False: this reply had more already.
+        """
         if self.reasons:
             return version < self.version
         self.reasons = True

@@ -347,7 +347,10 @@ class LiteLLMTransport(DialectTransport):
         return self._litellm.ModelResponse(choices=[{"message": message, "finish_reason": "stop"}])
 
     def _client(self, call: Call, form: str) -> Any:
-        """Return instructor's client around a call of litellm, in the mode for this form. It is made once."""
+        """Return instructor's client around a call of litellm, in the mode for this form.
+
+        The client around `_call` is made once for each form.
+        """
         import instructor
 
         if call == self._call and form in self._clients:
@@ -540,7 +543,9 @@ _OTHER_NAMES = {
 
 
 def _environment_texts(provider: str, kinds: str) -> set[str]:
-    """Return the values of a provider's environment variables with names of these kinds ("KEY|TOKEN").
+    """Return the values of a provider's environment variables whose names end in one of `kinds`.
+
+    `kinds` is such as "KEY|TOKEN".
 
     The variables of ollama_chat are those of ollama.
     """

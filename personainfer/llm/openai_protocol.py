@@ -294,7 +294,10 @@ def _native_choice(reply: Mapping[str, Any]) -> Json:
 
 
 def _other_text(message: Mapping[str, Any]) -> str:
-    """Return the text of a message whose content is not a string: parts, tool calls, or reasoning alone."""
+    """Return the text of a message whose content is blank or no string: parts, tool calls, or reasoning.
+
+    Reasoning is taken only if there is nothing else, and stands between <think> tags; "": there is nothing.
+    """
     text, reasoning = split_content(message.get("content"))
     if text.strip():
         return text

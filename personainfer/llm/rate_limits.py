@@ -214,8 +214,8 @@ class Gate:
         """Try again an endpoint that was given up: a new run may find it recovered.
 
         Args:
-            at_once: end a pause, too. The refusals are not forgotten: requests that ask whether the endpoint
-                takes others would keep it from ever being given up.
+            at_once: end a pause, too. The refusals are not forgotten: otherwise the short requests that test
+                the endpoint would keep it from ever being given up.
             beside_others: other runs are open. If the endpoint is not given up, its refusals are not
                 forgotten.
         """
@@ -240,9 +240,9 @@ class Gate:
         """Note that the endpoint refused a request: pause all requests, and allow fewer at a time.
 
         Args:
-            entered: when the request entered. If it was before the last refusal that counted, this one does
-                not count: both were in flight at once.
-            error: the refusal, with the time that the endpoint asks to wait.
+            entered: what `enter` returned for the request. If it was before the last refusal that counted,
+                this one does not count: both were in flight at once.
+            error: the refusal, with the seconds that the endpoint asks to wait, or None for no time.
 
         Raises:
             RateLimitError: the endpoint has refused for too long, or asks to wait too long. Its `given_up` is

@@ -72,7 +72,7 @@ def decode(content: bytes) -> Json:
 def taken_by(content: bytes, status: int) -> Completion | None:
     """Return what a call has taken, by an answer in which no completion was read; None: nothing is known.
 
-    A model ran for what came with the status of a success, unless it says that it is an error.
+    With a status of success a model ran, unless the answer says that it is an error: see `taken`.
 
     Args:
         content: the body of the answer.
@@ -329,8 +329,8 @@ def _candidates(text: str, *, list_root: bool) -> Iterator[Any]:
 def _scanned(text: str, *, list_root: bool) -> tuple[list[_Found], list[tuple[int, int]], int]:
     """Return the objects of a text, the (start, end) of each part that is reasoning, and the reply's end.
 
-    Marks within an object are words of it. If the text ends in the middle of an object, the search ends
-    there: what is inside that object is a part of something else.
+    Marks of reasoning or turns within an object belong to its texts. If the text ends in the middle of an
+    object, the search ends there: what is inside that object is a part of something else.
     """
     objects: list[_Found] = []
     thoughts: list[tuple[int, int]] = []
@@ -429,7 +429,10 @@ _WRAPPERS = {"answer", "data", "json", "object", "output", "persona", "reply", "
 
 
 def _wrapped(candidate: Any, schema: type[BaseModel]) -> Iterator[Any]:
-    """Yield the object in a tool call that was written as text, or in an object with one known name."""
+    """Yield the object in a tool call that was written as text, or in an object with one field.
+
+    That field has a known name, such as "answer", or the name of the schema.
+    """
     if not isinstance(candidate, dict):
         return
     for name in ("arguments", "parameters", "input"):

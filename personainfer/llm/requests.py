@@ -385,7 +385,7 @@ class Answering(Protocol):
     """What answers the jobs of a run: `Workers`, which call a model, or replies from elsewhere.
 
     Attributes:
-        done: gets a token whenever replies have come.
+        done: a queue. None is put into it whenever replies have come.
         fatal: an error that ends the run; None: there is none.
         cancelled: whether the run shall stop.
     """

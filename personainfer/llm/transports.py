@@ -179,8 +179,8 @@ class DialectTransport:
     ) -> Completion:
         """Send a request once, in the dialect of the endpoint, and learn from the answer.
 
-        While another request tries a change of the dialect, this waits. Arguments and errors: see
-        `Transport`.
+        While another request tries a change of the dialect, this waits. Arguments and errors:
+        see `Transport.complete`.
         """
         dialect = self.dialect
         is_first = not dialect.proven and await dialect.wait_for_turn()
@@ -420,7 +420,7 @@ def _check_credentials(endpoint: str, key: str, headers: Mapping[str, str]) -> N
 
 
 def _request_headers(key: Mapping[str, str], added: Mapping[str, str]) -> Mapping[str, str]:
-    """Return the headers of a request. An added one replaces ours of this name, in whatever case."""
+    """Return the headers of a request. An added one replaces the library's of this name, in any case."""
     named = {name.lower() for name in added}
     ours = {"Content-Type": "application/json", **key}
     return {**{name: text for name, text in ours.items() if name.lower() not in named}, **added}

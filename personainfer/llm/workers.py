@@ -108,7 +108,7 @@ class _OnItsWay:
 
     @property
     def estimate(self) -> int:
-        """A guess of the tokens: four bytes each, and half of the reply that is asked for."""
+        """A guess of the tokens: one for four bytes of the request, and half of the most of its reply."""
         return len(self.body) // 4 + 1 + self.asked // 2
 
     @property

