@@ -1,11 +1,12 @@
 """Measure how much each sentence of a prefix changes predictions, for users predicted well and for others.
 
-FamousPersona (arXiv 2505.13257) uses ContextCite (arXiv 2409.00729): score each choice with random subsets
-of the sentences, fit a sparse linear model of the margin, and compare the effects of sentences between
-successes and failures. If one margin gave both the effect and the success, sentences without any effect
-would differ as well, because their noise is part of the margin. This module therefore splits the choices of
-each user: one half decides whether the user is predicted, and the effects are measured on the other half.
-A margin is a prediction as in `predictors`: above 0 the choice is predicted.
+A prefix is a text about a user before a prompt, see `prefixes`. FamousPersona (arXiv 2505.13257) uses
+ContextCite (arXiv 2409.00729): score each choice with random subsets of the sentences, fit a sparse linear
+model of the margin, and compare the effects of sentences between successes and failures. If one margin gave
+both the effect and the success, sentences without any effect would differ as well, because their noise is
+part of the margin. This module therefore splits the choices of each user: one half decides whether the user
+is predicted, and the effects are measured on the other half. A margin is a prediction as in `predictors`:
+above 0 the choice is predicted.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from .predictors import Case, Flags, Predictor
 from .prefixes import Prefix
 
 ABLATIONS = 64  # as ContextCite and FamousPersona
+WITH_SENTENCES = ("few-shot", "persona", "gold")  # other kinds of prefixes are words of the library
 _PERMUTATIONS = 9_999
 _PENALTY = 0.01  # of the sparse fit, in standard deviations of the margin
 _SWEEPS = 200
@@ -49,8 +51,10 @@ class SentenceEffect:
         user, choice: their ids; "" for a choice without an id.
         place: the number of the sentence in the prefix, from 1.
         sentence: its text.
-        effect: the coefficient of the sentence in the linear model: how much it raises the margin.
-        right: whether most of the user's choices are predicted that no effect is measured on.
+        effect: the coefficient of the sentence in the linear model: how much it raises the margin, in the
+            unit of the margin.
+        right: whether the whole prefix predicts most of the user's choices in the half on which no effect is
+            measured.
     """
 
     user: str
@@ -72,8 +76,8 @@ class SentencePlace:
         right, wrong: the mean effect for users with `SentenceEffect.right`, and for users without.
         difference: `right` minus `wrong`.
         p: the p-value of the difference, by permutation of right and wrong over users.
-        adjusted_p: `p` corrected for the number of places (Holm 1979). `difference`, `p` and `adjusted_p`
-            are NaN if no user is right, or all are.
+        adjusted_p: `p` corrected for the number of places (Holm 1979). `difference`, `p` and `adjusted_p` are
+            NaN if no user is right, or all are.
     """
 
     place: int
@@ -91,9 +95,9 @@ class Attribution:
     Attributes:
         prefix: the name of the prefix.
         effects: one effect for each sentence and each measured choice.
-        places: mean effects by the place of the sentence.
+        places: mean effects by the place of the sentence, in order.
         left_out: how many users have a single choice, which is left out.
-        failed: how many choices have no effect, because a margin is missing.
+        failed: how many of the measured choices have no effect, because a margin is missing.
     """
 
     prefix: str
@@ -103,15 +107,15 @@ class Attribution:
     failed: int = 0
 
     def strongest(self, count: int = 5) -> list[SentenceEffect]:
-        """The `count` effects with the largest absolute value, largest first."""
+        """Return the `count` effects with the largest absolute value, largest first."""
         return sorted(self.effects, key=lambda one: -abs(one.effect))[:count]
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
     """Find the start and the end of each sentence of a prefix, in characters.
 
-    If the text has tags, such as <persona>, only the sentences after the first tag count: those before it
-    are the library's own instruction. A tag is not a sentence.
+    If the text has tags, such as <persona>, only the sentences after the first tag count: those before it are
+    the library's own instruction. A tag is not a sentence.
     """
     found = list(_SENTENCE.finditer(text))
     tags = [match.start() for match in found if _TAG.fullmatch(match.group())] or [-1]
@@ -132,18 +136,19 @@ def attribute_prefix(
     """Measure the effect of each sentence of a prefix on the margin of choices.
 
     Half of each user's choices, drawn at random, say whether the whole prefix predicts the user: whether it
-    predicts most of them (`SentenceEffect.right`). Users with a single choice are left out.
-    Each other choice is scored with subsets of the sentences: with all subsets if there are at most
-    `ablations`, else with random ones, which keep a sentence with probability 1/2. The effects on a choice
-    are the coefficients of a sparse linear model of the margin (a lasso selects sentences; least squares on
-    these gives their coefficients; the others are 0).
+    predicts most of them (`SentenceEffect.right`). Users with a single choice are left out. Each other choice
+    is scored with subsets of the sentences: with all subsets if there are at most `ablations`, else with
+    random ones, which keep a sentence with probability 1/2. The effects on a choice are the coefficients of a
+    sparse linear model of the margin (a lasso selects sentences; least squares on these gives their
+    coefficients; the others are 0).
 
     Args:
         name: the name of the prefix, for the result.
         prefix: such as `persona_prefix("persona", …)`.
-        choices: the choices to predict, each with `user`.
+        choices: the choices to predict, each with a `user` for whom the prefix works.
         predict: a function from `predictor_of`.
-        limit: measure effects on at most this many choices, drawn at random; None: on all.
+        limit: measure effects on at most this many choices, drawn at random; None: on all that are not in the
+            first half.
         ablations: the most subsets to score for each choice.
         confidence: of the intervals, between 0 and 1.
         seed: of the draws, and of the permutations for `SentencePlace.p`.
@@ -152,8 +157,9 @@ def attribute_prefix(
         The effects, and their means for users with `right` and without.
 
     Raises:
-        DataError: no prefix of these choices has a sentence (only the kinds "few-shot", "persona" and
-            "gold" have them), or no user has two choices.
+        DataError: no prefix of these choices has a sentence (only the kinds "few-shot", "persona" and "gold"
+            have them), no user has two choices, or the prefix knows nothing of a user.
+        InvalidArgumentError, ModelError: from `predict`.
     """
     random = np.random.default_rng(seed)
     judged, measured, single = _halves(choices, random)
@@ -161,7 +167,7 @@ def attribute_prefix(
         drawn = sorted(random.permutation(len(measured))[:limit])
         measured = [measured[place] for place in drawn]
     texts = [prefix.before(choice).text for choice in measured]
-    written = prefix.kind in ("few-shot", "persona", "gold")  # other kinds are words of the library
+    written = prefix.kind in WITH_SENTENCES
     spans = [sentences(text) if written else [] for text in texts]
     if not any(spans):
         if not measured and choices:
@@ -205,11 +211,11 @@ def attribute_prefix(
 def _halves(
     choices: Sequence[Preference], random: np.random.Generator
 ) -> tuple[list[Preference], list[Preference], int]:
-    """Split the choices of each user at random.
+    """Split the choices of each user into two halves at random.
 
     Returns:
-        The choices that decide who is predicted, the choices to measure effects on, and how many users
-        have a single choice, which is in neither list.
+        The choices that decide who is predicted, the choices to measure effects on, and how many users have a
+        single choice, which is in neither list.
     """
     of_user: dict[str | None, list[Preference]] = defaultdict(list)
     for choice in choices:
@@ -234,7 +240,13 @@ def _masks(count: int, ablations: int, random: np.random.Generator) -> Flags:
 
 
 def _without(text: str, spans: Sequence[tuple[int, int]], kept: Flags) -> str:
-    """Remove the sentences that are not kept from a text."""
+    """Return a text without the sentences that are not kept.
+
+    Args:
+        text: the text.
+        spans: the start and the end of each sentence, in order.
+        kept: for each sentence whether it is kept.
+    """
     for (start, end), keep in reversed(list(zip(spans, kept, strict=True))):
         if not keep:
             text = text[:start] + text[end:]
@@ -242,9 +254,13 @@ def _without(text: str, spans: Sequence[tuple[int, int]], kept: Flags) -> str:
 
 
 def _predicted(judged: Sequence[Preference], margins: FloatArray) -> dict[str | None, bool]:
-    """Say for each user whether most choices are predicted; the sum of the margins decides a tie.
+    """Return for each user whether most choices are predicted; the sum of the margins decides a tie.
 
     A user without any margin is left out.
+
+    Args:
+        judged: the choices.
+        margins: the margin of each; NaN: missing.
     """
     of_user: dict[str | None, list[float]] = defaultdict(list)
     for choice, margin in zip(judged, margins, strict=True):
@@ -257,10 +273,17 @@ def _predicted(judged: Sequence[Preference], margins: FloatArray) -> dict[str | 
 
 
 def _sparse_fit(masks: Flags, margins: FloatArray) -> FloatArray:
-    """Fit a linear model of the margins, shape (subsets,), and return its coefficients, shape (count,).
+    """Fit a linear model of margins on the sentences that the prefix has, and return its coefficients.
 
     A lasso on standardised columns selects sentences; least squares on these gives their coefficients. The
     others are 0, and all are 0 if the margins do not vary.
+
+    Args:
+        masks: shape (subsets, sentences): whether the subset has the sentence.
+        margins: shape (subsets,).
+
+    Returns:
+        Shape (sentences,), in the unit of the margins.
     """
     spread = margins.std()
     effects = np.zeros(masks.shape[1])
@@ -325,7 +348,16 @@ def _compared(
 
 
 def _permuted_p(values: FloatArray, right: Flags, seed: int) -> float:
-    """Two-sided p-value of the difference of means, by permutation; NaN without right or wrong users."""
+    """Return the two-sided p-value of the difference of two means, by permutation of the labels.
+
+    Args:
+        values: one value for each user.
+        right: the label of each user.
+        seed: of the permutations.
+
+    Returns:
+        The p-value; NaN if all labels are equal.
+    """
     if right.all() or not right.any():
         return float("nan")
     random = np.random.default_rng(seed)

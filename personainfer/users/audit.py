@@ -15,7 +15,7 @@ from typing import Literal, Unpack
 
 import numpy as np
 
-from ..arguments import Count, check_argument, read_numbers, takes_options
+from ..arguments import Count, CountFromZero, check_argument, read_numbers, takes_options
 from ..evaluation.statistics import CONFIDENCE, check_confidence
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, UnknownOptionError
 from ..llm.client import OPTIONS, LLMOptions
@@ -71,28 +71,33 @@ def audit_personas(
 
     Args:
         personas: the result of `infer_user_personas`; or a mapping of users to personas (records or texts),
-            made by any system; or a function k -> either of these, made from k choices of each user.
+            made by any system; or a function k -> either of these, made from k choices of each user. The
+            function is called once for each `k`. Users with None or an empty text count as users without a
+            persona.
         choices: the held-out choices: preference data as for `infer_personas`, with a user for each row.
         scorer: the model that predicts: a `Likelihood`, a judge (a model's name, an `LLM`, an object with
             `explains`), or a callable (conversations, responses) -> numbers, as for `evaluate_prefixes`.
-        history: the choices that the personas were made from, as preference data. Baselines are fitted
-            on them; a held-out choice must not be among them. None: the choices in `UserPersonas`.
-        baselines: names out of "longer", "majority", "similar users", "few-shot", "low-rank", "pooled"
-            and "latent"; or name -> a model of your own with `fit(choices)` and `predict(choices)`. None:
-            all that can be fitted, except "latent", which needs torch.
+        history: the choices that the personas were made from, as preference data. Baselines are fitted on
+            them; a held-out choice must not be among them. None: the choices in `UserPersonas`.
+        baselines: names out of "longer", "majority", "similar users", "few-shot", "low-rank", "pooled" and
+            "latent"; or name -> a model of your own with `fit(choices)` and `predict(choices)`. None: all
+            that can be fitted, except "latent", which needs torch.
         groups: attribute -> user -> value. Accuracy is compared between the values, and the control persona
             comes from a user with the same values if possible.
         k: if `personas` is a function: the numbers of choices to make personas from, such as (2, 4, 8).
-            `PersonaAudit.curve` has all of them; the other numbers are of the largest.
+            `PersonaAudit.curve` has all of them; the other numbers are of the largest. None: `personas` is
+            not a function.
         fitted_users: users whose choices were used to fit anything, such as a tuned scorer.
             `PersonaAudit.unseen` has the accuracies of the other users.
-        smallest_effect: the smallest difference of accuracy that matters, for the verdict: 0.0001 to 1.
-        lift: subtract the margin of the bare prompt from each margin, so that the scorer's general tastes
-            do not count.
+        smallest_effect: the smallest difference of accuracy that matters, for the verdict: from 0.0001 to
+            below 1.
+        lift: whether to subtract the margin of the bare prompt from each margin, so that the scorer's general
+            tastes do not count.
         role: "system": the persona is a system message; "user": it is part of the user's last turn.
         user: the column with the user's id.
         columns: the library's column names -> yours, if they differ.
-        confidence: of the intervals, between 0 and 1. They resample users with all their choices.
+        confidence: how often the intervals should cover the truth, between 0 and 1. They resample users with
+            all their choices.
         draw_seed: of the control persona, the examples and the permutations.
         options: configure the LLM that a judge's name makes: see `LLM`.
 
@@ -100,16 +105,19 @@ def audit_personas(
         The verdict, and the numbers behind it. `print` shows a table.
 
     Raises:
-        InvalidArgumentError, UnknownOptionError: a bad argument, before anything is scored.
-        MissingExtraError: a baseline that you named needs a package that is not installed.
-        DataError: a persona was made from a held-out choice of its user; or no row is a choice of a user
-            with a persona.
-        ModelError: from the scorer.
+        InvalidArgumentError, UnknownOptionError: a bad argument, before anything is scored; or the scorer's
+            numbers are missing for all choices.
+        MissingExtraError: a baseline that you named, or the scorer, needs a package that is not installed.
+        DataError: a persona was made from a held-out choice of its user; or no row is a choice of a user with
+            a persona. Nothing is scored then.
+        ModelError: the scorer failed for all choices, or would (key, model).
+        CacheError: the cache of a judge's replies cannot be used.
     """
     UnknownOptionError.check(options, OPTIONS.union(inspect.signature(audit_personas).parameters))
     counts = _counts(personas, k)
     models = _models(baselines)
     _check(smallest_effect, confidence, role, fitted_users)
+    check_argument("draw_seed", draw_seed, CountFromZero)
     predict = predictor_of(scorer, options)
     held_out, skipped = users_in(choices, user, columns, None, None)
     asked = [choice for one in held_out for choice in one.new]
@@ -163,7 +171,7 @@ class _Made:
     """The personas of one k.
 
     Attributes:
-        texts: user -> persona.
+        texts: user -> persona. Users without a persona are left out.
         sources: user -> what is known of the choices that the persona was made from.
         history: these choices, where their texts are known, each with its user.
     """
@@ -174,6 +182,11 @@ class _Made:
 
     @classmethod
     def of(cls, personas: object) -> _Made:
+        """Read `UserPersonas`, or a mapping of users to personas.
+
+        Raises:
+            InvalidArgumentError: it is something else, holds something else, or has a user twice (7 and "7").
+        """
         if isinstance(personas, UserPersonas):
             choices = {row.user: row.choices for row in personas}
             said: dict[object, object] = dict(personas.personas.items())
@@ -210,7 +223,12 @@ class _Made:
 
 
 def _refuse_leaks(held_out: Sequence[UserAtWork], sources: Mapping[str, ChoicesUsed]) -> None:
-    """Raise DataError if a persona was made from a held-out choice of its user."""
+    """Raise DataError if a persona was made from a held-out choice of its user.
+
+    Args:
+        held_out: the users with their held-out choices.
+        sources: user -> the choices that the persona was made from.
+    """
     leaks = [
         choice
         for one in held_out
@@ -243,7 +261,16 @@ def _prefixes(
     role: Literal["system", "user"],
     seed: int,
 ) -> dict[str | int, Prefix]:
-    """Make the prefixes by name: `BARE`, each k, and `FEW_SHOT` if there is a history."""
+    """Make the prefix of each condition. A prefix is a text before a prompt.
+
+    Args:
+        made: k -> the personas made from k choices.
+        history: the choices to show as few-shot examples; empty: there is no such prefix.
+        role, seed: as for `persona_prefix`.
+
+    Returns:
+        `BARE`, each k, and `FEW_SHOT` -> its prefix.
+    """
     found: dict[str | int, Prefix] = {BARE: persona_prefix(BARE)}
     for k, one in made.items():
         found[k] = persona_prefix("persona", personas=one.texts, role=role)
@@ -267,10 +294,10 @@ def _margins(
     """Predict the choices under each condition, in one call of the scorer.
 
     Args:
-        choices: the held-out choices, shape (choices,).
+        choices: the held-out choices.
         prefixes: from `_prefixes`; a name that is a number is a k.
         others: for each choice the user whose persona is the control; None: there is none.
-        shared: collects the cases.
+        shared: predicts equal cases once. It must be new.
         lift: whether to subtract the margins without a persona.
         baselines: name -> margins of shape (choices,), for the result.
     """
@@ -309,25 +336,29 @@ def _margins(
 
 
 def _mean(shares: FloatArray) -> float:
-    """Mean of the numbers that are not NaN; NaN if there are none."""
+    """Return the mean of the numbers that are not NaN; NaN if there are none."""
     known = shares[~np.isnan(shares)]
     return float(known.mean()) if len(known) else math.nan
 
 
 def _case(prefix: Prefix, choice: Preference, user: str | None) -> Case | None:
-    """The choice with the prefix of `user`; None without a user or a prefix for this user."""
+    """Return the choice with the prefix of any user; None: there is no user, or no prefix for the user."""
     if user is None or not prefix.works_for(user):
         return None
     return Case.of(prefix, choice, prefix.before(choice.model_copy(update={"user": user})).text)
 
 
 def _taken(values: FloatArray, places: Sequence[int | None]) -> FloatArray:
-    """Select the values at these places; NaN for None."""
+    """Select the values at these places, shape (places,); None gives NaN."""
     return np.array([math.nan if place is None else values[place] for place in places])
 
 
 def _tokens(cases: Sequence[Case | None]) -> FloatArray:
-    """Estimate the tokens that the scorer reads for each case: the conversation and both responses."""
+    """Estimate the tokens that the scorer reads for each case: the conversation and both responses.
+
+    Returns:
+        Shape (cases,); NaN for None.
+    """
 
     def tokens(case: Case) -> float:
         texts = [turn.content for turn in case.messages]
@@ -353,13 +384,15 @@ def _fitted(
         models: from `_models`; None is the few-shot baseline, which the scorer predicts.
         history: the choices to fit on.
         choices: the choices to predict.
-        must_fit: raise an error if a model cannot be fitted, because the user named it; else leave it out.
+        must_fit: whether to raise an error if a model cannot be fitted, because the user named it; else the
+            model is left out.
 
     Returns:
         Name -> margins of shape (choices,); and name -> why the model is left out.
 
     Raises:
-        InvalidArgumentError: a model needs a history that is not there, or predicts no such numbers.
+        InvalidArgumentError: a model needs a history that is not there, or does not predict one number for
+            each choice.
         MissingExtraError: a model needs a package that is not installed.
     """
     margins, left_out = {}, {}
@@ -402,7 +435,17 @@ def _fitted(
 def _models(
     baselines: Sequence[str] | Mapping[str, ChoiceModel] | None,
 ) -> dict[str, ChoiceModel | None]:
-    """Make or check the model of each baseline; None: the few-shot baseline, which the scorer predicts."""
+    """Make the model of each baseline that is named, or check those that are given.
+
+    Args:
+        baselines: as for `audit_personas`.
+
+    Returns:
+        Name -> model; None is the few-shot baseline, which the scorer predicts.
+
+    Raises:
+        InvalidArgumentError: an unknown name, or a model without `fit` and `predict`.
+    """
     if isinstance(baselines, Mapping):
         for name, model in baselines.items():
             if not (
@@ -434,7 +477,11 @@ def _models(
 
 
 def _counts(personas: object, k: int | Sequence[int] | None) -> list[int]:
-    """Check `k`, and return its numbers in order; [0] if `personas` is not a function of k."""
+    """Check `k`, and return its distinct numbers in order; [0] if `personas` is not a function of k.
+
+    Raises:
+        InvalidArgumentError: k is missing, is not needed, or is not one or several whole numbers from 1 up.
+    """
     if not callable(personas):
         if k is not None:
             raise InvalidArgumentError(

@@ -43,8 +43,8 @@ _NEVER = 60  # an event that did not occur in so many choices is rarer than 1 in
 class Margins(NamedTuple):
     """The margins of the held-out choices under each condition: arrays of shape (choices,), NaN if missing.
 
-    Above 0 the choice is predicted, 0 is a tie. k is the number of choices that a persona was made from; it
-    is 0 if the personas were given.
+    Above 0 the choice is predicted, below 0 it is not, 0 is a tie. k is the number of choices that a persona
+    was made from; it is 0 if the personas were given.
 
     Attributes:
         choices: the held-out choices of users with a persona.
@@ -54,7 +54,7 @@ class Margins(NamedTuple):
         few_shot: margins with examples in place of the persona; None without a history.
         baselines: name -> margins of a model that reads no persona.
         tokens: condition -> estimated tokens that the scorer reads for each choice.
-        unusable: how many replies of the judge with the own persona could not be used.
+        unusable: how many choices have a reply of the judge that could not be used, with the own persona.
         cut: of how many choices a text was cut, with the own persona.
         neither: the share of a judge's answers with the own persona that picked neither response, which
             counts as wrong; NaN without a judge.
@@ -74,7 +74,13 @@ class Margins(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Accuracies:
-    """Accuracy with the own persona, with another user's, and their difference on the same choices."""
+    """How often choices are predicted with the user's own persona and with another user's.
+
+    Attributes:
+        own: accuracy with the persona of the user who made the choice.
+        shuffled: accuracy with the persona of another user.
+        own_minus_shuffled: `own` minus `shuffled`, over choices that were predicted with both.
+    """
 
     own: Estimate
     shuffled: Estimate
@@ -86,32 +92,32 @@ class PersonaAudit:
     """The result of `audit_personas`: do personas know their users?
 
     Accuracy is the share of held-out choices that are predicted; a tie counts half. Each difference is over
-    the same choices. Intervals resample users, and `n` counts users.
+    the choices that have both predictions. Intervals resample users, and `n` counts users. "Own" is the
+    persona of the user who made the choice. All numbers are of the largest k, but for `curve`.
 
     Attributes:
-        verdict: one of "knows its user", "knows people in general", "no better than length", "no better
-            than none", and "cannot tell: too few choices, about N more are needed". docs/audit.md has
-            the rule.
+        verdict: one of "knows its user", "knows people in general", "no better than length", "no better than
+            none", and "cannot tell: too few choices, about N more are needed". docs/audit.md has the rule.
         own: accuracy with the user's persona.
         shuffled: accuracy with the persona of another user.
         none: accuracy without a persona.
         baselines: name of a baseline -> its accuracy.
-        own_minus_shuffled: what the own persona gains over another user's.
-        own_minus_none: what the own persona gains over none. Any other persona may gain as much.
+        own_minus_shuffled: `own` minus `shuffled`.
+        own_minus_none: `own` minus `none`. Any other persona may gain as much.
         own_minus_best_baseline: `own` minus the accuracy of the best baseline, which is found again in each
             resample. NaN without baselines.
         own_minus_length: `own` minus the accuracy of a rule that knows only which response is longer (by a
             tenth), and whether the persona predicts longer or shorter ones on the user's other choices.
-        unseen: accuracies of users whose choices nothing was fitted on.
+        unseen: accuracies for the users that are not in `fitted_users`.
         by_group: `own`, and `own_minus_shuffled`, compared between groups; p-values corrected together.
         curve: k -> accuracies with personas made from k choices; empty if the personas were given.
         tokens: condition -> mean tokens that the scorer reads for a choice, at four bytes a token.
-        choices: the held-out choices that were predicted.
+        choices: the held-out choices of users with a persona.
         margins: the predictions of these choices.
         left_out: name of a baseline that could not be fitted -> the reason.
         unknown: how many held-out choices are of users without a persona. They are left out.
-        failed: how many choices have no margin with the own persona: the text is too long, or the scorer
-            gave no number. They are left out.
+        failed: how many choices have no margin with the own persona: the text is too long, the scorer gave no
+            number, or a judge did not reply. They are left out.
         skipped: reason -> how many rows of the data are not a choice of a user.
         settings: the arguments that the numbers depend on.
     """
@@ -150,10 +156,14 @@ class PersonaAudit:
         skipped: Mapping[str, int],
         settings: Mapping[str, Any],
     ) -> PersonaAudit:
-        """Compute all numbers and the verdict from the margins. See the attributes for the arguments.
+        """Compute all numbers and the verdict from the margins.
 
         Args:
+            margins: the predictions.
             names: the baselines in the order in which they are shown.
+            left_out, unknown, skipped: as the attributes.
+            groups: attribute -> user -> value.
+            fitted_users: users whose choices something was fitted on.
             settings: with `smallest_effect`, `confidence` and `draw_seed`.
         """
         confidence, seed = settings["confidence"], settings["draw_seed"]
@@ -228,7 +238,10 @@ class PersonaAudit:
 
     @cached_property
     def equal_length(self) -> Accuracies:
-        """Estimates of the accuracies if both responses were equally long (arXiv 2404.04475)."""
+        """Estimates of the accuracies if both responses were equally long (arXiv 2404.04475).
+
+        Ties are left out.
+        """
         own, shuffled = self._margins
         lengths, users = _longer_by(self.choices), _users(self.choices)
         options: dict[str, Any] = {
@@ -250,7 +263,7 @@ class PersonaAudit:
 
     @property
     def _margins(self) -> tuple[FloatArray, FloatArray]:
-        """Margins with the own and with another user's persona, for the largest k."""
+        """The margins with the own and with another user's persona, for the largest k."""
         most = max(self.margins.own)
         return self.margins.own[most], self.margins.shuffled[most]
 
@@ -261,7 +274,11 @@ class PersonaAudit:
         return max(known, key=lambda name: known[name], default=None)
 
     def grid(self) -> list[tuple[str, ...]]:
-        """The accuracies as a grid of text; the first line is its head."""
+        """Return the accuracies as a grid of text; the first line is its head.
+
+        The first call computes `equal_length` and `clashing`, which takes longer than all other numbers
+        together.
+        """
         lines = [
             ("own persona", self.own, None),
             ("another user's", self.shuffled, self.own_minus_shuffled),
@@ -287,7 +304,7 @@ class PersonaAudit:
         ]
 
     def remarks(self) -> list[str]:
-        """Sentences about what limits the numbers, such as choices that were left out."""
+        """Return sentences about what limits the numbers, such as choices that were left out."""
         said = []
         best = self.best_baseline
         if best is not None and self.own_minus_best_baseline.low <= 0:
@@ -323,7 +340,12 @@ class PersonaAudit:
         return said
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all numbers and counts as plain values, without the single choices and margins."""
+        """Return all numbers and counts as dicts and lists, by the names of the attributes.
+
+        `choices` and `margins` are left out, except for `margins.neither`, as "neither". `equal_length` and
+        `clashing` are added; the first call computes them, which takes a while. What cannot be estimated is
+        NaN.
+        """
         names = [name for name in self.__dataclass_fields__ if name not in ("choices", "margins")]
         found = {name: getattr(self, name) for name in (*names, "equal_length", "clashing")}
         found["neither"] = self.margins.neither
@@ -368,9 +390,9 @@ def verdict_of(
             because without the persona, or with another one, a judge may be worse than a guess.
         smallest: the smallest difference that matters.
         more: how many more choices are needed to find a difference of this size.
-        same_as_shuffled, same_as_none: all of many predictions equal those with another user's persona, or
-            without one, so a difference is ruled out.
-        only_length: the predictions follow the length of the responses, and do not without a persona.
+        same_as_shuffled, same_as_none: whether all of many predictions equal those with another user's
+            persona, or without one, so that a difference is ruled out.
+        only_length: whether the predictions follow the length of the responses, and do not without a persona.
     """
     cannot_tell = f"cannot tell: too few choices, about {more:,} more are needed"
     # At least a fifth of the accuracy above chance, so that a few ties in length do not decide.
@@ -410,7 +432,8 @@ def choices_needed(differences: npt.ArrayLike, users: npt.ArrayLike, smallest: f
 
     more = v (2.8 / smallest)^2 - n, where n is the number of choices, v / n the squared standard error of the
     mean difference with users as clusters, and 2.8 the sum of the normal quantiles of 0.975 and 0.8. If the
-    differences give no v, v = 0.5: that of two predictions that agree on half of the choices.
+    differences give no v (two users or fewer, or all alike), v = 0.5: that of two predictions that agree on
+    half of the choices.
 
     Args:
         differences: shape (choices,); NaN is a missing one.
@@ -457,12 +480,12 @@ def _users(choices: Sequence[Preference]) -> Users:
 
 
 def _longer_by(choices: Sequence[Preference]) -> npt.NDArray[Any]:
-    """Characters of the chosen response minus those of the rejected one, shape (choices,)."""
+    """Return the characters of the chosen response minus those of the rejected one, shape (choices,)."""
     return np.array([len(one.chosen.strip()) - len(one.rejected.strip()) for one in choices])
 
 
 def _clearly_longer_by(choices: Sequence[Preference]) -> npt.NDArray[Any]:
-    """As `_longer_by`, but 0 if no response is clearly longer (`_CLEARLY`)."""
+    """Return the same as `_longer_by`, but 0 if no response is clearly longer (`_CLEARLY`)."""
     lengths = _longer_by(choices)
     longest = np.array([max(len(c.chosen.strip()), len(c.rejected.strip())) for c in choices])
     return np.where(np.abs(lengths) > _CLEARLY * longest, lengths, 0)
@@ -481,10 +504,16 @@ def _accuracies(
 def _against_best(
     own: FloatArray, baselines: Sequence[FloatArray], users: Users, confidence: float
 ) -> Estimate:
-    """Own accuracy minus that of the best baseline, which is found again in each resample of users.
+    """Estimate own accuracy minus that of the best baseline, which is found again in each resample of users.
 
-    Choices count that have all predictions; NaN if there are none, or no baseline. A baseline that predicts
+    Only choices with all predictions count; NaN if there are none, or no baseline. A baseline that predicts
     no choice is left out.
+
+    Args:
+        own: 1 for a predicted choice, 0.5 for a tie, 0 for another one, shape (choices,); NaN: missing.
+        baselines: the same of each baseline.
+        users: the user of each choice.
+        confidence: of the interval.
     """
     baselines = [one for one in baselines if not np.isnan(one).all()]
     table = np.stack([own, *baselines], axis=1)

@@ -1,8 +1,9 @@
 """Measure how well a prefix lets a scorer predict the other choices of its user.
 
-The comparisons are those of FamousPersona (arXiv 2505.13257): users in the training data and unseen users,
-personal and clashing questions, groups of users, sentences of the prefix. This module adds a control, in
-which each user gets another user's prefix, and intervals that resample users.
+A prefix is a text about a user before a prompt, see `prefixes`. The comparisons are those of FamousPersona
+(arXiv 2505.13257): users in the training data and unseen users, personal and clashing questions, groups of
+users, sentences of the prefix. This module adds a control, in which each user gets another user's prefix, and
+intervals that resample users.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..evaluation.statistics import CONFIDENCE, check_confidence
 from ..exceptions import InvalidArgumentError, UnknownOptionError
 from ..llm.client import OPTIONS, LLMOptions
 from ..records import Preference
-from .attribution import ABLATIONS, Attribution, attribute_prefix
+from .attribution import ABLATIONS, WITH_SENTENCES, Attribution, attribute_prefix
 from .groups import Fold, check_groups, folds_of, group_values, texts_of
 from .hypotheses import users_in
 from .predictors import Case, ChoiceScorer, Predictions, Predictor, predictor_of
@@ -59,39 +60,48 @@ def evaluate_prefixes(
         prefixes: name -> a prefix from `persona_prefix`, or a function (names of the users to train on) ->
             prefix, for a prefix that is made from other users' choices. The prefix "none" is added.
         data: the held-out choices: preference data as for `infer_personas`, with a user for each row.
-        scorer: a `Likelihood`, a judge (a model's name, an `LLM`, an object with `explains`), or a
-            callable (conversations, responses) -> numbers. See `personainfer.users.predictors`.
-        fit: in place of a scorer: a function (names of the users to train on) -> scorer, such as one
-            that trains a model or loads it.
+        scorer: a `Likelihood`, a judge (a model's name, an `LLM`, an object with `explains`), or a callable
+            (conversations, responses) -> numbers. See `personainfer.users.predictors`. None: `fit` makes it.
+        fit: in place of a scorer: a function (names of the users to train on) -> scorer, such as one that
+            trains a model or loads it.
         untuned: the scorer before it was tuned. It predicts the same choices with each prefix, and
-            `over_untuned` is the gain of tuning, by group as well (FamousPersona's equity).
+            `over_untuned` is the gain of tuning, by group as well (FamousPersona's equity). None: there is
+            none.
         folds: N: split the users into N parts; or an attribute in `groups`: the users of each of its values
             are one part. Each part is predicted by what was fitted on the other parts: functions in
             `prefixes` and `fit` get only the users of these. None: functions get all users.
-        lift: subtract the margin of the bare prompt from each margin, so that the scorer's general tastes
-            do not count. The margin of "none" stays as it is.
+        lift: whether to subtract the margin of the bare prompt from each margin, so that the scorer's general
+            tastes do not count. The margin of "none" stays as it is.
         groups: attribute -> user -> value: groups to compare. None, NaN and "" are missing values.
-        questions: id of a choice -> kind of its question; or "find": "clashing" if users choose
-            differently on the prompt, else "personal" (see `personainfer.users.similar_users`).
-        attribute: names of prefixes whose sentences get effects (see `attribute_prefix`). With folds, the
-            choices are those of the users that the last fold leaves out.
-        ablations: at most so many subsets of the sentences of a prefix are scored for each choice.
+        questions: id of a choice -> kind of its question; or "find": "clashing" if users choose differently
+            on the prompt, else "personal" (see `personainfer.users.similar_users`). None: questions are not
+            told apart.
+        attribute: names of prefixes whose sentences get effects (see `attribute_prefix`). They are of the
+            kinds "few-shot", "persona" or "gold". With folds, the choices are those of the users that the
+            last fold leaves out.
+        ablations: the most subsets of the sentences of a prefix that are scored for each choice; 2 or more.
         user: the column with the user's id.
         columns: the library's column names -> yours, if they differ.
-        confidence: of the intervals, between 0 and 1. They resample users with all their choices.
+        confidence: how often the intervals should cover the truth, between 0 and 1. They resample users with
+            all their choices.
         draw_seed: of folds, shuffled prefixes, draws and permutations.
         options: configure the LLM that a judge's name makes: see `LLM`.
 
     Returns:
-        For each prefix the accuracy, the gain over none, and the accuracy with another user's prefix, also
-        by question and by group. A tie counts half. The result counts texts that were cut, choices that
-        failed, and prefixes with too few examples; `without_cuts()` leaves choices with cut texts out.
-        `print` shows a table.
+        For each prefix the accuracy, the gain over none, and the accuracy with another user's prefix, also by
+        question and by group. A tie counts half. The result counts texts that were cut, choices that failed,
+        and prefixes with too few examples; `without_cuts()` leaves choices with cut texts out. `print` shows
+        a table.
 
     Raises:
-        ValueError, TypeError: a bad argument, before anything is scored.
-        DataError: no row is a choice of a user.
-        ModelError: from the scorer.
+        InvalidArgumentError, UnknownOptionError: a bad argument, before anything is scored; or the scorer's
+            numbers are missing for all choices.
+        DataError: no row is a choice of a user, there are fewer users than folds, or an attribute for `folds`
+            has one value, before anything is scored. Or the texts of a prefix in `attribute` have no
+            sentence, or no user has two choices to measure effects on, after the choices were scored.
+        MissingExtraError: the scorer needs a package that is not installed.
+        ModelError: the scorer failed for all choices, or would (key, model).
+        CacheError: the cache of a judge's replies cannot be used.
     """
     UnknownOptionError.check(
         options, OPTIONS.union(inspect.signature(evaluate_prefixes).parameters)
@@ -116,6 +126,7 @@ def evaluate_prefixes(
         FittedFold(part, everything, predictor_of(_scorer(scorer, fit, part), options))
         for part in parts
     ]
+    _check_attribute(attribute, tests[-1])
     settings = {"lift": lift, "folds": folds, "confidence": confidence, "draw_seed": draw_seed}
     return PrefixEvaluation.of(
         _score(tests, choices, folds is not None, lift, draw_seed, before_tuning),
@@ -126,6 +137,18 @@ def evaluate_prefixes(
         skipped=skipped,
         settings=settings,
     )
+
+
+def _check_attribute(names: Sequence[str], test: FittedFold) -> None:
+    """Raise InvalidArgumentError if a named prefix of the last fold is of a kind without sentences."""
+    for name in names:
+        kind = test.prefixes[name].kind
+        if kind not in WITH_SENTENCES:
+            raise InvalidArgumentError(
+                f"attribute= names {name!r}, a prefix of the kind {kind!r}, which has no sentences.",
+                hint=f"Name prefixes of the kinds {', '.join(map(repr, WITH_SENTENCES))}.",
+                argument="attribute",
+            )
 
 
 def _scorer(scorer: ChoiceScorer | None, fit: Fit | None, fold: Fold) -> ChoiceScorer:
@@ -140,6 +163,11 @@ def _scorer(scorer: ChoiceScorer | None, fit: Fit | None, fold: Fold) -> ChoiceS
 
 class FittedFold:
     """The prefixes and the predictor of one fold, fitted on its trained users.
+
+    Args:
+        fold: the users to fit on and to test on.
+        prefixes: name -> a prefix, or a function from the users to fit on to a prefix. It is called here.
+        predict: the predictor, fitted on these users.
 
     Raises:
         InvalidArgumentError: a function in `prefixes` returns something else than a prefix.
@@ -159,7 +187,14 @@ class FittedFold:
 
 
 class Job(NamedTuple):
-    """Predict the choices at `places` with a prefix, and write the margins into `scored.field`."""
+    """Predict some choices with a prefix, and write the margins into a record.
+
+    Attributes:
+        scored: the record.
+        field: the array of the record that gets the margins.
+        prefix: the prefix.
+        places: the places of the choices, and of their margins in the array.
+    """
 
     scored: Scored
     field: Literal["own", "trained", "shuffled", "untuned"]
@@ -175,10 +210,21 @@ def _score(
     seed: int,
     untuned: Predictor | None,
 ) -> dict[str, Scored]:
-    """Predict the choices of each user with every prefix; return the records by the prefix's name.
+    """Predict the choices of each user with every prefix.
 
     "own" and "shuffled" margins come from the fold that leaves the user out; with folds, "trained" margins
     come from the next fold, which was fitted on the user. The untuned predictor gives "untuned" margins.
+
+    Args:
+        tests: the folds.
+        choices: the held-out choices.
+        folded: whether there are folds. If not, `tests` is one fold with all users.
+        lift: whether to subtract the margins of the bare prompt.
+        seed: of the shuffled prefixes.
+        untuned: predicts with the untuned scorer; None: there is none.
+
+    Returns:
+        Name of a prefix -> its margins and flags. Margins that do not apply are NaN.
     """
     found = {name: Scored.blank(len(choices)) for name in tests[0].prefixes}
     for test, before in zip(tests, [tests[-1], *tests[:-1]], strict=True):
@@ -241,7 +287,7 @@ def _predict(
 
 
 def _places(prefix: Prefix, people: Names, choices: Sequence[Preference]) -> list[int]:
-    """The places of the choices of these people for whom the prefix works."""
+    """Return the places of the choices of these people for whom the prefix works."""
     who = set(people)
     return [n for n, one in enumerate(choices) if one.user in who and prefix.works_for(one.user)]
 
@@ -269,7 +315,7 @@ def _attribution(
     confidence: float,
     seed: int,
 ) -> dict[str, Attribution]:
-    """Attribute the sentences of each named prefix, on the users that the last fold leaves out."""
+    """Measure the effects of the sentences of each named prefix, on the users of the last fold."""
     test = tests[-1]
     people = set(test.fold.unseen)
     found = {}
@@ -294,7 +340,7 @@ def _check(
     attribute: Sequence[str],
     ablations: int,
 ) -> None:
-    """Raise for a bad argument before anything is read or scored."""
+    """Raise InvalidArgumentError for a bad argument before anything is read or scored."""
     if not isinstance(prefixes, Mapping) or not prefixes:
         raise InvalidArgumentError("prefixes= is a mapping of names to prefixes.")
     for name, prefix in prefixes.items():

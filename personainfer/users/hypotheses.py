@@ -38,8 +38,9 @@ class UserAtWork:
         name: the user's id.
         before: the row of an earlier run that is updated; None: there is none.
         new: choices that are not in `before`, each with an id that no other choice of the user has.
-        hypotheses: explanations of choices, of `before` first.
+        hypotheses: explanations of choices, those of `before` first.
         problem: why there is no persona; None: nothing is wrong so far.
+        old: the choices of `before`.
         given_ids: ids of new choices that are in the data, and were not made up.
     """
 
@@ -58,18 +59,24 @@ class UserAtWork:
 
     @property
     def choices(self) -> tuple[Preference, ...]:
+        """All choices of the user: those of `before`, then the new ones."""
         return (*self.old, *self.new)
 
     @property
     def earlier(self) -> UserPersona | None:
+        """The persona of `before`; None: there is none."""
         return self.before.persona if self.before else None
 
     def knows(self, choice: Preference) -> bool:
-        """Whether the user made this choice before."""
+        """Whether the user has a choice with this prompt and these responses."""
         return _texts(choice) in self._known
 
     def add(self, choice: Preference, number: int) -> None:
-        """Add a new choice. Its id is its own, or else `number`, with a suffix if the user has this id."""
+        """Add a new choice, with an id that no other choice of the user has.
+
+        The id is the choice's own, or else `number`. If the user has a choice with this id, a suffix is
+        added.
+        """
         name = choice.id or str(number)
         if name in self._ids:  # for example, the id names the data set
             name = f"{name}#{number}"
@@ -103,13 +110,14 @@ def users_in(
         user: the column with the user's id.
         columns: the library's column names -> yours; None: they are recognised.
         most: the most new choices to take of each user; None: all.
-        update: personas to continue from. A choice that they rest on is not new.
+        update: personas to continue from. A choice that they rest on is not new. None: there are none.
 
     Returns:
         All users, those of `update` first; and reason -> how many rows were left out.
 
     Raises:
-        InvalidArgumentError: `columns` is not a mapping.
+        InvalidArgumentError: `columns` is not a mapping, a column does not exist, or the data is of no
+            supported kind.
         DataError: no row has a user; or there are no rows, and no `update`.
     """
     users = {row.user: UserAtWork(row.user, row) for row in update or ()}
@@ -175,7 +183,16 @@ def explain(
 ) -> None:
     """Infer a hypothesis for each choice without one; write it, or the problem, into the user.
 
-    With `candidates`, users who have any hypothesis get no new ones.
+    Args:
+        users: the users. Their `hypotheses` and `problem` are changed.
+        llm: the model that explains.
+        progress: whether to show a bar on standard error; None: in a terminal or a notebook.
+        candidates: whether hypotheses are candidates for one persona: users who have any then get no new
+            ones.
+
+    Raises:
+        ModelError: every request would fail in the same way (key, model).
+        CacheError: the cache of replies cannot be used.
     """
     asked = []
     for one in users:
@@ -201,14 +218,19 @@ def score_hypotheses(
 ) -> None:
     """Score each hypothesis on other choices of its user, and write the scores into the hypotheses.
 
+    A score that is NaN or infinite is left out with a warning. A user gets a `problem` if more than half of
+    the scores are NaN.
+
     Args:
-        users: the users with their hypotheses.
+        users: the users with their hypotheses, which are replaced.
         selector: scores explanations by `explains(preferences, personas)`.
-        checks: how many choices to score each hypothesis on; None: all other choices of the user.
+        checks: how many choices to score each hypothesis on; None: all other choices of the user. A choice on
+            which a hypothesis has a score is not scored again.
         contrast: subtract the mean score on so many choices of other users, so that an explanation which
             holds for everybody scores about 0. 0: subtract nothing.
 
-    A score that is NaN or infinite is left out with a warning; a user for whom most are gets a `problem`.
+    Raises:
+        InvalidArgumentError, ModelError: the selector failed for all choices, or three times in succession.
     """
     asked: list[tuple[UserAtWork, int, Preference]] = []
     for one in users:
@@ -249,7 +271,7 @@ def score_hypotheses(
 
 
 def unchecked(missing: int, asked: int) -> str | None:
-    """Say why there is no persona if more than half of the checks have no score; None: enough have one."""
+    """Return why there is no persona if more than half of the checks have no score; None: enough have one."""
     if 2 * missing <= asked:
         return None
     return (
@@ -261,7 +283,13 @@ def unchecked(missing: int, asked: int) -> str | None:
 def _of_others(
     users: Sequence[UserAtWork], of: tuple[str, int], count: int
 ) -> Sequence[Preference]:
-    """Draw up to `count` choices of other users. The seed is `of`: (name, place of the hypothesis)."""
+    """Draw up to `count` choices of users other than the one that `of` names.
+
+    Args:
+        users: all users.
+        of: the user's name and the place of the hypothesis, which are also the seed.
+        count: how many to draw.
+    """
     pool = [choice for one in users if one.name != of[0] for choice in one.choices] if count else []
     drawn = np.random.default_rng(crc32(repr(of).encode())).permutation(len(pool))[:count]
     return [pool[place] for place in drawn]
@@ -272,8 +300,8 @@ def _others(
 ) -> Sequence[Preference]:
     """Select the choices to score an explanation on: all but the one with the id `explained`.
 
-    With `checks`, the nearest choices before that one are taken, then the nearest after it. Choices that an
-    update adds at the end therefore change no selection that was complete.
+    With `checks`, so many are taken: the nearest choices before that one, then the nearest after it. Choices
+    that an update adds at the end therefore change no selection that was complete.
     """
     place = next(n for n, choice in enumerate(choices) if choice.id == explained)
     if checks is None:
@@ -288,9 +316,9 @@ def _others(
 def explains_of(one: UserAtWork) -> npt.NDArray[np.float64]:
     """Return the scores of a user's hypotheses as a table, shape (choices, hypotheses).
 
-    A hypothesis has no score on the choice that it was made from, which would favour it. There it gets the
-    mean score of the other hypotheses on this choice, so that the choice does not change its rank. If fewer
-    than two others have a score, it gets 0.
+    A hypothesis has no score on the choice that it was made from, which would favour it. Where a hypothesis
+    has no score on a choice, it gets the mean score of the other hypotheses on this choice, so that the
+    choice does not change its rank. If fewer than two others have a score, it gets 0.
     """
     scores = np.full((len(one.choices), len(one.hypotheses)), np.nan)
     place = {choice.id: row for row, choice in enumerate(one.choices)}
@@ -305,7 +333,11 @@ def explains_of(one: UserAtWork) -> npt.NDArray[np.float64]:
 
 
 def predicting(one: UserAtWork) -> dict[int, float] | str:
-    """Select the hypotheses that predict other choices: place -> mean score, above 0. Text: why none does."""
+    """Select the hypotheses of a user that predict the user's other choices.
+
+    Returns:
+        Place of the hypothesis -> mean score, above 0. A text instead says why no hypothesis predicts.
+    """
     if one.problem or not one.hypotheses:
         return one.problem or "no choice could be explained."
     means = [

@@ -71,22 +71,22 @@ def infer_user_personas(
     """Infer what each user is like and prefers, from several of the user's choices.
 
     Args:
-        data: preference data as for `infer_personas`, with a user for each row. A choice without an id
-            gets its place in the data as its id.
+        data: preference data as for `infer_personas`, with a user for each row. A choice without an id gets
+            its place in the data as its id.
         model: see `LLM`; None: $PERSONAINFER_MODEL, else the embedded model.
         user: the column with the user's id. `Preference` records have the field `user`.
-        pairs_per_user: use the first N choices of each user (4 in arXiv 2505.13257); None: all. The
-            other choices are counted in `skipped`, and `print` shows the count.
+        pairs_per_user: use the first N choices of each user (4 in arXiv 2505.13257); None: all. The other
+            choices are counted in `skipped`, and `print` shows the count.
         min_pairs: a user with fewer choices gets an error; "verified" and "posterior" need 2.
-        method: "summary": one call summarises the choices. "tastes": one call lists what the user likes
-            and dislikes, which suits opinions, and scorers that compare meanings, such as
-            `TasteSimilarity`; with `select`, a taste that predicts the opposite of the choices moves to the
-            other list. "verified": one call explains each choice; one more call writes the persona from the
-            explanations that predict other choices of the user (mean score above 0). "posterior": of these
-            explanations, the one with the highest posterior is the persona, in its own words. With the last
-            two, a user gets an error if no explanation predicts other choices.
-        select: scores explanations; not for "summary". An object with `explains(preferences, personas)`,
-            such as `Likelihood`. None: a `Verifier` with `model`; for "tastes" nothing is scored.
+        method: "summary": one call summarises the choices. "tastes": one call lists what the user likes and
+            dislikes, which suits opinions, and scorers that compare meanings, such as `TasteSimilarity`; with
+            `select`, a taste that predicts the opposite of the choices moves to the other list. "verified":
+            one call explains each choice; one more call writes the persona from the explanations that predict
+            other choices of the user (mean score above 0). "posterior": of these explanations, the one with
+            the highest posterior is the persona, in its own words. With the last two, a user gets an error if
+            no explanation predicts other choices.
+        select: scores explanations, or tastes; not for "summary". An object with `explains(preferences,
+            personas)`, such as `Likelihood`. None: a `Verifier` with `model`; for "tastes" nothing is scored.
         checks: for "verified": score each explanation on N other choices of the user.
         contrast: for "verified" and "posterior": subtract the mean score of an explanation on N choices of
             other users, so that what holds for everybody does not count. 0: subtract nothing.
@@ -94,21 +94,26 @@ def infer_user_personas(
             where e are the scores of explanation k. It has the unit of the scores; a smaller one gives each
             choice more weight.
         update: personas inferred before, by the same method. `data` then holds new choices; up to
-            `pairs_per_user` new ones of each user are used. A user without new choices keeps the persona,
-            and a user without a persona is tried again. "posterior" keeps its explanations, and scores them
-            on the new choices.
+            `pairs_per_user` new ones of each user are used. A user without new choices keeps the persona, and
+            a user without a persona is tried again. "posterior" keeps its explanations, and scores them on
+            the new choices. None: begin anew.
         columns: the library's column names -> yours, if they differ.
-        progress: a bar on standard error; None: in a terminal or a notebook.
+        progress: whether to show a bar on standard error while choices are explained ("verified" and
+            "posterior"; other methods have no bar); None: in a terminal or a notebook.
         options: of the LLM that a model string makes: see `LLM`.
 
     Returns:
-        One row for each user, with the persona or the error. If `select` is a `Likelihood` and texts were
-        too long for it, `settings["cuts"]` counts them.
+        One row for each user, with the persona or the error. A user of `update` for whom this call failed has
+        both: the earlier persona, and the error. If `select` is a `Likelihood` and texts were too long for
+        it, `settings["cuts"]` counts them.
 
     Raises:
-        ValueError, TypeError: a bad argument, or data in which no row is a choice of a user, before any
-            call is made.
-        ModelError: only for what would fail every user (key, model).
+        InvalidArgumentError, UnknownOptionError: a bad argument, before any call is made; or `select` refused
+            all choices.
+        DataError: no row of the data is a choice of a user, before any call is made.
+        MissingExtraError: the model needs a package that is not installed.
+        ModelError: every request would fail in the same way (key, model), or `select` failed for all choices.
+        CacheError: the cache of replies cannot be used.
     """
     UnknownOptionError.check(
         options, OPTIONS.union(inspect.signature(infer_user_personas).parameters)
@@ -144,7 +149,7 @@ def infer_user_personas(
 def _at_work(users: Sequence[UserAtWork], fewest: int) -> list[UserAtWork]:
     """Select the users who have enough choices, and a new choice or no persona.
 
-    A user with fewer than `fewest` choices gets a `problem`.
+    A user with fewer than `fewest` choices gets a `problem`, and is left out.
     """
     for one in users:
         if len(one.choices) < fewest:
@@ -161,7 +166,12 @@ def _at_work(users: Sequence[UserAtWork], fewest: int) -> list[UserAtWork]:
 def _likeliest(one: UserAtWork, temperature: float) -> UserPersona | str:
     """Make the persona from the explanation of the highest posterior among those that predict other choices.
 
-    Text: why there is none.
+    Args:
+        one: the user, with scored hypotheses.
+        temperature: `choice_temperature` of `infer_user_personas`.
+
+    Returns:
+        The persona, or a text that says why there is none.
     """
     kept = predicting(one)
     if isinstance(kept, str):
@@ -193,7 +203,12 @@ _NOTES = {"minItems": 1, "maxItems": 4}  # only in the schema that guides decodi
 
 
 class ChoiceNote(BaseModel):
-    """What one choice of a user shows."""
+    """The schema of a note in a reply: what one choice of a user shows.
+
+    Attributes:
+        choice: the number of the choice in the prompt, from "1".
+        shows: what it shows about the user.
+    """
 
     choice: Annotated[
         str,
@@ -237,9 +252,19 @@ def user_message(
 def _written(
     users: Sequence[UserAtWork], llm: LLM, *, verified: bool
 ) -> dict[str, UserPersona | str]:
-    """Let the model write a persona for each user: name -> the persona, or why there is none.
+    """Let the model write a persona for each user from the user's choices.
 
-    With `verified`, the prompt shows the choices that have an explanation which predicts others.
+    Args:
+        users: the users.
+        llm: the model.
+        verified: whether the prompt shows only the choices with an explanation that predicts others, and
+            these explanations. Otherwise it shows all choices, or the new ones with the earlier persona.
+
+    Returns:
+        User -> the persona, or a text that says why there is none.
+
+    Raises:
+        ModelError, CacheError: as `infer_user_personas`.
     """
     made: dict[str, UserPersona | str] = {}
     asked: list[tuple[UserAtWork, list[Preference], float | None]] = []
@@ -276,9 +301,14 @@ def _persona(
     *,
     keep: bool,
 ) -> UserPersona:
-    """Make the persona from a reply. `shown` are the choices that the model saw, numbered from 1.
+    """Make the persona from a reply of the model.
 
-    Evidence for any other number is dropped. With `keep`, the earlier persona's evidence comes first.
+    Args:
+        one: the user.
+        shown: the choices that the model saw, numbered from 1. Evidence for any other number is dropped.
+        written: the reply.
+        score: the `score` of the persona.
+        keep: whether the evidence of the earlier persona comes first; else it is dropped.
     """
     by_number = {str(number): choice for number, choice in enumerate(shown, 1)}
     evidence = tuple(
@@ -300,7 +330,7 @@ def _persona(
 
 
 def _flags(background: str, preferences: str, choices: Sequence[Preference]) -> tuple[str, ...]:
-    """Find the flags of a persona that was made from these choices."""
+    """Find the flags of a persona that was made from these choices, such as words copied from them."""
     persona = Persona.model_construct(trait=background, preference=preferences)
     text = "\n".join(map(pair_text, choices))
     return tuple(flag for flag in flags_in_text([persona], text, frozenset())[0] if flag in _FLAGS)
@@ -322,7 +352,20 @@ class Tastes(BaseModel):
 def _listed(
     users: Sequence[UserAtWork], llm: LLM, select: Selector | None
 ) -> dict[str, UserPersona | str]:
-    """Let the model list the tastes of each user: name -> the persona, or why there is none."""
+    """Let the model list the tastes of each user.
+
+    Args:
+        users: the users.
+        llm: the model.
+        select: scores the tastes, which are then sorted by their scores; None: they stay as the model lists
+            them, but a taste on both sides is only a like.
+
+    Returns:
+        User -> the persona, or a text that says why there is none.
+
+    Raises:
+        InvalidArgumentError, ModelError, CacheError: as `infer_user_personas`.
+    """
     prefix = instructions("user_tastes.txt")
     requests = []
     for one in users:
@@ -347,14 +390,14 @@ def _listed(
 
 
 def _distinct(tastes: Sequence[str]) -> list[str]:
-    """Return each taste once, without a full stop, and without ";", which separates tastes in a persona."""
+    """Return each taste once, without a full stop. "," replaces ";", which separates tastes in a persona."""
     return list(
         dict.fromkeys(" ".join(one.replace(";", ",").split()).rstrip(".") for one in tastes)
     )
 
 
 def tastes_message(choices: Sequence[Preference], earlier: UserPersona | None) -> Message:
-    """Write the user turn of a prompt: a user's choices by prompt, and an earlier persona."""
+    """Write the user turn of a prompt: a user's choices by prompt, and an earlier persona if there is one."""
     by_prompt: dict[Prompt, list[Preference]] = {}
     for choice in choices:
         by_prompt.setdefault(choice.prompt, []).append(choice)
@@ -427,7 +470,7 @@ def _row(one: UserAtWork, made: UserPersona | str | None) -> UserRow:
 
 
 def _spent(before: Usage, after: Usage) -> Usage:
-    """Subtract two readings of an LLM's usage. A count that either does not know (None) stays None."""
+    """Subtract two readings of an LLM's usage. A number that is None in either of them is None."""
     counts: dict[str, Any] = {}
     for name, start in before:
         end = getattr(after, name)
@@ -445,7 +488,7 @@ def _check(
     select: Selector | None,
     update: UserPersonas | None,
 ) -> None:
-    """Raise for a bad argument before anything is read or sent."""
+    """Raise InvalidArgumentError for a bad argument before anything is read or sent."""
     InvalidArgumentError.check("method", method, _METHODS)
     check_argument("pairs_per_user", pairs_per_user, Count | None)
     check_argument("min_pairs", min_pairs, Count)

@@ -1,6 +1,7 @@
 """Predict a user's choices from a prefix, by a language model, a judge, or embeddings.
 
-A prediction is a margin: above 0 the chosen response is predicted, below 0 the rejected one, 0 is a tie.
+A prefix is a text about the user before the prompt, see `prefixes`. A prediction is a margin: above 0 the
+chosen response is predicted, below 0 the rejected one, 0 is a tie.
 """
 
 from __future__ import annotations
@@ -28,7 +29,13 @@ NOBODY = "Nothing is known about this person."  # a judge reads this where there
 
 
 class Case(NamedTuple):
-    """A choice to predict, the text of the prefix ("" for none), and the conversation with the prefix."""
+    """A choice to predict with a prefix.
+
+    Attributes:
+        choice: the choice.
+        prefix: the text of the prefix; "": there is none.
+        messages: the conversation up to the response, with the prefix.
+    """
 
     choice: Preference
     prefix: str
@@ -44,10 +51,12 @@ class Predictions(NamedTuple):
     """The predictions of several cases; all arrays have the shape (cases,).
 
     Attributes:
-        margins: NaN if the case is longer than the model's context, or the scorer gave no number.
-        turns_cut: the conversation lost its oldest turns.
-        responses_cut: the end of a response was not scored.
-        unusable: a judge's reply could not be used. It counts as a wrong prediction.
+        margins: above 0 the chosen response is predicted, below 0 the rejected one, 0 is a tie. NaN: the case
+            is longer than the model's context, the scorer gave no number, or a judge did not reply in one of
+            the orders.
+        turns_cut: whether the conversation lost its oldest turns.
+        responses_cut: whether the end of a response was not scored.
+        unusable: whether a judge's reply could not be used. This counts as a wrong prediction.
         neither: the share of a judge's answers that picked neither response, which counts as wrong; NaN
             without a judge, or without a usable reply.
     """
@@ -62,7 +71,13 @@ class Predictions(NamedTuple):
     def of(
         cls, margins: FloatArray, *, neither: FloatArray | None = None, **flags: Flags
     ) -> Predictions:
-        """Make predictions. Flags that are not given are False, and `neither` is NaN by default."""
+        """Make predictions from margins.
+
+        Args:
+            margins: the margins.
+            neither: NaN if it is not given.
+            flags: `turns_cut`, `responses_cut` and `unusable`; False if they are not given.
+        """
         none = np.zeros(len(margins), dtype=bool)
         turns, responses, unusable = (
             flags.get(name, none) for name in ("turns_cut", "responses_cut", "unusable")
@@ -75,7 +90,10 @@ class Predictions(NamedTuple):
         return self._replace(**{name: values[which] for name, values in self._asdict().items()})
 
     def less(self, other: Predictions, where: Flags) -> Predictions:
-        """Subtract the margins of `other` from the cases in `where`, and join the flags of both there."""
+        """Return predictions whose margins are lower by those of `other`, for the cases in `where`.
+
+        There a flag is True if it is True in either of both. `neither` stays.
+        """
         return Predictions(
             self.margins - np.where(where, other.margins, 0.0),
             self.turns_cut | (other.turns_cut & where),
@@ -105,17 +123,25 @@ def predictor_of(scorer: ChoiceScorer, options: LLMOptions | None = None) -> Pre
 
     Args:
         scorer: one of
-            a `Likelihood`: the margin is the mean log-probability per token of the chosen response minus
-            that of the rejected one (the metric of FamousPersona, arXiv 2505.13257);
+            a `Likelihood`: the margin is the mean log-probability per token of the chosen response minus that
+            of the rejected one, in nats (the metric of FamousPersona, arXiv 2505.13257);
             a model's name, an `LLM` or a `Verifier`: a judge reads the prefix and both responses, in both
-            orders, and the margin is the mean probability of picking the chosen response, minus 0.5;
+            orders, and the margin is the mean probability of picking the chosen response, minus 0.5; it is
+            -0.5 if a reply cannot be used, and NaN if the judge did not reply in one of the orders;
             another object with `explains(preferences, texts)`: the margin is the number that it returns;
-            a callable (conversations, responses) -> numbers: the margin is its number for the chosen
-            response minus its number for the rejected one.
+            a callable (conversations, responses) -> numbers: the margin is its number for the chosen response
+            minus its number for the rejected one.
         options: configure the LLM that a model's name makes.
 
+    Returns:
+        The function. It raises InvalidArgumentError if the scorer's numbers are missing for all cases, and
+        what the scorer raises, such as ModelError.
+
     Raises:
-        InvalidArgumentError: the scorer is none of these, or has options and is not a name.
+        InvalidArgumentError: the scorer is none of these, or has options and is not a name; or options that
+            cannot work.
+        MissingExtraError: the model of this name needs a package that is not installed.
+        AuthenticationError: the key of the model of this name is not set.
     """
     if options and not isinstance(scorer, str):
         raise InvalidArgumentError(
@@ -179,7 +205,11 @@ def _by_judge(judge: Explaining | Verifier, cases: Sequence[Case]) -> Prediction
 
 
 def _rows(cases: Sequence[Case]) -> tuple[list[Chat], list[str]]:
-    """Return conversations and responses, two rows a case: the chosen response, then the rejected one."""
+    """Return two rows for each case, with the chosen response and then with the rejected one.
+
+    Returns:
+        The conversations and the responses, 2 n each.
+    """
     conversations = [case.messages for case in cases for _ in range(2)]
     responses = [text for case in cases for text in (case.choice.chosen, case.choice.rejected)]
     return conversations, responses
@@ -195,7 +225,7 @@ def _numbers(given: Any, count: int) -> FloatArray:
 
 
 def _some(margins: FloatArray) -> FloatArray:
-    """Return the margins. Raise InvalidArgumentError if all of them are NaN."""
+    """Return the margins. Raise InvalidArgumentError if there are margins, and all are NaN."""
     if len(margins) and np.isnan(margins).all():
         raise InvalidArgumentError(
             f"scorer= decides none of {len(margins):,} choices: its numbers are NaN, or the same"
@@ -207,18 +237,19 @@ def _some(margins: FloatArray) -> FloatArray:
 def sees_ids(scorer: ChoiceScorer) -> bool:
     """Whether the scorer is an object of the caller's with `explains`, which may read more than texts.
 
-    It gets `Preference` records with ids, so equal texts of two users may score differently.
+    Such a scorer gets `Preference` records with ids, so equal texts of two users may score differently.
     """
     reads_texts = isinstance(scorer, str | LLM | Likelihood | Verifier | TasteSimilarity)
     return not reads_texts and isinstance(scorer, Explaining)
 
 
 class SharedCalls:
-    """Collect cases, and predict each distinct one once, all in one call.
+    """Collects cases, and predicts each distinct one once, all in one call.
 
     Args:
         predict: the function that predicts.
-        sees_ids: whether two cases with equal texts but other choices are distinct (`sees_ids`).
+        sees_ids: whether two cases with equal texts are distinct if their choices differ otherwise, as in the
+            id: see the function `sees_ids`.
     """
 
     def __init__(self, predict: Predictor, sees_ids: bool) -> None:
@@ -227,7 +258,7 @@ class SharedCalls:
         self._cases: list[Case] = []
 
     def add(self, case: Case) -> int:
-        """Add a case, and return the place of its prediction."""
+        """Add a case, and return the place of its prediction in what `predict` will return."""
         texts = (case.choice.chosen, case.choice.rejected)
         key = (case.messages, texts, case.choice if self._sees_ids else None)
         if key not in self._places:
@@ -236,7 +267,7 @@ class SharedCalls:
         return self._places[key]
 
     def predict(self) -> Predictions:
-        """Predict all distinct cases."""
+        """Predict all distinct cases, in one call."""
         return self._predict(self._cases)
 
 
@@ -263,10 +294,10 @@ class Tastes(NamedTuple):
 class TasteSimilarity:
     """Score a response by embeddings: is it nearer to what the user likes, or to what the user dislikes?
 
-    score = scale * (mean cosine to the likes - mean cosine to the dislikes) + prior. A user without likes,
-    or without dislikes, has 0 for that mean. An object is a scorer for `audit_personas` and
-    `evaluate_prefixes`, thousands of times as fast as a language model. Likes and dislikes come from the
-    system messages of the conversation (so use `role="system"`):
+    score = scale * (mean cosine to the likes - mean cosine to the dislikes) + prior. A user without likes, or
+    without dislikes, has 0 for that mean. An instance can be the scorer of `audit_personas` and
+    `evaluate_prefixes`. It is thousands of times as fast as a language model. Likes and dislikes come from
+    the system messages of the conversation (so use `role="system"`):
 
     - a persona of the method "tastes" lists both;
     - in another text, a sentence with a word such as "dislikes", "avoids" or "rejects" is a dislike, and any
@@ -274,10 +305,14 @@ class TasteSimilarity:
     - in few-shot examples, preferred responses are likes, and the others are dislikes.
 
     Args:
-        embedder: n texts -> vectors of shape (n, dimensions), such as `SentenceTransformer(…).encode`.
-        prior: (prompts, responses) -> n numbers: how much people in general like each response, such as
-            the rewards of a model fitted on other users. None: 0.
+        embedder: n texts -> vectors of shape (n, dimensions), such as `SentenceTransformer(…).encode`. It
+            gets each distinct text once; the vectors are kept in memory.
+        prior: (prompts, responses) -> n numbers: how much people in general like each response, such as the
+            rewards of a model fitted on other users. None: 0.
         scale: the weight of the similarity, above 0.
+
+    Raises:
+        InvalidArgumentError: `scale` is not a positive number.
     """
 
     def __init__(
@@ -290,7 +325,12 @@ class TasteSimilarity:
     def __call__(
         self, conversations: Sequence[Sequence[Message]], responses: Sequence[str]
     ) -> FloatArray:
-        """Score each response after the conversation at the same place, shape (rows,)."""
+        """Score each response after the conversation at the same place, shape (rows,).
+
+        Raises:
+            ModelError: the embedder did not return one finite vector for each text.
+            InvalidArgumentError: `prior` did not return one number for each response.
+        """
         heads = [
             "\n".join(turn.content for turn in chat if turn.role == "system")
             for chat in conversations
@@ -309,9 +349,13 @@ class TasteSimilarity:
     def explains(
         self, preferences: Sequence[Preference], personas: Sequence[Persona | str]
     ) -> FloatArray:
-        """Score the chosen response minus the rejected one by each persona, shape (n,).
+        """Return the similarity of each chosen response minus that of the rejected one, shape (n,).
 
-        Prior and scale do not count. An object can thus be `select=` of `infer_user_personas`.
+        The similarity is that to the likes and dislikes in the persona at the same place; `prior` and `scale`
+        do not count. So an instance can be `select=` of `infer_user_personas`.
+
+        Raises:
+            ModelError: the embedder did not return one finite vector for each text.
         """
         texts = [text for pair in preferences for text in (pair.chosen, pair.rejected)]
         read = {said: tastes_in(said) for said in {str(one) for one in personas}}
@@ -326,7 +370,10 @@ class TasteSimilarity:
         )
 
     def _direction(self, tastes: Tastes) -> FloatArray:
-        """Mean vector of the likes minus that of the dislikes, shape (dimensions,); no texts count as 0."""
+        """Return the mean vector of the likes minus that of the dislikes, shape (dimensions,).
+
+        The mean of no texts is 0.
+        """
         width = len(next(iter(self._vectors.values()), ()))
         one, other = (
             np.mean([self._vectors[text] for text in said], axis=0) if said else np.zeros(width)

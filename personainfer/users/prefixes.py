@@ -1,7 +1,7 @@
-"""Prefixes: text before a prompt that makes a model answer for one user.
+"""Prefixes: texts about a user before a prompt, which make a model answer for this user.
 
-The kinds are those of FamousPersona (arXiv 2505.13257): none, an opaque tag, the user's name, examples of
-the user's choices, a persona, and a gold persona.
+The kinds are those of FamousPersona (arXiv 2505.13257): none, an opaque tag, the user's name, examples of the
+user's choices, a persona, and a gold persona.
 """
 
 from __future__ import annotations
@@ -28,14 +28,19 @@ AnyPersona = UserPersona | Persona | str
 
 
 class PrefixText(NamedTuple):
-    """The text of a prefix before one choice, and how many of its k examples could not be found."""
+    """The text of a prefix before one choice.
+
+    Attributes:
+        text: the text; "": there is none.
+        missing: how many of the k examples could not be found; 0 for kinds without examples.
+    """
 
     text: str
     missing: int = 0
 
 
 class Prefix:
-    """A prefix for any user and prompt, made by `persona_prefix`.
+    """A text before a prompt, for any user and prompt. `persona_prefix` makes it.
 
     Args:
         kind: as for `persona_prefix`.
@@ -71,14 +76,17 @@ class Prefix:
         return () if self._texts is None else tuple(self._texts)
 
     def works_for(self, user: str | None) -> bool:
-        """Whether `text` and `before` can be called for this user."""
+        """Whether `text`, `before` and `messages` know this user; else they raise DataError."""
         if self._examples is not None:
             return user is not None and self._examples.knows(user)
         return self._texts is None or user in self._texts
 
     @property
     def k(self) -> int:
-        """How many examples to show; 0 for kinds without examples."""
+        """The most examples that are shown before a prompt; 0 for kinds without examples.
+
+        Fewer are shown if the user has fewer choices that do not reveal the answer.
+        """
         return 0 if self._examples is None else self._examples.k
 
     def text(self, user: str, prompt: Prompt) -> str:
@@ -130,7 +138,12 @@ class Prefix:
         return self.around(self.text(user, prompt), prompt)
 
     def around(self, said: str, prompt: Prompt) -> tuple[Message, ...]:
-        """Return the prompt as a conversation with `said` as the text of the prefix; "" adds nothing."""
+        """Return the prompt as a conversation with a text where the prefix puts its text.
+
+        Args:
+            said: the text; "" adds nothing.
+            prompt: the prompt.
+        """
         turns = (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
         if not said:
             return turns
@@ -143,11 +156,16 @@ class Prefix:
         return (*turns[:place], joined, *turns[place + 1 :])
 
     def shuffled(self, seed: int = 0) -> Prefix:
-        """Make the control: a prefix that gives each user the text or the examples of another user.
+        """Return the control: a prefix that gives each user the text or the examples of another user.
+
+        Args:
+            seed: of the draw of the other users.
 
         Raises:
-            InvalidArgumentError: the prefix has fewer than two users.
+            InvalidArgumentError: the prefix has fewer than two `users`, as kinds that work for any user have
+                none; or a bad seed.
         """
+        check_argument("seed", seed, CountFromZero)
         users = list(self.users)
         if len(users) < 2:
             raise InvalidArgumentError(
@@ -160,7 +178,15 @@ class Prefix:
 
 
 class Examples:
-    """The choices of users, and which of them to show before a prompt. Arguments as `persona_prefix`."""
+    """The choices of users, and which of them to show before a prompt.
+
+    The arguments are those of `persona_prefix`.
+
+    Raises:
+        DataError: a choice has no user.
+        InvalidArgumentError: `history` holds something else than `Preference` records, or `embed` did not
+            return one finite vector for each prompt.
+    """
 
     def __init__(
         self,
@@ -188,15 +214,17 @@ class Examples:
 
     @property
     def users(self) -> tuple[str, ...]:
+        """The users for whom examples can be shown: those with a choice, or those that `neighbours` names."""
         return tuple(self._sources)
 
     def knows(self, user: str) -> bool:
+        """Whether the user is one of `users`."""
         return user in self._sources
 
     def of(
         self, user: str, prompt: Prompt, predicted: Preference | None, without: str | None = None
     ) -> list[Preference]:
-        """Select up to k choices that do not reveal the answer; the most similar one is last.
+        """Select up to k choices that do not reveal the answer.
 
         Args:
             user: show choices of this user, or of the user's neighbours.
@@ -205,8 +233,13 @@ class Examples:
                 will be generated, and choices on the same prompt are left out.
             without: a user whose choices are left out; None: nobody's.
 
+        Returns:
+            The choices; the one with the most similar prompt is last. If they are drawn, and there are no
+            more than k, they are in the order of the history.
+
         Raises:
             DataError: the user is not in `users`.
+            InvalidArgumentError: `embed` did not return a finite vector for the prompt.
         """
         asked = prompt_text(prompt).strip()
         pool = [choice for choice in self._pool(user) if choice.user != without]
@@ -242,7 +275,7 @@ class Examples:
 
 
 def _responses(choice: Preference) -> set[str]:
-    """Both responses, in lower case and with single spaces."""
+    """Return both responses, in lower case and with single spaces."""
     return {" ".join(text.casefold().split()) for text in (choice.chosen, choice.rejected)}
 
 
@@ -266,21 +299,22 @@ def persona_prefix(
     a choice to predict, choices that share a response with it.
 
     Args:
-        kind: "none"; "tag": a code for the user; "name": the user's name; "few-shot": examples of the
-            user's choices; "persona": a persona inferred from choices; "gold": a persona written by somebody
-            who knows the user, which may contain the answers and is an upper bound.
+        kind: "none"; "tag": a code for the user; "name": the user's name; "few-shot": examples of the user's
+            choices; "persona": a persona inferred from choices; "gold": a persona written by somebody who
+            knows the user, which may contain the answers and is an upper bound.
         personas: for "persona" and "gold": the result of `infer_user_personas`, or user -> record or text.
             The number 7 as a user means the user "7".
         names: for "name": user -> name; None: the user's id is the name.
-        history: for "few-shot": choices with `user`.
-        k: how many examples to show.
-        retrieve: "random": examples are drawn by `seed`; "bm25" or "embedding": the examples whose prompts
-            are most similar to the one that follows.
-        show: which responses an example shows.
+        history: for "few-shot": `Preference` records with `user`.
+        k: for "few-shot": the most examples to show.
+        retrieve: for "few-shot": "random": examples are drawn by `seed`; "bm25" or "embedding": the examples
+            whose prompts are most similar to the one that follows.
+        show: for "few-shot": which responses an example shows.
         embed: for "embedding": n texts -> vectors of shape (n, dimensions), such as
             `SentenceTransformer(…).encode`.
-        neighbours: user -> the users whose choices are shown instead of the user's own, from
-            `nearest_users`: the cross-user setting of PersonalLLM (arXiv 2409.20296, section 4.2).
+        neighbours: for "few-shot": user -> the users whose choices are shown instead of the user's own, from
+            `nearest_users`: the cross-user setting of PersonalLLM (arXiv 2409.20296, section 4.2). None: the
+            user's own choices are shown.
         role: "system": the prefix is a system message; "user": it is part of the user's last turn, for chat
             templates without system messages.
         seed: of the draw of examples.
@@ -290,8 +324,9 @@ def persona_prefix(
         which each user gets the prefix of another user.
 
     Raises:
-        InvalidArgumentError: an argument that the kind needs is missing, or one that it does not use is
-            given.
+        InvalidArgumentError: the kind needs `personas` or `history`, which is missing; or has no use for
+            `personas`, `names`, `history` or `neighbours`, which is given; or another bad argument.
+        DataError: a choice in `history` has no user.
     """
     InvalidArgumentError.check("kind", kind, get_args(Kind))
     InvalidArgumentError.check("role", role, ("system", "user"))
@@ -325,7 +360,11 @@ def user_tag(user: str) -> str:
 
 
 def _texts(name: str, given: object) -> dict[str, str]:
-    """Turn the argument `name`, a mapping of users to texts or personas, into user -> text."""
+    """Read the argument `name`, a mapping of users to texts or personas, as user -> text.
+
+    Raises:
+        InvalidArgumentError: it is no mapping, or a text is missing or blank.
+    """
     if not isinstance(given, Mapping):
         raise InvalidArgumentError(f"{name}={given!r:.80} is not a mapping of users to texts.")
     for user, one in given.items():
@@ -361,7 +400,10 @@ def prefix_name(name: str) -> str:
 def prefix_examples(choices: Sequence[Preference], show: Show, *, similar: bool = False) -> str:
     """Write the prefix with earlier choices; "" without choices.
 
-    `similar`: they are choices of similar users, not of the user.
+    Args:
+        choices: the choices.
+        show: which responses to show.
+        similar: whether the text says that the choices are those of similar users, not of the user.
     """
     if not choices:
         return ""

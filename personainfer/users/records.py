@@ -23,7 +23,12 @@ Method = Literal["summary", "tastes", "verified", "posterior"]
 
 
 class PairEvidence(Record):
-    """What one choice shows about the user; `pair` is the id of the choice."""
+    """What one choice shows about the user.
+
+    Attributes:
+        pair: the id of the choice.
+        shows: what it shows, in the words of the model.
+    """
 
     pair: str
     shows: str
@@ -34,9 +39,10 @@ class UserPersona(Record):
 
     Attributes:
         user: the user's id.
-        background: sentences about what "the user" is like; with the method "tastes", what the user likes.
+        background: sentences about what "the user" is like; with the method "tastes", what the user likes
+            ("": nothing).
         preferences: sentences about what "the user" likes in a response; with "tastes", what the user
-            dislikes.
+            dislikes ("": nothing).
         evidence: what single choices show.
         pairs: how many choices the persona was made from.
         score: with "verified", the mean score of the kept explanations on other choices. Only explanations
@@ -58,7 +64,13 @@ class UserPersona(Record):
 
 
 class Hypothesis(Record):
-    """An explanation of the choice with the id `pair`, and its scores on other choices: (id, score) each."""
+    """An explanation of one choice, and how well it predicts other choices of the user.
+
+    Attributes:
+        pair: the id of the choice that is explained.
+        persona: the explanation.
+        scores: (id of another choice, score) of each; above 0 the explanation predicts the choice.
+    """
 
     pair: str
     persona: Persona
@@ -71,8 +83,12 @@ class UserRow(Record):
     After an update that failed, the row has both: the earlier persona, and the error.
 
     Attributes:
+        user: the user's id.
+        persona: the persona; None: there is none.
+        error: what failed; None: nothing did.
         choices: the choices that were used, each with an id. An update adds to them.
-        hypotheses: all explanations of these choices. An update continues from them.
+        hypotheses: all explanations of these choices, with "verified" and "posterior". An update continues
+            from them.
     """
 
     user: str
@@ -84,12 +100,12 @@ class UserRow(Record):
 
 @dataclass(frozen=True)
 class UserPersonas(Sequence[UserRow]):
-    """The personas of all users: one row for each, in the order in which users first occur in the data.
+    """The personas of all users: a sequence with one row for each user.
 
     Attributes:
-        rows: the rows.
-        skipped: reason -> how many rows of the data were not used: they have no user, cannot be read,
-            repeat a choice, or are beyond `pairs_per_user`.
+        rows: the rows, in the order in which users first occur in the data; those of `update` come first.
+        skipped: reason -> how many rows of the data were not used: they have no user, cannot be read, repeat
+            a choice, or are beyond `pairs_per_user`.
         usage: the calls, tokens and cost of the run.
         settings: the options of the run.
 
@@ -134,7 +150,7 @@ class UserPersonas(Sequence[UserRow]):
         return f"UserPersonas({len(self.personas):,} personas of {len(self):,} users{told})"
 
     def __str__(self) -> str:
-        """How many personas there are, what was left out and why, and the first error."""
+        """Say how many personas there are, what was left out and why, and the first error."""
         lines = [repr(self)]
         lines += [f"{n:,} rows left out: {why.rstrip('.')}." for why, n in self.skipped.items()]
         for user, reason in list(self.errors.items())[:1]:
@@ -153,7 +169,7 @@ class UserPersonas(Sequence[UserRow]):
         return {row.user: row.error for row in self.rows if row.error is not None}
 
     def raise_for_errors(self) -> None:
-        """Raise RowsFailedError if there is an error."""
+        """Raise RowsFailedError if a user has an error."""
         if self.errors:
             user, reason = next(iter(self.errors.items()))
             raise RowsFailedError(
@@ -163,14 +179,17 @@ class UserPersonas(Sequence[UserRow]):
     def save(self, path: str | Path, *, overwrite: bool = False) -> None:
         """Write a file with a line of JSON for each user. Each line has the settings of the run.
 
+        `usage` and `skipped` are not written. The file appears whole or not at all.
+
         Args:
             path: the .jsonl file. A file that `save` wrote is replaced.
-            overwrite: replace any other file, too.
+            overwrite: whether to replace any other file, too.
 
         Raises:
-            InvalidArgumentError: the name has an ending of another format, the file exists and is not
-                from `save`, or it cannot be written.
+            InvalidArgumentError: the name has an ending of another format, the file exists and is not from
+                `save`, or it cannot be written.
             DataError: a text is not Unicode, or a setting is not text or a number.
+            OSError: the disk is full.
         """
         path = as_path(path)
         if path.suffix not in _JSON_LINES:
@@ -207,6 +226,8 @@ class UserPersonas(Sequence[UserRow]):
         Raises:
             DataError: a line is not from `save`, a user has two lines, or lines are of different methods.
             MissingFileError: there is no such file.
+            InvalidArgumentError: the path is a folder, or no name of a file.
+            OSError: the file cannot be read.
         """
         path = as_path(path)
         if not path.exists():
@@ -237,13 +258,21 @@ _JSON_LINES = ("", ".jsonl", ".json", ".ndjson")  # the endings of a file of JSO
 
 
 class SavedRow(UserRow):
-    """A line of a saved file: a row and the settings of its run, {} in files of older versions."""
+    """A line of a saved file: a row and the settings of its run.
+
+    Attributes:
+        settings: the settings; {} in files of older versions.
+    """
 
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
 def _read_row(line: bytes | None, place: str) -> tuple[UserRow, dict[str, Any]]:
-    """Parse a line into a row and settings. Raise DataError, which names `place`, for any other line."""
+    """Parse a line into a row and the settings of its run.
+
+    Raises:
+        DataError: it is no line of `UserPersonas.save`. The error names `place`.
+    """
     try:
         saved = SavedRow.model_validate_json(bounded_json(line or b""))
         check_settings(saved.settings)
@@ -262,7 +291,8 @@ class ChoicesUsed:
 
     Args:
         choices: choices whose texts are known.
-        ids: ids of further choices, such as those that the persona's evidence names.
+        ids: ids of further choices, whose texts are not known, such as those that the persona's evidence
+            names.
     """
 
     def __init__(self, choices: Iterable[Preference] = (), ids: Iterable[str] = ()) -> None:
@@ -275,10 +305,14 @@ class ChoicesUsed:
         return _content(choice) in self._texts
 
     def holds(self, choice: Preference, given_id: bool) -> bool:
-        """Whether the choice was used, by its texts, or by its id if the data has it (`given_id`).
+        """Whether the choice was used, by its texts, or by its id.
 
-        If the texts of the used choice with this id are known, they must have the same prompt, or share a
-        response.
+        If the texts of the used choice with this id are known, they must also have the same prompt, or share
+        a response.
+
+        Args:
+            choice: the choice.
+            given_id: whether its id is in the data; an id that was made up says nothing.
         """
         if self.holds_texts(choice):
             return True
@@ -293,7 +327,7 @@ class ChoicesUsed:
 
 
 def _content(choice: Preference) -> tuple[str, frozenset[str]]:
-    """The prompt, and the set of both responses, in lower case and with single spaces."""
+    """Return the prompt, and the set of both responses, in lower case and with single spaces."""
     prompt = choice.prompt
     turns = prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
     said, *responses = (

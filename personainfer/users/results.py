@@ -35,19 +35,19 @@ class Count(NamedTuple):
 class Scored:
     """The margins of one prefix, and flags of the texts. All arrays have the shape (choices,).
 
-    A margin is above 0 if the choice is predicted, 0 for a tie, and NaN if missing.
+    A margin is above 0 if the choice is predicted, below 0 if it is not, 0 for a tie, and NaN if missing.
 
     Attributes:
         own: margins with the user's prefix.
-        trained: with folds, margins by what was fitted on the user, too.
-        shuffled: margins with another user's prefix.
-        untuned: margins of the untuned scorer, with the user's prefix.
-        known: the prefix works for this user, and a fold leaves the user out.
+        trained: with folds, margins by what was fitted on the user, too; else NaN.
+        shuffled: margins with another user's prefix; NaN if the prefix knows fewer than two users.
+        untuned: margins of the untuned scorer, with the user's prefix; NaN if there is none.
+        known: whether the prefix works for this user, and a fold leaves the user out.
         turns_cut, responses_cut, unusable: as for `Predictions`, with the user's prefix.
-        failed: the own margin is missing, although the prefix works for the user.
-        short: the prefix has fewer than k examples, but at least one.
-        empty: the prefix has no example.
-        cut: a text was cut, for any of the margins.
+        failed: whether the own margin is missing, although the prefix works for the user.
+        short: whether the prefix has fewer than k examples, but at least one.
+        empty: whether the prefix of a kind with examples has none.
+        cut: whether a text was cut, for any of the margins.
     """
 
     own: FloatArray
@@ -65,7 +65,7 @@ class Scored:
 
     @classmethod
     def blank(cls, choices: int) -> Scored:
-        """Make a record with all margins NaN and all flags False."""
+        """Make a record for so many choices, with all margins NaN and all flags False."""
         margins = [np.full(choices, np.nan) for _ in range(4)]
         return cls(*margins, *(np.zeros(choices, dtype=bool) for _ in range(8)))
 
@@ -82,16 +82,17 @@ class PrefixAccuracy:
         accuracy: the share of choices that are predicted; with folds, by what was fitted on other users.
         trained: with folds, the accuracy by what was fitted on these users, too; None without folds.
         gain: accuracy minus the accuracy without a prefix, on the same choices.
-        over_untuned: accuracy minus that of the untuned scorer with the same prefix; None without one.
+        over_untuned: accuracy minus that of the untuned scorer with the same prefix, on the same choices;
+            None without an untuned scorer.
         shuffled: accuracy with the prefix of another user; None if the prefix has texts or examples of fewer
             than two users.
         own_gain: accuracy minus `shuffled`, on the same choices; None where `shuffled` is.
         questions: kind of question -> accuracy.
-        with_baseline: Pearson's r, over users, between the accuracy and the accuracy without a prefix (of
-            the untuned scorer, if there is one).
+        with_baseline: Pearson's r, over users, between the accuracy and the accuracy without a prefix (of the
+            untuned scorer, if there is one).
         unknown: how many choices are of users for whom the prefix does not work. They are left out.
-        failed: choices without a margin: the text is longer than the model's context, or the scorer gave
-            no number. They are left out.
+        failed: choices without a margin: the text is longer than the model's context, the scorer gave no
+            number, or a judge did not reply. They are left out.
         turns_cut: choices whose conversation lost its oldest turns.
         responses_cut: choices for which the end of a response was not scored.
         unusable: choices for which the judge's reply could not be used. They count as wrong.
@@ -132,12 +133,12 @@ class PrefixEvaluation:
 
     Attributes:
         prefixes: name of a prefix -> its accuracies, "none" first.
-        equity: accuracy and gain of each prefix, compared between the groups of each attribute of users;
-            p-values corrected together.
+        equity: accuracy, gain and gain over the untuned scorer of each prefix, compared between the groups of
+            each attribute of users; p-values corrected together. Empty without `groups`.
         attribution: name of a prefix -> the effects of its sentences.
         choices: the held-out choices.
         scored: name of a prefix -> the margins and flags of each choice.
-        questions: the kind of question of each choice; empty without `questions=`.
+        questions: the kind of question of each choice, None if it has none; empty without `questions=`.
         groups: attribute -> user -> value.
         skipped: reason -> how many rows of the data are not a choice of a user.
         settings: the arguments that the numbers depend on.
@@ -165,7 +166,7 @@ class PrefixEvaluation:
         skipped: Mapping[str, int],
         settings: Mapping[str, Any],
     ) -> PrefixEvaluation:
-        """Compute all numbers from the margins. See the attributes for the arguments."""
+        """Compute all numbers from the margins. The arguments are the attributes of the same names."""
         confidence, seed = settings["confidence"], settings["draw_seed"]
         return cls(
             prefixes={
@@ -188,7 +189,9 @@ class PrefixEvaluation:
         return {name: one.own for name, one in self.scored.items()}
 
     def without_cuts(self) -> PrefixEvaluation:
-        """Repeat the evaluation without the choices of which a text was cut, with any prefix.
+        """Return the evaluation without the choices of which a text was cut, with any prefix.
+
+        Nothing is scored again, and `attribution` stays as it is.
 
         Raises:
             DataError: no choice with a margin is left.
@@ -211,7 +214,7 @@ class PrefixEvaluation:
         )
 
     def grid(self) -> list[tuple[str, ...]]:
-        """The accuracies as a grid of text; the first line is its head."""
+        """Return the accuracies as a grid of text; the first line is its head."""
         kinds = list(dict.fromkeys(k for one in self.prefixes.values() for k in one.questions))
         columns = {
             kind: [one.questions.get(kind) for one in self.prefixes.values()] for kind in kinds
@@ -227,7 +230,7 @@ class PrefixEvaluation:
         return [(*_HEAD, *columns), *lines]
 
     def remarks(self) -> list[str]:
-        """Sentences about differences between groups, and about choices that were left out or cut."""
+        """Return sentences about differences between groups, and about choices that were left out or cut."""
         said = [
             f"{one.measure} of {one.prefix!r} by {one.attribute}: gap {one.gap:.3f},"
             f" F = {one.f:.2f}, p = {one.p:.4f}, corrected {one.adjusted_p:.4f}."
@@ -251,7 +254,11 @@ class PrefixEvaluation:
         return said
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all numbers and counts as plain values, without the single choices and effects."""
+        """Return the numbers and counts as dicts and lists, without the single choices and effects.
+
+        The keys are "prefixes", "equity", "attribution" (the mean effects by place), "skipped" and
+        "settings". What cannot be estimated is NaN.
+        """
         return {
             "prefixes": {
                 name: {
@@ -330,19 +337,23 @@ def _accuracy(
 def mean_difference(
     differences: FloatArray, users: npt.NDArray[Any], confidence: float, *, of_itself: bool = False
 ) -> Estimate:
-    """Estimate the mean of differences between -1 and 1, shape (choices,), with an interval over users.
+    """Estimate the mean of differences, with an interval that resamples users.
 
-    If all users have the same mean, `widened` gives the interval a width. With `of_itself` (the gain of a
-    prefix over itself) it stays 0.
+    Args:
+        differences: shape (choices,), from -1 to 1; NaN is a missing one.
+        users: the user of each choice.
+        confidence: of the interval, between 0 and 1.
+        of_itself: whether this is the gain of a prefix over itself. Its interval keeps the width 0. Otherwise
+            `widened` gives an interval a width if all users have the same mean.
     """
     bounds = None if of_itself else (-1.0, 1.0)
     return mean_by_group(differences, users, bounds=bounds, confidence=confidence)
 
 
 def _by_user(users: npt.NDArray[Any], *scores: FloatArray) -> list[FloatArray]:
-    """Mean of each user's scores, one array of shape (users,) for each array of shape (choices,).
+    """Return the mean of each user's scores: an array of shape (users,) for each array of shape (choices,).
 
-    Choices count that have all scores; a user without such a choice has NaN.
+    Only choices with all scores count; a user without such a choice has NaN.
     """
     known = ~np.isnan(np.stack(scores)).any(axis=0)
     _, place = np.unique(users, return_inverse=True)

@@ -23,7 +23,10 @@ _QUERIES = 1024  # users compared with all others at once
 
 
 def cosines(one: npt.ArrayLike, other: npt.ArrayLike) -> FloatArray:
-    """Cosines between two sets of vectors: (n, d) and (m, d) -> (n, m); 0 for a vector of zeros."""
+    """Return the cosines between two sets of vectors: (n, d) and (m, d) -> (n, m).
+
+    The cosine to a vector of zeros is 0.
+    """
     first, second = (read_numbers("vectors", v, dimensions=(2,)) for v in (one, other))
     return unit_vectors(first) @ unit_vectors(second).T
 
@@ -36,20 +39,22 @@ def user_vectors(
 ) -> dict[str, FloatArray]:
     """Represent each user by the mean embedding of the user's choices.
 
-    As in PersonalLLM (arXiv 2409.20296, section 4.2).
+    The method is that of PersonalLLM (arXiv 2409.20296, section 4.2).
 
     Args:
-        histories: choices with `user`.
-        embed: n texts -> vectors of shape (n, dimensions). It is called with each distinct text once.
-        of: what is averaged: "difference": emb(chosen) - emb(rejected); "chosen": emb(chosen);
-            "rejected": emb(rejected).
+        histories: `Preference` records with `user`, of all users.
+        embed: n texts -> vectors of shape (n, dimensions). It gets each distinct chosen response once, and
+            each distinct rejected one, in a call each.
+        of: what is averaged: "difference": emb(chosen) - emb(rejected); "chosen": emb(chosen); "rejected":
+            emb(rejected).
 
     Returns:
         User -> vector of shape (dimensions,).
 
     Raises:
         DataError: a choice has no user.
-        InvalidArgumentError: something else than `Preference` records.
+        InvalidArgumentError: something else than `Preference` records, or `embed` did not return one finite
+            vector for each text.
     """
     InvalidArgumentError.check("of", of, ("difference", "chosen", "rejected"))
     histories = read_choices("histories", histories)
@@ -130,7 +135,7 @@ def nearest_users(
 
 
 def _named(argument: str, users: Sequence[str], place: Mapping[str, int]) -> list[str]:
-    """Check that all users have a vector, and return each user once."""
+    """Return the users of an argument, each once. Raise InvalidArgumentError if one has no vector."""
     if isinstance(users, str):
         raise InvalidArgumentError(f"{argument}={users!r:.80} is one text, not several users.")
     if unknown := [name for name in users if name not in place]:
@@ -159,12 +164,15 @@ def embedded(texts: Sequence[str], embed: Embed) -> FloatArray:
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """The text by which a prompt is searched: the prompt, or the last turn of a conversation."""
+    """Return the text by which a prompt is searched: the prompt, or the last turn of a conversation."""
     return prompt if isinstance(prompt, str) else prompt[-1].content if prompt else ""
 
 
 def _top(scores: npt.NDArray[Any], count: int) -> npt.NDArray[np.int64]:
-    """Places of the highest scores of each row, (n, m) -> (n, count), highest first; ties in their order."""
+    """Return the places of the highest scores of each row, (n, m) -> (n, count), highest first.
+
+    Equal scores are in the order of their places. `count` is at most m.
+    """
     if count == 0:
         return np.empty((len(scores), 0), dtype=np.int64)
     best = np.argpartition(-scores, count - 1, axis=1)[:, :count]
@@ -187,11 +195,11 @@ _CHOICES = 512  # compared with all others at once
 def find_questions(
     choices: Sequence[Preference], *, near: float = 0.9, embed: Embed | None = None
 ) -> list[Question]:
-    """Say for each choice whether its question is "clashing" (users disagree on it) or "personal".
+    """Return for each choice whether its question is "clashing" (users disagree on it) or "personal".
 
     A choice clashes with a choice of another user if the cosine of their prompts is at least `near`, and the
-    cosine of their emb(chosen) - emb(rejected) is below -0.25. The latter is -1 if one user chose what the
-    other rejected.
+    cosine of their emb(chosen) - emb(rejected) is below -0.25. The latter is -1 if each user chose what the
+    other one rejected.
 
     Args:
         choices: choices with `user`.
@@ -203,7 +211,8 @@ def find_questions(
         One kind for each choice, in order.
 
     Raises:
-        InvalidArgumentError: near is not between 0 and 1.
+        InvalidArgumentError: near is not between 0 and 1, or `embed` did not return one finite vector for
+            each text.
     """
     if isinstance(near, bool) or not isinstance(near, int | float) or not 0 <= near <= 1:
         raise InvalidArgumentError(f"near={near!r} must lie between 0 and 1.")
@@ -232,7 +241,7 @@ def find_questions(
 
 
 def _whole(prompt: Prompt) -> str:
-    """All turns but system messages, because "Why?" is another question in another conversation."""
+    """Return all turns but system messages, because "Why?" is another question in another conversation."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(turn.content for turn in prompt if turn.role != "system")

@@ -303,6 +303,7 @@ def test_one_user_has_no_stranger() -> None:
         ({"smallest_effect": 5}, "smallest_effect=5 must lie between"),
         ({"smallest_effect": 1e-300}, "must lie between 0.0001 and 1"),
         ({"confidence": 95}, "confidence=95"),
+        ({"draw_seed": -1}, "draw_seed=-1 must be a whole number from 0 up"),
         ({"role": "assistant"}, "role='assistant' is not known"),
         ({"groups": ["a"]}, "is not a mapping of attributes"),
         ({"temperature": 1.0}, "configures a model"),

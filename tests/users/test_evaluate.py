@@ -554,6 +554,17 @@ def test_bad_arguments(changes: dict[str, Any], what: str) -> None:
         pi.evaluate_prefixes(prefixes, held_out(2), scorer, **arguments)
 
 
+def test_a_prefix_without_sentences_has_no_effects_and_is_refused_before_the_scorer_is_asked() -> (
+    None
+):
+    def never(conversations: Sequence[Any], responses: Sequence[str]) -> list[float]:
+        raise AssertionError("the scorer was asked")
+
+    for prefix in (pi.persona_prefix("tag"), lambda trained: pi.persona_prefix("tag")):
+        with pytest.raises(InvalidArgumentError, match="'code', a prefix of the kind 'tag'"):
+            pi.evaluate_prefixes({"code": prefix}, held_out(2), never, attribute="code")
+
+
 def test_an_unknown_option_names_the_nearest() -> None:
     with pytest.raises(UnknownOptionError, match=r"fold=.*folds="):
         pi.evaluate_prefixes({"p": personas()}, held_out(), obeys, fold=3)  # type: ignore[call-arg]

@@ -254,6 +254,11 @@ def test_what_says_nothing_of_users_cannot_be_shuffled() -> None:
         pi.persona_prefix("none").shuffled()
 
 
+def test_a_shuffle_is_drawn_by_a_whole_number() -> None:
+    with pytest.raises(InvalidArgumentError, match="seed=-1 must be a whole number from 0 up"):
+        pi.persona_prefix("name", names={user: user for user in USERS}).shuffled(-1)
+
+
 # Arguments
 
 
