@@ -1,4 +1,4 @@
-"""The command `personainfer audit`: find out whether personas know their users."""
+"""The command `personainfer audit`: test whether personas know their users."""
 
 from __future__ import annotations
 
@@ -57,11 +57,13 @@ def audit(
         list[str] | None,
         typer.Option(metavar="OURS=YOURS", help="Where names differ: user=annotator. Repeatable."),
     ] = None,
-    draw_seed: Annotated[int, typer.Option(help="Of other users' personas and examples.")] = 0,
+    draw_seed: Annotated[
+        int, typer.Option(help="Seeds the draws of other users' personas, examples, permutations.")
+    ] = 0,
     as_json: AsJson = False,
     **options: Any,
 ) -> None:
-    """Say whether personas know their users, from choices that they were not made from."""
+    """Test whether a user's persona predicts that user's choices better than another user's persona does."""
     import personainfer as pi
 
     asked = given(options)
@@ -91,10 +93,10 @@ def read_personas(path: Path) -> UserPersonas | dict[str, str]:
     """Read a file of personas.
 
     Returns:
-        What `UserPersonas.load` reads; or, for lines with a text as the persona, user -> text.
+        What `UserPersonas.load` reads; or, if each line has a text as the persona, user -> text.
 
     Raises:
-        DataError: the file is not JSON lines, or a user has two personas.
+        DataError: the file is not JSON lines, holds neither of these, or gives a user two personas.
     """
     from ..data.file_formats import bounded_lines
     from ..local.atomic_files import opened_file
@@ -124,7 +126,7 @@ def read_personas(path: Path) -> UserPersonas | dict[str, str]:
 def _is_text(row: dict[str, Any]) -> bool:
     """Whether a row has a persona as text, and a user as text or a number.
 
-    A row without a field "user" is changed: it gets the one of its field "user_id".
+    A row without a field "user" is changed: it gets a "user" that is a copy of its "user_id".
     """
     if "user" not in row and "user_id" in row:
         row["user"] = row["user_id"]

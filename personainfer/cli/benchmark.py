@@ -1,4 +1,4 @@
-"""The command `personainfer benchmark`: how good a model's personas are, with time and cost."""
+"""The command `personainfer benchmark`: how good the personas are that a model infers, with time and cost."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ def benchmark(
     as_json: AsJson = False,
     **options: Any,
 ) -> None:
-    """Measure a model's personas on 60 pairs that come with the package. A run of a paid model is paid."""
+    """Infer personas for 60 pairs that come with the package, and measure how good they are.
+
+    Another model, the scorer, measures them. If you pay for the calls of a model, you pay for these.
+    """
     from ..data.table_writer import check_output
     from ..evaluation.benchmark import benchmark_model, benchmark_pairs
     from ..scoring.likelihood import Likelihood

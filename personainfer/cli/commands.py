@@ -78,7 +78,7 @@ app.add_typer(models_app, name="models")
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line with the arguments of this process, and end the process with an exit code."""
     # If it is closed, messages are dropped, and the data is printed all the same.
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -88,6 +88,7 @@ def main() -> None:
 
 
 def _version(asked: bool) -> None:
+    """Print the version and end, if it was asked for."""
     if asked:
         say(f"personainfer {pi.__version__}")
         raise typer.Exit
@@ -96,7 +97,7 @@ def _version(asked: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say the version.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Infer who would prefer each response, and why, from preference data."""
@@ -178,7 +179,7 @@ def infer(
 def estimate(
     data: Data, model: Model = None, limit: Limit = None, as_json: AsJson = False, **options: Any
 ) -> None:
-    """Estimate the calls, tokens and cost of infer. Sends nothing."""
+    """Estimate the calls, tokens and cost of infer. Nothing is sent."""
     found = pi.estimate_cost(rows_of(data, limit), model, **persona_options(options, model))
     if as_json:
         return print_json(found.model_dump())
@@ -211,7 +212,7 @@ def verify(
     as_json: AsJson = False,
     **options: Any,
 ) -> None:
-    """Ask a judge, in both orders, whether the personas explain the choices."""
+    """Ask a judge, with the responses in both orders, whether the personas explain the choices."""
     target = None if output is None else _table_path(output)
     found = pi.verify_personas(
         opened_table(table, column),
@@ -234,6 +235,7 @@ def verify(
 
 
 def _format_names(incomplete: str) -> list[str]:
+    """Return the formats of export that begin with what was typed, for the completion of the shell."""
     from ..tailoring.export import EXPORT_FORMATS
 
     return [name for name in EXPORT_FORMATS if name.startswith(incomplete)]
@@ -262,13 +264,16 @@ def export(
     column: TableColumns = None,
     persona: Annotated[
         Literal["chosen", "rejected", "both", "none"],
-        typer.Option(help="Whose personas; of the rejected side the labels are swapped."),
+        typer.Option(help="Whose personas; for those of rejected, the labels are swapped."),
     ] = "chosen",
     persona_in: Annotated[
         Literal["system", "user", "plain"], typer.Option(help="Where the persona stands.")
     ] = "system",
     template: Annotated[
-        str | None, typer.Option(help="Other words for that place: {persona}, {prompt}.")
+        str | None,
+        typer.Option(
+            help="Your own wording for the persona, with the fields of ours: {persona}, {prompt}."
+        ),
     ] = None,
     drop_flagged: Annotated[
         bool, typer.Option("--drop-flagged", help="Leave out personas with any flag.")
@@ -279,16 +284,21 @@ def export(
     ] = None,
     split: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=SHARE", help="By prompt: --split train=0.8 --split test=0.2."),
+        typer.Option(
+            metavar="NAME=SHARE",
+            help="The share of the prompts in each: --split train=0.8 --split test=0.2.",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the splits.")] = 0,
-    title: Annotated[str, typer.Option(help="Of the card.")] = "Preferences with personas",
+    seed: Annotated[int, typer.Option(help="Seeds the splits.")] = 0,
+    title: Annotated[
+        str, typer.Option(help="The title of the card.")
+    ] = "Preferences with personas",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file that is not an export, too.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write rows to train on, as TRL reads them, with a data set card beside them."""
+    """Write rows to train on, as TRL reads them. A folder also gets a data set card."""
     made = pi.export_personas(
         opened_table(table, column),
         data_out() if output == "-" else output,
@@ -341,7 +351,7 @@ def cache(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show which replies are cached on disk, or delete them."""
+    """Show how many replies are cached on disk, or delete some of them."""
     if action == "prune":
         from ..local.cache import prune_cache
 
@@ -373,6 +383,7 @@ app.command()(benchmark)
 
 
 def _shares(split: list[str]) -> dict[str, float]:
+    """Read texts NAME=SHARE as name -> share. Raises typer.BadParameter if a share is no number."""
     try:
         return {name: float(share) for name, share in pairs("--split", split).items()}
     except ValueError as error:
@@ -380,12 +391,14 @@ def _shares(split: list[str]) -> dict[str, float]:
 
 
 def _refuse_beside(option: str, others: Mapping[str, object]) -> None:
+    """Raise typer.BadParameter if one of the other options, as name -> value, is given (is not None)."""
     for name, value in others.items():
         if value is not None:
             raise typer.BadParameter(f"it has no use with {option}.", param_hint=name)
 
 
 def _table_path(output: str) -> Path:
+    """Return the path of a .parquet file to write. Raises InvalidArgumentError as `check_output`."""
     from ..data.table_writer import check_output
 
     return check_output(output, None)

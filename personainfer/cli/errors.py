@@ -30,9 +30,15 @@ _ARGUMENTS = {**SHELL_NAMES, "path": "output", "drop_flagged": "drop_flag", "spl
 
 
 class CommandGroup(TyperGroup):
-    """A group of commands that turns errors into messages and exit codes."""
+    """The group of all commands: it turns errors into messages on standard error and exit codes."""
 
     def invoke(self, ctx: Any) -> Any:
+        """Run a command, and return what it returns.
+
+        Raises:
+            typer.Exit: the command failed, with the code that the help lists. A fault of the library itself
+            is not caught: it is shown with its traceback.
+        """
         try:
             with _warnings_as_notes():
                 result = super().invoke(ctx)
@@ -75,7 +81,12 @@ def _warnings_as_notes() -> Iterator[None]:
 
 
 def _in_a_shell(error: PersonaInferError, command: Any) -> str:
-    """Return the error's message, with the command's option in place of an argument of Python."""
+    """Return the error's message, with the command's option in place of an argument of Python.
+
+    Args:
+        error: the error.
+        command: the command, whose options are in `params`.
+    """
     name = _ARGUMENTS.get(error.argument or "", error.argument)
     option = next((one.opts[0] for one in command.params if one.name == name), None)
     if option is None:
@@ -90,6 +101,7 @@ def _in_a_shell(error: PersonaInferError, command: Any) -> str:
 
 
 def _exit_code(error: PersonaInferError) -> int:
+    """Return the exit code for an error of the library."""
     if isinstance(error, RowsFailedError):
         return FAILED
     return ENDED if isinstance(error, ModelError | CacheError) else WRONG

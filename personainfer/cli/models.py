@@ -35,14 +35,14 @@ def models(ctx: typer.Context, as_json: AsJson = False) -> None:
 
 @models_app.command()
 def fetch(name: Name, as_json: AsJson = False) -> None:
-    """Fetch the weights of a model now, rather than at its first use."""
+    """Fetch the weights of a model now, rather than at its first use, and print their path."""
     path = _named(name).path()
     print_json({"path": str(path)}) if as_json else say(str(path))
 
 
 @models_app.command()
 def remove(name: Name, as_json: AsJson = False) -> None:
-    """Delete the fetched weights of a model, unfinished parts too."""
+    """Delete the fetched weights of a model, and unfinished parts of them."""
     from ..local.weight_downloads import remove_weights
 
     freed = remove_weights(_named(name))
@@ -50,6 +50,7 @@ def remove(name: Name, as_json: AsJson = False) -> None:
 
 
 def _named(name: str) -> Any:
+    """Return the weights of a named model. Raises InvalidArgumentError if there are none of that name."""
     from ..local.weights import NAMED_WEIGHTS
 
     known = name.removeprefix("local:")
@@ -58,6 +59,7 @@ def _named(name: str) -> Any:
 
 
 def _described(weights: Any) -> dict[str, Any]:
+    """Return what is known of a model's weights. The path is None if they are not on this machine."""
     from ..exceptions import ModelNotFoundError
 
     try:

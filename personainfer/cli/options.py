@@ -1,4 +1,4 @@
-"""The options that several commands share; those of the model and the run are made of their declarations."""
+"""The options that several commands share. `LLMOptions` and `RunOptions` declare those of models and runs."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ Progress = Annotated[
         show_default=False,
     ),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Say it as one JSON object.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object in place of text.")]
 
 # Options whose form in a shell differs from that in Python: name -> (type, arguments of typer.Option).
 _IN_A_SHELL: dict[str, tuple[Any, dict[str, Any]]] = {
@@ -136,20 +136,22 @@ def _declared(option: Option) -> Any:
 
 
 def _all_declared(options: Options) -> dict[str, Any]:
+    """Declare options to typer. Returns the name of the parameter -> its type, with typer's declaration."""
     return {SHELL_NAMES.get(name, name): _declared(option) for name, option in options.each.items()}
 
 
 def with_llm_options(command: Command) -> Command:
-    """Give a command, in place of `**options`, the options that configure a model."""
+    """Decorate a command with `**options`: it gets the options that configure a model, as parameters."""
     return _with(command, _all_declared(options_of(LLMOptions)))
 
 
 def with_persona_options(command: Command) -> Command:
-    """Give a command, in place of `**options`, the options of `infer_personas`."""
+    """Decorate a command with `**options`: it gets the options of `infer_personas`, as parameters."""
     return _with(command, _all_declared(RUN_OPTIONS))
 
 
 def _with(command: Command, options: dict[str, Any]) -> Command:
+    """Replace the `**options` of a command's signature by these parameters: name -> annotation."""
     signature = inspect.signature(command, eval_str=True)
     command = hides_secrets(command)
     own = [each for each in signature.parameters.values() if each.kind is not each.VAR_KEYWORD]
@@ -164,7 +166,10 @@ def _with(command: Command, options: dict[str, Any]) -> Command:
 
 
 def given(options: dict[str, Any]) -> dict[str, Any]:
-    """Convert options of a shell to keyword arguments: options that were not given are left out.
+    """Convert options of a shell to keyword arguments of `LLM`.
+
+    Args:
+        options: name of the parameter -> value; None: the option was not given, and is left out.
 
     Raises:
         typer.BadParameter: a value (such as JSON, or a header) that cannot be read.
@@ -183,7 +188,7 @@ def given(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _temperature(said: str) -> float | None:
-    """Read a number, or "none" for the endpoint's default."""
+    """Read a number, or "none", which gives None: the endpoint's default."""
     if said.lower() == "none":
         return None
     try:
@@ -197,7 +202,12 @@ def _temperature(said: str) -> float | None:
 def persona_options(options: dict[str, Any], model: str | None) -> dict[str, Any]:
     """Convert options of a shell to keyword arguments of `infer_personas`.
 
-    `--judge` becomes a `Verifier`. It gets the model's key and prices only if they are its own, too.
+    `--judge` becomes a `Verifier`, as `select`. It gets the key and the headers of `model` only if it has the
+    same provider or address, and the prices only if it is the same model.
+
+    Args:
+        options: name of the parameter -> value; None: the option was not given, and is left out.
+        model: the model of `--model`; None: the default one.
 
     Raises:
         typer.BadParameter: a value that cannot be read, or several candidates without a judge.
@@ -219,18 +229,25 @@ def persona_options(options: dict[str, Any], model: str | None) -> dict[str, Any
 
 
 def _provider(model: str) -> str:
-    """Return the provider of a model, by its name or by litellm's list; else its family, "gpt" of "gpt-…"."""
+    """Return the provider of a model, by its name or litellm's list; else the start of its name ("gpt")."""
     name = model.removeprefix("litellm/")
     provider, has_provider, _ = name.partition("/")
     return provider if has_provider else listed_provider(name) or name.partition("-")[0]
 
 
 def pairs(option: str, texts: Sequence[str]) -> dict[str, str]:
-    """Split texts of the form NAME=VALUE. Returns name -> value.
+    """Split texts of the form NAME=VALUE at the first "=", those of --label at the last one.
+
+    Args:
+        option: the option that the texts come from, such as "--column".
+        texts: the texts.
+
+    Returns:
+        Name -> value.
 
     Raises:
         typer.BadParameter: a text has another form, or a name is given twice. The message does not show a
-            header, which may be secret.
+        header, which may be secret.
     """
     cut = str.rpartition if option == "--label" else str.partition  # a label may be ">="
     found: dict[str, str] = {}

@@ -40,7 +40,10 @@ def reproduce(
     as_json: AsJson = False,
     **options: Any,
 ) -> None:
-    """Measure a paper's main figures on your data: published, ours, the interval, what differs."""
+    """Measure a paper's main figures on your data, and print them beside the published numbers.
+
+    Each measured number has its 95 % interval. Sentences say how the measurement differs from the paper's.
+    """
     from ..simulation.published_figures import reproduce as measured
 
     found = measured(

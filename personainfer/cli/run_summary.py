@@ -26,10 +26,11 @@ class Done(NamedTuple):
     """The outcome of `infer`.
 
     Attributes:
-        rows, failed, unexplained: how many rows in all, with an error, and with an unexplained side.
-        errors: the messages of the first failed rows.
+        rows, failed, unexplained: how many rows in all, with an error, and with a side that no candidate
+            explains.
+        errors: "row N: …", for at most the first three rows with an error.
         usage: the calls, tokens and cost.
-        read: how the data was read: `settings["read"]` of a table.
+        read: how the data was read, as `settings["read"]` of a table; empty: nothing is known.
     """
 
     rows: int
@@ -41,7 +42,12 @@ class Done(NamedTuple):
 
     @classmethod
     def counted(cls, rows: Iterable[PersonaRow], stream: PersonaStream) -> Done:
-        """Read all rows of a stream, and count them."""
+        """Read all rows of a stream, and count them.
+
+        Args:
+            rows: the rows of the stream, such as an iterator that also writes them.
+            stream: the stream, whose usage is read at the end.
+        """
         count, failed, unexplained, errors = 0, 0, 0, list[str]()
         for row in rows:
             count += 1
@@ -54,6 +60,7 @@ class Done(NamedTuple):
 
     @classmethod
     def of(cls, table: PersonaTable) -> Done:
+        """Count the rows of a table that infer made."""
         places = table.failed_places()
         errors = [f"row {table[n].index}: {table[n].error}" for n in places[:_SHOWN]]
         read, unexplained = table.settings.get("read") or {}, table.count_unexplained()
@@ -67,14 +74,15 @@ def finish(
     following: Sequence[str] = (),
     judge: Verifier | None = None,
 ) -> None:
-    """Print the outcome of `infer` and the next commands.
+    """Print the outcome of `infer`, and the next commands, on standard error.
 
     Args:
         done: the outcome.
-        path: the file that was written; None: standard output.
-        as_json: print one JSON object in place of text.
+        path: the file that was written; None: the rows went to standard output.
+        as_json: print one JSON object in place of text: on standard output, or, if `path` is None, on
+            standard error.
         following: the commands to suggest.
-        judge: its usage is printed, too.
+        judge: its usage is printed, too; None: there is none.
 
     Raises:
         typer.Exit: with the code `FAILED`, if rows failed.

@@ -65,7 +65,7 @@ def report(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write one HTML page with figures and all rows. It needs no network."""
+    """Write one HTML page with figures and all rows. The page needs no network."""
     path = pi.write_report(
         opened_table(table, column), output, title=title, embedder=embedder, overwrite=overwrite
     )
@@ -76,7 +76,7 @@ def report(
 
 
 def formats(as_json: AsJson = False) -> None:
-    """List the formats that are read, with an example row of each, and those that export writes."""
+    """List the files that can be read, an example row of each kind of data, and the formats of export."""
     from ..data.file_formats import FILES
     from ..preferences.recognition import example_rows
     from ..tailoring.export import EXPORT_FORMATS
@@ -104,10 +104,12 @@ def opened_table(path: Path, columns: list[str] | None = None) -> pi.PersonaTabl
 
     Args:
         path: the file. A .parquet file without `columns` is a table.
-        columns: OURS=YOURS texts, for names of columns that differ.
+        columns: texts OURS=YOURS, for names of columns that differ; None: no name differs.
 
     Raises:
-        DataError: the file holds no personas.
+        DataError: the file cannot be read, or holds no personas.
+        InvalidArgumentError: a column that `columns` names is not in the file.
+        typer.BadParameter: a text in `columns` has another form.
     """
     if path.suffix == ".parquet" and not columns:
         return pi.PersonaTable.load(path)
@@ -144,4 +146,5 @@ def printed_rows(stream: PersonaStream) -> Iterator[PersonaRow]:
 
 
 def _columns() -> int:
+    """Return the width of the terminal in columns; 80 if there is none."""
     return shutil.get_terminal_size((80, 24)).columns

@@ -36,10 +36,18 @@ _SUPPORTED = (
 
 
 def rows_of(data: str, limit: int | None) -> Any:
-    """Return data for `infer_personas`: a path without `limit`, else the first rows; rows for "-" (a pipe).
+    """Return data for `infer_personas`: what the argument DATA of a command stands for.
+
+    Args:
+        data: the path of a file; "-": JSON lines on standard input.
+        limit: only the first rows; None: all.
+
+    Returns:
+        The path itself, if it is a file and there is no `limit`; else the rows.
 
     Raises:
-        InvalidArgumentError: there is no such file, or it cannot be read.
+        InvalidArgumentError: there is no such file, it cannot be read, or standard input is closed.
+        DataError: with `limit`, the content of the file cannot be read.
     """
     from ..data.file_formats import bounded_lines, check_file, jsonl_rows, open_rows
 
@@ -69,6 +77,9 @@ def written_rows(
         out: standard output, or an open file.
         progress: show a bar; None: in a terminal.
         details: add the columns that `PersonaTable.to_pandas(details=True)` adds.
+
+    Raises:
+        InvalidArgumentError: with `details`, the data has a column with the name of an added one.
     """
     from ..observability import with_progress_bar
 
@@ -82,6 +93,7 @@ def written_rows(
 
 
 def _line(row: PersonaRow, details: bool) -> str:
+    """Return a row as a line of JSON: the user's own columns, then the personas. Raises as `written_rows`."""
     from ..data.arrow_columns import own_values
     from ..data.table_reader import DETAILS, detail_columns, persona_columns
 
@@ -99,11 +111,17 @@ def _line(row: PersonaRow, details: bool) -> str:
 
 @contextmanager
 def opened_lines(output: str, data: str) -> Iterator[IO[str]]:
-    """Open standard output ("-"), or a .jsonl file that gets its name once it is complete.
+    """Yield standard output ("-"), or a .jsonl file that gets its name when the block ends without an error.
+
+    Args:
+        output: "-", or the path of the file.
+        data: the path of the input, which must not be the same file.
 
     Raises:
         typer.BadParameter: `output` is no .jsonl file in an existing folder, or is the input.
-        InvalidArgumentError: `output` is a file that is neither empty nor written by infer.
+        InvalidArgumentError: `output` is a file that is neither empty nor written by infer, or cannot be
+            written to.
+        OSError: the disk is full.
     """
     if output == "-":
         yield data_out()
@@ -137,7 +155,7 @@ def _is_replaceable(there: Path) -> bool:
 
 
 def data_out() -> IO[str]:
-    """Return standard output for data, in UTF-8.
+    """Return standard output for data. From now on it writes UTF-8.
 
     Raises:
         InvalidArgumentError: standard output is closed.
@@ -152,8 +170,12 @@ def data_out() -> IO[str]:
 def bar_beside_lines(progress: bool | None) -> bool | None:
     """Decide whether to show a bar while lines are written to standard output.
 
-    `progress` decides, if it is not None. Otherwise a bar is shown (None: in a terminal) only if standard
-    output is a file: a terminal, or a program behind a pipe, would mix the bar into the lines.
+    Args:
+        progress: what the user asked for, which is returned; None: nothing.
+
+    Returns:
+        If the user asked for nothing: None (a bar in a terminal) if standard output is a file; else False,
+            because a terminal, or a program behind a pipe, would mix the bar into the lines.
     """
     if progress is not None:
         return progress
@@ -164,6 +186,10 @@ def bar_beside_lines(progress: bool | None) -> bool | None:
 
 
 def print_request(body: dict[str, Any], as_json: bool) -> None:
+    """Print a request on standard output: as JSON, or its fields, and then each message as text.
+
+    Without `as_json`, `body` loses its messages.
+    """
     if as_json:
         return print_json(body)
     messages = body.pop("messages")
@@ -172,6 +198,7 @@ def print_request(body: dict[str, Any], as_json: bool) -> None:
 
 
 def _json(value: object) -> str:
+    """Return a value as JSON in which control characters are escaped. NaN becomes null."""
     from pydantic_core import PydanticSerializationError, to_json
 
     try:
@@ -182,16 +209,17 @@ def _json(value: object) -> str:
 
 
 def print_json(value: object, *, err: bool = False) -> None:
+    """Print a value as one line of JSON on standard output, or (`err`) on standard error."""
     typer.echo(_json(value), file=sys.stderr if err else data_out())
 
 
 def say(text: str, file: IO[str] | None = None) -> None:
-    """Print text for people on standard output, or to a stream."""
+    """Print text for people on standard output, or to a stream. Control characters are shown as escapes."""
     typer.echo(visible(text), file=file)
 
 
 def note(text: str) -> None:
-    """Print text for people on standard error."""
+    """Print text for people on standard error. Control characters are shown as escapes."""
     typer.echo(visible(text), err=True)
 
 
@@ -211,10 +239,12 @@ def table_commands(path: str | Path, columns: Sequence[str] | None = None) -> tu
 
 
 def counted(number: int, what: str) -> str:
+    """Return a number with its noun, such as "1,000 rows" or "1 row"."""
     return f"{number:,} {what}" + "s" * (number != 1)
 
 
 def usd(cost: float | None) -> str:
+    """Return a cost in USD as text; "unknown" for None."""
     return "unknown" if cost is None else f"${cost:,.4f}"
 
 
@@ -222,12 +252,13 @@ def usd(cost: float | None) -> str:
 
 
 def fail(code: int, message: str) -> NoReturn:
+    """Print an error on standard error, and end with an exit code: raise typer.Exit."""
     note(f"Error: {message}")
     raise typer.Exit(code) from None
 
 
 def abandon_stdout() -> None:
-    """Redirect standard output to nowhere: its reader is gone, and flushing the buffer would fail."""
+    """Send what is still written to standard output nowhere: its reader is gone, and flushing would fail."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)
