@@ -122,8 +122,8 @@ class LLMOptions(TypedDict, total=False):
         Count,
         Field(
             default=500,
-            description="The most tokens of a reply; 8 times as many if the model reasons. One that is cut"
-            " off is tried again with twice as many, then an error.",
+            description="The most tokens of a reply; 8 times as many if it reasons, twice after one is cut"
+            " off.",
         ),
     ]
     seed: Annotated[
