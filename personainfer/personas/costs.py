@@ -23,13 +23,13 @@ class CostEstimate(Record):
     """The estimated calls, tokens and cost of a run, without retries and re-asks.
 
     Attributes:
-        rows: rows of the data.
-        unusable_rows: rows that cannot be read as a pair: nothing is sent for them.
-        calls: calls to make; replies in the cache need none.
+        rows: rows that the run's table would have, before any is dropped.
+        unusable_rows: those of these rows that have no pair, for which nothing is sent.
+        calls: calls to make. A reply in the cache needs none.
         cached: requests whose replies are in the cache.
         prompt_tokens: tokens of the prompts to send, at four bytes a token.
-        completion_tokens: tokens of the replies, at sixty tokens a persona.
-        cost: in USD; None if the price of the model is not known.
+        completion_tokens: tokens of the replies to these calls, at sixty tokens a persona.
+        cost: in USD; 0 if there is no call to make, None if the price of the model is not known.
     """
 
     rows: int
@@ -42,7 +42,16 @@ class CostEstimate(Record):
 
 
 def estimate(llm: LLM, rows: Iterable[SourceRow], plan: Plan) -> CostEstimate:
-    """Estimate a run over these rows. It reads all rows, and makes no call."""
+    """Estimate the calls, tokens and cost of a run over these rows. All rows are read, and no call is made.
+
+    Args:
+        llm: the model of the run.
+        rows: the rows of the run.
+        plan: how personas are asked for.
+
+    Raises:
+        CacheError: the cache of replies fails.
+    """
     count = unusable = requests = calls = prompt_bytes = 0
     asked = plan.asked(rows)
     while group := list(islice(asked, _ROWS_A_LOOKUP)):
@@ -70,10 +79,12 @@ def estimate(llm: LLM, rows: Iterable[SourceRow], plan: Plan) -> CostEstimate:
 
 
 def first_body(llm: LLM, rows: Iterable[SourceRow], plan: Plan) -> dict[str, Any]:
-    """Return the body of a run's first request, as it would be sent.
+    """Return the JSON body of a run's first request, as it would be sent. Nothing is sent.
+
+    Rows are read up to the first one that has a pair.
 
     Raises:
-        DataError: no row can be used, or there are no rows.
+        DataError: no row has a pair, or there are no rows.
     """
     problem = "there are no rows."
     for row, requests in plan.asked(rows):

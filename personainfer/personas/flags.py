@@ -116,15 +116,18 @@ _ASCII_SPACES = {code: " " for code in range(128) if _NOT_WORD.match(chr(code))}
 def flag_filter(
     drop_flagged: object, *, looked_for: bool = True
 ) -> Callable[[PersonaRow, Side], bool]:
-    """A function that says whether the persona of one side of a row has an unwanted flag.
+    """Make a function (row, side) -> whether the persona of this side has an unwanted flag.
+
+    The function returns False for a side without a persona.
 
     Args:
-        drop_flagged: True: any flag, also one that the user made up; False: no flag; or names of FLAGS.
+        drop_flagged: which flags are unwanted. True: any flag, also one that is not in `FLAGS`; False: none;
+            or names of `FLAGS`.
         looked_for: whether flags were looked for when the personas were made. If not, as with personas that
-            somebody else made, they are looked for now.
+            somebody else made, the function looks for all but "copies_exemplar", besides the flags they have.
 
     Raises:
-        InvalidArgumentError: something else.
+        InvalidArgumentError: `drop_flagged` is neither a bool nor a collection of names of `FLAGS`.
     """
     flags_of = _given_flags if looked_for else _all_flags
     if isinstance(drop_flagged, bool):
@@ -145,7 +148,7 @@ def _given_flags(row: PersonaRow, side: Side) -> tuple[str, ...]:
 
 
 def _all_flags(row: PersonaRow, side: Side) -> tuple[str, ...]:
-    """The flags that a persona has, and those that are found."""
+    """Return the flags that a persona has, and then those that are found in its text."""
     persona: Persona | None = getattr(row, side)
     if persona is None or row.preference is None:
         return _given_flags(row, side)
@@ -157,15 +160,20 @@ def _all_flags(row: PersonaRow, side: Side) -> tuple[str, ...]:
 def find_flags(
     persona: Persona, preference: Preference, *, exemplar_phrases: Set[str] = frozenset()
 ) -> tuple[str, ...]:
-    """The flags of one persona.
+    """Find what is doubtful about the text of one persona.
 
     Args:
-        persona: the persona.
-        preference: the pair that it was inferred from.
-        exemplar_phrases: traits and preferences of the exemplars, in lower case.
+        persona: the persona. The flags that it has already do not matter.
+        preference: the pair from which the persona was inferred.
+        exemplar_phrases: traits and preferences of the exemplars, in lower case. Without them,
+            "copies_exemplar" cannot be found.
+
+    Returns:
+        Names of flags, in the order of `FLAGS`; () if there is no doubt. "same_as_other_side", which needs
+        both personas, is never among them.
 
     Raises:
-        InvalidArgumentError: something else than a Persona and a Preference.
+        InvalidArgumentError: `persona` is no Persona, or `preference` is no Preference.
     """
     for name, given, kind in (
         ("persona", persona, Persona),
@@ -184,9 +192,17 @@ def find_flags(
 def flags_in_text(
     personas: Sequence[Persona], text: str, exemplar_phrases: Set[str]
 ) -> list[tuple[str, ...]]:
-    """`find_flags` of several personas that share a pair, or pairs: `text` is theirs, by `pair_text`.
+    """Find the flags of several personas, which were inferred from the same pair or pairs.
 
     Most personas have no flag, so all of them together are first searched for any sign of one.
+
+    Args:
+        personas: the personas.
+        text: the text of the pair or pairs, by `pair_text`.
+        exemplar_phrases: traits and preferences of the exemplars, in lower case.
+
+    Returns:
+        The flags of each persona, as `find_flags` returns them.
     """
     phrases = [phrase for persona in personas for phrase in persona.phrases]
     said = " ".join(phrases)
@@ -224,13 +240,16 @@ def _flags(persona: Persona, text: str, exemplar_phrases: Set[str]) -> tuple[str
 
 
 def want_the_same(personas: Sequence[Persona]) -> bool:
-    """Whether both personas have the same preference: then it explains no choice between them."""
+    """Whether there are two personas with the same preference, which then explains no choice.
+
+    Case does not matter. Of a persona without a preference, the whole sentence is compared.
+    """
     wanted = [(one.preference or str(one)).strip().lower() for one in personas]
     return len(wanted) == 2 and wanted[0] == wanted[1]
 
 
 def pair_text(preference: Preference) -> str:
-    """The prompt and both responses in lower case: where copied words are looked for."""
+    """Return the prompt and both responses as one text in lower case, to look for copied words in it."""
     prompt = preference.prompt
     if not isinstance(prompt, str):
         prompt = "\n".join(message.content for message in prompt)
@@ -244,7 +263,7 @@ def _plain(phrase: str) -> str:
 
 
 def _words(text: str) -> list[str]:
-    """The words of a text in lower case, without punctuation."""
+    """Split a text into its words, without punctuation. Their case stays."""
     words = text.split()
     if "".join(words).isalnum():
         return words
@@ -254,10 +273,10 @@ def _words(text: str) -> list[str]:
 
 
 def _may_copy(words: Sequence[str], text: str) -> bool:
-    """Whether four words in a row are each somewhere in the text: cheap, and rarely so.
+    """Whether each of any four `words` in a row is somewhere in the text. If not, no four words are copied.
 
-    Each run of four is looked up from its last word to its first. After a word that is missing, the next
-    run begins: so mostly one word of four is looked up.
+    This is cheaper than `_copies`, and rarely true. Each run of four is looked up from its last word to its
+    first. After a word that is missing, the next run begins. So mostly one word of four is looked up.
     """
     first, place, count = 0, _COPIED_RUN - 1, len(words)
     while place < count:
@@ -271,9 +290,9 @@ def _may_copy(words: Sequence[str], text: str) -> bool:
 
 
 def _copies(text: str, *phrases: str) -> bool:
-    """Whether four words in a row of a phrase stand in the pair, whatever punctuation is between them.
+    """Whether four words in a row of a phrase are in the pair's text, whatever punctuation is between them.
 
-    At least two of them must be words with a meaning of their own.
+    At least two of the four must not be in `_FUNCTION_WORDS`.
     """
     plain = f" {' '.join(_words(text))} "
     runs = (
@@ -289,14 +308,14 @@ def _copies(text: str, *phrases: str) -> bool:
 
 @cache
 def _telling_words() -> frozenset[str]:
-    """Words; every refusal and every protected attribute has at least one of them."""
+    """Return words of which every refusal, and every phrase with a protected attribute, has at least one."""
     return _REFUSAL_WORDS | trigger_words()
 
 
 def _has_name(phrase: str) -> bool:
-    """Whether a phrase names a person: a title and a name, "named Anna", or two capitalised words.
+    """Whether a phrase names a person: by a title and a name, "named Anna", or two capitalised words.
 
-    Capitalised words of places, products and works do not count.
+    Two capitalised words that name a place, a product, a work or an event do not count.
     """
     if _TITLE.search(phrase) or _CALLED.search(phrase):
         return True
@@ -307,6 +326,6 @@ def _has_name(phrase: str) -> bool:
 
 
 def _is_ungrammatical(phrase: str) -> bool:
-    """A phrase that is empty, stops in the middle, or brings a verb where the sentence has its own."""
+    """Whether a phrase is empty, stops in the middle, or begins with a verb that the sentence has already."""
     last = phrase[phrase.rfind(" ") + 1 :]
     return not phrase or last in _OPEN_ENDS or phrase.partition(" ")[0] in _VERBS

@@ -1,4 +1,4 @@
-"""Public entry points: read rows, send requests, collect a PersonaTable. Also async and streaming."""
+"""Public entry points: read rows, send requests, and collect a PersonaTable, all at once or row by row."""
 
 from __future__ import annotations
 
@@ -34,29 +34,41 @@ def infer_personas(
     progress: bool | None = None,
     **options: Unpack[PersonaOptions],
 ) -> PersonaTable:
-    """Infer who would prefer each response of each pair, and why.
+    """Infer who would prefer each response of each pair, and why. The call waits for all requests.
 
     Args:
         data: pandas or polars frame, pyarrow table, Hugging Face dataset, a path (.jsonl, .json, .csv,
-            .parquet), or an iterable of dicts, (prompt, chosen, rejected) tuples or `Preference`.
+            .parquet), "hf:owner/name:split", an iterable of dicts, (prompt, chosen, rejected) tuples or
+            `Preference`, or the result of `data.read_preferences`.
         model: a model's name or an `LLM`. None: $PERSONAINFER_MODEL, else "local".
         output: a .parquet file for the rows. They are written as they come, in bounded memory, and the
-            file appears whole or not at all. The returned table reads its rows from it.
-        progress: a bar on standard error. None: in a terminal or a notebook.
-        options: see below. Those from `api_base` on configure the model that a name stands for.
+            file appears whole or not at all. The returned table reads its rows from it. None: rows are kept
+            in memory.
+        progress: whether a bar is shown on standard error. None: in a terminal or a notebook.
+        options: see the list of options. Those from `api_base` on configure the model that a name stands for;
+            an `LLM` has its own.
 
-    With more than one of `candidates`, hypotheses are sampled and `select` scores them. The best one is
-    kept if it explains the choice (score above 0), and `row.chosen_candidates` has all with their scores.
-    With one candidate, `select` keeps it or says that it explains nothing (`row.unexplained`).
-    The "separate" protocol is that of "Whose Boat Does it Float?" (arXiv 2501.11549, section 2). Rows
-    that `on_error="drop"` leaves out are counted in `settings["dropped"]`.
+    With more than one of `candidates`, personas are sampled for each side, and `select` scores them. The best
+    one is kept if it explains the choice (score above 0), and `row.chosen_candidates` has all with their
+    scores. With one candidate, `select` keeps it or says that it explains nothing (`row.unexplained`). The
+    "separate" protocol is that of "Whose Boat Does it Float?" (arXiv 2501.11549, section 2). Rows that
+    `on_error="drop"` leaves out are counted in `settings["dropped"]`.
 
     Returns:
-        A table with one row for each input row, in the same order.
+        A table with one row for each input row, in the same order; with `pairs`, one row for each pair that
+        the rule makes. A row that failed has its error.
 
     Raises:
-        ValueError, TypeError: a bad argument, before any call is made.
-        ModelError: only for what would fail every row (key, model); what was paid for is cached.
+        InvalidArgumentError, UnknownOptionError, DataError: an argument or the data cannot be used. These are
+            ValueErrors and TypeErrors, and come before any call is made. Only a label that contradicts those
+            of earlier rows (`ContradictionError`), and a `select` that fails for all of the first rows, are
+            found later.
+        MissingExtraError: the model or the data needs a package that is not installed.
+        ModelError: a failure that would affect every row (a wrong key or model).
+        RowsFailedError, ModelError, DataError: a row failed, with `on_error="raise"`.
+        CacheError: the cache of replies cannot be read or written.
+        OSError: the disk is full.
+        After any error, replies that were paid for stay in the cache.
     """
     return _start(data, model, options, output).table(progress)
 
@@ -70,7 +82,11 @@ async def ainfer_personas(
     progress: bool | None = None,
     **options: Unpack[PersonaOptions],
 ) -> PersonaTable:
-    """`infer_personas` as a coroutine. Cancelling it stops the run; replies that were paid for are cached."""
+    """Infer personas as `infer_personas` does, as a coroutine, which leaves the event loop free.
+
+    Arguments, result and errors are the same. If its task is cancelled, the run stops. Replies that were paid
+    for are in the cache.
+    """
     with thread_errors():
         stream = await asyncio.to_thread(_start, data, model, options, output)
     try:
@@ -84,7 +100,19 @@ async def ainfer_personas(
 def iter_personas(
     data: object, model: str | LLM | None = None, **options: Unpack[PersonaOptions]
 ) -> PersonaStream:
-    """`infer_personas` as an iterator: rows in input order as they come, in bounded memory."""
+    """Infer personas as `infer_personas` does, and yield each row as it comes, in bounded memory.
+
+    Args:
+        data, model, options: as for `infer_personas`.
+
+    Returns:
+        An iterator over the rows in the order of the input. Requests of later rows are sent ahead. Close it,
+        or use it in a `with` block, to stop the run early.
+
+    Raises:
+        InvalidArgumentError, UnknownOptionError, DataError, MissingExtraError: as `infer_personas`, at once.
+            The iterator raises the other errors of `infer_personas`.
+    """
     return _start(data, model, options)
 
 
@@ -92,7 +120,14 @@ def iter_personas(
 def estimate_cost(
     data: object, model: str | LLM | None = None, **options: Unpack[PersonaOptions]
 ) -> CostEstimate:
-    """Estimate `infer_personas` with the same arguments: reads all data, makes no call."""
+    """Estimate the calls, tokens and cost of `infer_personas` with the same arguments.
+
+    All data is read, the cache of replies is looked up, and no call is made.
+
+    Raises:
+        InvalidArgumentError, UnknownOptionError, DataError, MissingExtraError, CacheError: as
+            `infer_personas`.
+    """
     plan, source, llm = prepare(data, model, options)
     return estimate(llm, source, plan)
 
@@ -100,16 +135,34 @@ def estimate_cost(
 def first_request(
     data: object, model: str | LLM | None = None, **options: Unpack[PersonaOptions]
 ) -> dict[str, Any]:
-    """The body of the first request that `infer_personas` with the same arguments would send."""
+    """Return the JSON body of the first request that `infer_personas` would send with the same arguments.
+
+    Raises:
+        InvalidArgumentError, UnknownOptionError, MissingExtraError: as `infer_personas`.
+        DataError: as `infer_personas`; or no row of the data has a pair.
+    """
     plan, source, llm = prepare(data, model, options)
     return first_body(llm, checked(source), plan)
 
 
 class PersonaStream(Iterator[PersonaRow]):
-    """Rows as they are inferred. `usage` is the usage so far; `close` stops every call.
+    """An iterator over the rows of a run, as their personas are inferred.
 
-    `run` yields each row with its replies; None: the requests of `plan`, sent to `llm`. `output` is the
-    file that `table` writes.
+    Requests of later rows are in flight meanwhile. `close`, or the end of a `with` block, stops them.
+
+    Args:
+        source: the rows of the data.
+        llm: the model that is asked.
+        plan: how personas are asked for.
+        on_error: what happens to a row that failed. "keep": it is yielded with its error; "drop": it is left
+            out; "raise": it ends the iteration with an error.
+        select: scores the candidates of each row; None: nothing is selected.
+        run: an iterator of rows with their replies, such as those of a batch. None: a run that sends the
+            requests of `plan` to `llm`.
+        output: the .parquet file that `table` writes; None: `table` keeps the rows in memory.
+
+    Attributes:
+        source, llm: as they were given.
     """
 
     def __init__(
@@ -144,12 +197,15 @@ class PersonaStream(Iterator[PersonaRow]):
 
     @property
     def dropped(self) -> int:
-        """How many rows `on_error="drop"` left out so far."""
+        """How many rows `on_error="drop"` left out so far; 0 with another `on_error`."""
         return len(self._dropped)
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How the personas are made, for the table's settings."""
+        """What a table keeps of how its rows were made: the model, the prompt, and how the data was read.
+
+        The settings hold no key of a provider. Their counts are complete after the last row.
+        """
         dropped = {"dropped": self.dropped} if self.dropped else {}
         chosen_by = selector_settings(self._select)
         read = {"read": self.source.summary} if self.source.summary else {}
@@ -157,11 +213,20 @@ class PersonaStream(Iterator[PersonaRow]):
 
     @property
     def usage(self) -> Usage:
-        """The usage so far."""
+        """The calls, tokens and cost of the run so far, also for rows that are still to be yielded."""
         return self._run.tally.usage
 
     def table(self, progress: bool | None = False) -> PersonaTable:
-        """All rows as a table, in memory or in a file, with a progress bar."""
+        """Collect the rows as a table, and close the stream. The call waits for all replies.
+
+        Take no row from the stream before: it would be missing in the table.
+
+        Args:
+            progress: whether a bar is shown on standard error. None: in a terminal or a notebook.
+
+        Returns:
+            The table, whose rows are in memory, or in the file `output`.
+        """
         with self:
             return PersonaTable.collect(
                 with_progress_bar(self._rows, progress, total=self.source.total),
@@ -172,12 +237,12 @@ class PersonaStream(Iterator[PersonaRow]):
             )
 
     def close(self) -> None:
-        """Stop. Replies that were paid for are in the cache."""
+        """Stop the run: cancel the calls in flight. Replies that were paid for are in the cache."""
         self._rows.close()
         self._run.close()
 
     def cancel(self) -> None:
-        """From another thread: make the iteration end with an error."""
+        """Make the iteration, in whatever thread, raise `asyncio.CancelledError` at its next step."""
         self._run.cancel()
 
 
@@ -185,14 +250,15 @@ _MOST_COLUMNS = 5000  # of rows that bring more and more of them
 
 
 def checked(source: PreferenceSource) -> Iterator[SourceRow]:
-    """The rows. One with columns that no table can hold gets an error, and loses these columns.
+    """Yield the rows of a source. A row with columns that no table can hold is replaced by an error.
 
-    They are those with a name that the table needs, and those that rows bring beyond `_MOST_COLUMNS` names:
-    a table has a cell for each row and name.
+    Such columns have a name that the table needs itself; or they are new, and with them all rows so far have
+    more than `_MOST_COLUMNS` different columns, each of which takes a cell in every row of a table. The row
+    with the error keeps its other columns.
 
     Raises:
-        InvalidArgumentError: the first row that has columns has a name that the table needs, as most likely
-            all have.
+        InvalidArgumentError: a column of the first row that has columns has a name that the table needs. Most
+            likely all rows have it.
     """
     known: set[str] = set()
     most = _MOST_COLUMNS
@@ -224,9 +290,15 @@ def _results(
     select: Selector | None,
     dropped: set[int],
 ) -> Generator[PersonaRow, None, None]:
-    """The rows of a run.
+    """Yield the rows of a run, and close the run at the end.
 
-    It is a function, not a method: a generator that held the stream would keep an abandoned run open.
+    This is a function, not a method: a generator that held the stream would keep an abandoned run open.
+
+    Args:
+        run: each row with its replies.
+        plan: how personas are asked for.
+        on_error, select: as for `PersonaStream`.
+        dropped: the places of rows that are left out are added to this set.
     """
     try:
         rows = _rows(run, plan, on_error)
@@ -269,7 +341,21 @@ def _start(
 def prepare(
     data: object, model: str | LLM | None, options: Mapping[str, Any], *, select_later: bool = False
 ) -> tuple[Plan, PreferenceSource, LLM]:
-    """Check every argument, cheapest first, before anything is read or sent; `select` may come later."""
+    """Check the arguments of `infer_personas`, and make what they describe. Nothing is sent.
+
+    Arguments are checked before the first rows of the data are read, which tell how all rows are read.
+
+    Args:
+        data, model, options: as for `infer_personas`.
+        select_later: whether `select` may still be missing if there are several candidates.
+
+    Returns:
+        How personas are asked for, the rows of the data, and the model.
+
+    Raises:
+        InvalidArgumentError, UnknownOptionError, DataError, MissingExtraError: an argument or the data cannot
+            be used, or a package is not installed.
+    """
     plan, llm = planned(model, options, select_later=select_later)
     reading: dict[str, Any] = {name: options[name] for name in READING if name in options}
     source = read_preferences(data, **reading)

@@ -1,6 +1,6 @@
-"""Read a data loader's batch as rows, and add the columns of personas to a copy of the same type.
+"""Read a data loader's batch as rows, and add the columns of personas to a copy of the batch.
 
-A batch is a frame, a mapping of columns, or a list of dicts.
+A batch is a pandas, polars or Arrow table, a mapping of columns, or a list of dicts.
 """
 
 from __future__ import annotations
@@ -29,11 +29,13 @@ class BatchKind(NamedTuple):
 
     Attributes:
         names: a function batch -> names of its columns.
-        rows: a function that reads the batch as rows. It may raise DataError: the columns are no preference
-            data.
-        result: a function of the batch and its table of personas that returns the new batch. The table lacks
-            the rows that were dropped.
-        is_frame: whether the batch is a frame.
+        rows: a function (batch, the caller's options about the data, the schemas of earlier batches) -> rows.
+            A new schema is added to the schemas. It raises DataError if the columns are no preference data,
+            and InvalidArgumentError if they are no columns of one length.
+        result: a function (batch, table of its personas) -> the new batch. The table, and so the new batch,
+            lack the rows that were dropped.
+        is_frame: whether the batch is a pandas, polars or Arrow table, whose columns the table of personas
+            keeps.
     """
 
     names: Callable[[Any], Sequence[Any]]
@@ -43,7 +45,7 @@ class BatchKind(NamedTuple):
 
 
 def batch_kind(batch: object) -> BatchKind:
-    """Return how to read and return a batch, by its type.
+    """Return how to read a batch of this type, and how to return it with personas.
 
     Raises:
         InvalidArgumentError: the type is not supported, or an item of a list is not a dict.
@@ -70,7 +72,7 @@ def batch_kind(batch: object) -> BatchKind:
 
 
 def _pandas_result(batch: Any, table: PersonaTable) -> Any:
-    """Return the frame with the new columns. They get the string type of its own columns, if it has one."""
+    """Return a frame with the new columns, which get the string type of the batch's own columns, if any."""
     import pandas
 
     frame = table.to_pandas()
@@ -134,7 +136,10 @@ def _result_of_columns(batch: Mapping[str, Any], table: PersonaTable) -> Mapping
 
 
 def _like(batch: Mapping[str, Any], texts: list[str | None]) -> Any:
-    """Return the texts as a list or a NumPy array, as the batch's own columns are."""
+    """Return the texts as a NumPy array if all columns of the batch are arrays; else as a list.
+
+    For a batch of Hugging Face `datasets`, return what `_typed` does.
+    """
     import numpy
 
     if package_of(batch) == "datasets":

@@ -1,7 +1,7 @@
 """`AddPersonas`: a callable that adds personas to the batches of any data loader.
 
-It works with `Dataset.map`, as a DataLoader's `collate_fn`, with Ray Data's and polars' `map_batches`, and on
-chunks of pandas. It returns each batch in the batch's own type.
+Pass it to `Dataset.map`, to a DataLoader as `collate_fn`, and to `map_batches` of Ray Data and polars, or
+call it with chunks of pandas. Each batch is returned in its own type.
 """
 
 from __future__ import annotations
@@ -39,10 +39,13 @@ class AddPersonas:
         ray_dataset.map_batches(AddPersonas, fn_constructor_kwargs={"model": …}, batch_format="pyarrow")
 
     A batch is a mapping of columns (lists, arrays, tensors), a pandas or polars frame, an Arrow table, or a
-    list with a dict for each row. It is returned in the same type. An `AddPersonas` can be pickled. Each
-    process makes the model at its first batch; in a process, all objects with the same options share the
-    model. Hugging Face's fingerprint depends on the options, on the weights or address that the model's name
-    stands for, and on the version of the prompts, but not on the key.
+    list with a dict for each row. A call sends the requests of the batch, waits for them, and returns a new
+    batch of the same type. Rows that `on_error="drop"` leaves out are not in it.
+
+    An `AddPersonas` can be pickled. A process that gets a copy makes its own model at its first batch; in a
+    process, all objects with the same options share the model. Hugging Face's fingerprint depends on the
+    options, on the weights or address that the model's name stands for, and on the version of the prompts,
+    but not on the key.
 
     Args:
         model: as for `infer_personas`. Each process makes its own model from the same string, or from the
@@ -52,10 +55,14 @@ class AddPersonas:
         options: those of `infer_personas`, except `output`, `progress`, `pairs` and `min_gap`.
 
     Raises:
-        ValueError, TypeError: a bad argument, when the object is made; or, at the first batch, columns that
-            are not preference data. A bad row gets an error, which affects no other row.
-        ModelError: a failure that would affect every row (a wrong key or model). Replies that were paid for
-            are cached.
+        InvalidArgumentError, UnknownOptionError: a bad argument, when the object is made; or, in a call, a
+            batch of another type, or with a column that has the name of an added one.
+        DataError: in a call, the columns of the batch are no preference data. For a list of dicts, each row
+            gets this error instead. A bad row gets an error, which affects no other row.
+        MissingExtraError: the model needs a package that is not installed.
+        ModelError: in a call, a failure that would affect every row (a wrong key or model). Replies that were
+            paid for are cached.
+        RowsFailedError, ModelError, DataError: in a call, a row failed, with `on_error="raise"`.
     """
 
     columns = COLUMNS  #: the names of the added columns; each cell holds text or nothing
@@ -146,9 +153,9 @@ _given: WeakValueDictionary[str, LLM] = WeakValueDictionary()  # made by the use
 
 
 def _shared(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
-    """Return this process's only model with these options, so that limits and connections are shared.
+    """Return this process's only model with these options, so that its users share limits and connections.
 
-    An `LLM` is returned itself.
+    If `model` is an `LLM`, it is returned itself.
     """
     llm = make_llm(model, options)  # anew: a path may lead to another file than before
     told = sorted(_llm_options(llm, {}).items())
@@ -161,7 +168,7 @@ def _shared(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
 
 
 def _digest(options: list[object]) -> str:
-    """Hash the values themselves. `repr` would not do: it hides keys, so that all look the same."""
+    """Return a hash of the options, with keys. `repr` would hide the keys, and all of them look the same."""
     return hashlib.sha256(json.dumps(options, default=repr).encode()).hexdigest()
 
 
@@ -189,7 +196,7 @@ def _divided(options: Mapping[str, Any], most: int, workers: int) -> dict[str, A
 
 
 def _told(options: Mapping[str, Any]) -> Mapped:
-    """Collect the options about the data."""
+    """Return the options that say how data is read, with `labels` checked."""
     return Mapped(
         options.get("columns") or {},
         check_labels(options.get("labels")),

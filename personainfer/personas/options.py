@@ -107,16 +107,20 @@ def planned(
     *,
     select_later: bool = False,
 ) -> tuple[Plan, LLM]:
-    """Check the options, and make the plan and the model.
+    """Check the options of `infer_personas`, and make the plan and the model that they describe.
 
     Args:
         model: as for `infer_personas`.
-        options: keyword arguments of `infer_personas`.
+        options: the keyword arguments of `infer_personas` that the caller gave.
         make: a function (model, options of the LLM) -> LLM.
-        select_later: `select` may still be missing if there are several candidates.
+        select_later: whether `select` may still be missing if there are several candidates.
+
+    Returns:
+        How personas are asked for, and the model.
 
     Raises:
         InvalidArgumentError, UnknownOptionError: an argument that cannot work.
+        MissingExtraError: the model needs a package that is not installed.
     """
     chosen = RUN_OPTIONS.check(options)
     sides, candidates = chosen["sides"], chosen["candidates"]
@@ -148,7 +152,11 @@ def _check_rows_per_call(rows: Any) -> None:
 def _llm_options(
     model: str | LLM | None, options: Mapping[str, Any], candidates: int
 ) -> dict[str, Any]:
-    """Select the options that configure the LLM. For several candidates the default temperature is 0.8."""
+    """Return the options that configure the LLM.
+
+    For several candidates, whose samples must differ, the default temperature is 0.8, unless `model` is an
+    `LLM`.
+    """
     given = {name: value for name, value in options.items() if name in OPTIONS}
     if candidates > 1 and not isinstance(model, LLM):
         given.setdefault("temperature", _SAMPLING_TEMPERATURE)

@@ -40,7 +40,10 @@ def check_place(place: object) -> None:
 
 
 def check_template(template: object, place: PersonaPlace) -> None:
-    """Raise InvalidArgumentError unless `template` has the fields, such as {persona}, that `place` needs."""
+    """Raise InvalidArgumentError unless `template` has the fields that `place` needs, and no others.
+
+    The fields are {prompt} and {persona}, as in `TEMPLATES`. For "plain" they must be on different lines.
+    """
     fields = _FIELD.findall(template) if isinstance(template, str) else []
     if set(fields) != set(_FIELD.findall(TEMPLATES[place])):
         raise InvalidArgumentError(
@@ -59,7 +62,10 @@ def check_template(template: object, place: PersonaPlace) -> None:
 
 
 def prompt_messages(prompt: Prompt) -> tuple[Message, ...]:
-    """Return the prompt as a chat. Marks of chat templates in its text are disarmed."""
+    """Return the prompt as a chat, with the marks of chat templates in its texts made harmless by `disarm`.
+
+    Tool calls of a message become JSON at the end of its text.
+    """
     return tuple(Message(role=one.role, content=disarm(one.text)) for one in _chat(prompt))
 
 
@@ -71,6 +77,8 @@ def place_persona(
 ) -> Prompt:
     """Put a persona into a prompt.
 
+    Marks of chat templates in the persona are made harmless by `disarm`; those in the prompt stay.
+
     Args:
         prompt: a text or a chat.
         persona: a persona or its sentence; None: no persona is added.
@@ -78,11 +86,16 @@ def place_persona(
             the first person, with a request for the response that the user would prefer. "system": at the
             end of the system message, or as a new one. "plain": labelled text without a chat template, on
             which tailored models are trained ("Whose Boat Does it Float?", arXiv 2501.11549, section 4).
-        template: your own wording for that place, with the same fields as in `TEMPLATES`.
+        template: your own wording for that place, with the same fields as in `TEMPLATES` (see
+            `check_template`, which is not called here); None: that of `TEMPLATES`.
 
     Returns:
         What stands before the response: a chat, or one text if the place is "plain".
+
+    Raises:
+        InvalidArgumentError: there is no such place.
     """
+    InvalidArgumentError.check("place", place, TEMPLATES)
     chat, said = _chat(prompt), None if persona is None else disarm(_said(persona, place))
     template = TEMPLATES[place] if template is None else template
     if place == "plain":
@@ -120,7 +133,7 @@ def _filled(template: str, prompt: str, persona: str) -> str:
 
 
 def disarm(text: str) -> str:
-    """Put a space into everything that a model could read as a mark of its chat template.
+    """Return a text with a space in everything that a model could read as a mark of its chat template.
 
     Every text that a model reads (to infer, judge or score) is disarmed. Exports keep texts unchanged.
     """
@@ -130,7 +143,7 @@ def disarm(text: str) -> str:
 
 
 def _said(persona: Persona | str, place: PersonaPlace) -> str:
-    """Return the persona's sentence; in the first person if the place is "user"."""
+    """Return the persona's sentence, in the first person if the place is "user"."""
     if place != "user":
         return str(persona)
     # A record tells which verb is the user's. In a sentence, "prefers" may belong to another person.

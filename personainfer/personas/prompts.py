@@ -1,9 +1,9 @@
 """Turn a preference into messages for a model. The words are in the text files of the folder `texts`.
 
-Text of a pair cannot be taken for a field of a template, and cannot close the tags that it stands in. A
-model may still obey what such a text says; the instructions ask it not to.
+The text of a pair is never taken for a field of a template, and cannot close the tags around it. A model may
+still obey what such a text says; the instructions ask it not to.
 
-What all pairs share comes first, so that prompt caches hit.
+What all pairs share comes first, so that providers' caches of prompts have it.
 """
 
 from __future__ import annotations
@@ -40,37 +40,51 @@ Filled = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
 
 
 def at_most(characters: int) -> dict[str, Any]:
-    """A bound on a text for engines that decode by a schema: it stops a small model that repeats itself.
+    """Return a bound on the length of a text, to add to a field of a JSON schema.
 
-    Longer texts of other models are taken as they are.
+    An engine that decodes by the schema stops a small model that repeats itself. Replies are not checked for
+    the bound, so longer texts of other models are taken as they are.
     """
     return {"maxLength": characters}
 
 
 class OnePersona(BaseModel):
-    """The form of a reply about one person; the evidence is asked for first."""
+    """The form of a reply about one person: the evidence in the pair, and then the persona."""
 
     evidence: Annotated[str, Field(json_schema_extra=at_most(120))]
     trait: Annotated[Filled, Field(json_schema_extra=at_most(100))]
     preference: Annotated[Filled, Field(json_schema_extra=at_most(120))]
 
     def persona(self) -> Persona:
-        """The record of it."""
+        """Return the reply as a `Persona` without flags."""
         return Persona.of_phrases(self.evidence, self.trait, self.preference)
 
 
 class BothPersonas(BaseModel):
-    """The form of a reply with both personas: `person_1` prefers the first response."""
+    """The form of a reply with both personas: `person_1` prefers the response that is shown first."""
 
     person_1: OnePersona
     person_2: OnePersona
 
 
 class PersonaPrompt:
-    """How personas are asked for: a `prefix` shared by all pairs, and a message for each pair.
+    """How personas are asked for: messages that all pairs share, and the form of a reply.
 
-    `schema` is the form of the reply, `version` a digest of every word that is not the pair's, and
-    `phrases` the traits and preferences of the exemplars, in lower case, which a reply should not repeat.
+    Args:
+        protocol: "joint": a request asks for both personas of a pair. "separate": a request asks for one.
+        exemplars: "default": the worked examples of the library. "none": no examples. Or examples of your
+            own.
+
+    Attributes:
+        protocol: as it was given.
+        exemplars: the worked examples.
+        schema: the form of a reply.
+        prefix: the messages that all pairs share: the instructions, then the worked examples.
+        version: 12 hexadecimal digits, a hash of `prefix` and of the template of a pair's message.
+        phrases: the traits and preferences of the exemplars in lower case, which a reply should not repeat.
+
+    Raises:
+        InvalidArgumentError: `exemplars` is something else, or has a persona without a trait or preference.
     """
 
     def __init__(
@@ -90,10 +104,12 @@ class PersonaPrompt:
         self.phrases = frozenset(text.lower() for p in personas for text in (p.trait, p.preference))
 
     def doubt(self, reply: OnePersona | BothPersonas) -> str | None:
-        """What the model should heed when it is asked once more; None: the reply is as it should be.
+        """Return what to tell the model when it is asked once more; None if the reply is as it should be.
 
-        Two equal preferences explain no choice, and that of an exemplar says nothing of the pair. A model
-        that has the same evidence for both sides sees no difference: to ask it again would be of no use.
+        The model is asked once more if both personas have the same preference, which explains no choice, or
+        if one has the preference or trait of an exemplar as its preference. If it gave the same evidence for
+        both sides, it sees no difference: then equal preferences are accepted, since asking again would be of
+        no use.
         """
         if isinstance(reply, OnePersona):
             return _OWN_WORDS if reply.preference.lower() in self.phrases else None
@@ -111,10 +127,14 @@ class PersonaPrompt:
 
 
 def pair_message(preference: Preference, *, chosen_first: bool = True) -> Message:
-    """The turn that shows one pair; the model is not told which response was chosen.
+    """Return the message that shows one pair. It does not say which response was chosen.
 
     The first words of each response come again at the end. A small model that starts its evidence with
-    them describes the right response.
+    these words describes the right response.
+
+    Args:
+        preference: the pair.
+        chosen_first: whether the chosen response is shown as the first one.
     """
     first, second = _disarm(preference.chosen), _disarm(preference.rejected)
     if not chosen_first:
@@ -132,16 +152,17 @@ def pair_message(preference: Preference, *, chosen_first: bool = True) -> Messag
 
 
 def _first_words(text: str) -> str:
-    """The first words of a text, or its first characters where it has no spaces."""
+    """Return the first four words of a text, but at most 40 characters, with an ellipsis after them."""
     start = text[: _FIRST_CHARACTERS + 1].split(None, _FIRST_WORDS)
     return f"{' '.join(start[:_FIRST_WORDS])[:_FIRST_CHARACTERS]} …"
 
 
 def chosen_is_first(preference: Preference) -> bool:
-    """Whether the chosen response is shown first, so that the order says nothing about the choice.
+    """Whether the chosen response of a pair is to be shown first.
 
-    The texts decide: in half of all pairs the chosen one is first. The same pair with the choice swapped
-    is shown in the same order.
+    A hash of the texts decides, so that the order says nothing about the choice: the chosen
+    response is first in about half of all pairs, and a pair with the choice swapped is shown in the same
+    order.
     """
     # A checksum is enough to toss a coin, and this runs twice for every row.
     prompt = crc32(prompt_text(preference.prompt).encode("utf-8", "surrogatepass"))
@@ -151,7 +172,7 @@ def chosen_is_first(preference: Preference) -> bool:
 
 @cache
 def default_exemplars() -> tuple[Exemplar, ...]:
-    """The worked examples that come with the library, each with a contrast of its own."""
+    """Return the worked examples that come with the library. Their pairs contrast in different ways."""
     return tuple(
         Exemplar(
             preference=Preference(
@@ -166,23 +187,33 @@ def default_exemplars() -> tuple[Exemplar, ...]:
 
 @cache
 def instructions(name: str) -> tuple[Message, ...]:
-    """The system message of a file in `texts`, such as "user.txt": a prefix that a run's requests share."""
+    """Return the text of a file in `texts`, such as "user.txt", as the one system message of a request."""
     return (Message(role="system", content=_text(name)),)
 
 
 def filled(template: str, fields: Mapping[str, Prompt]) -> str:
-    """A text file with its {fields}, texts or prompts, filled in: none can close the tags around it."""
+    """Return the text of a file in `texts` with its {fields} filled in.
+
+    No value can close the tags around it.
+
+    Args:
+        template: the name of the file.
+        fields: field -> a text or a prompt, for each field of the file.
+    """
     texts = {name: prompt_text(value) for name, value in fields.items()}
     return _fill(template, texts).content
 
 
 def choice_messages(persona: Persona | str, preference: Preference) -> tuple[Message, Message]:
-    """The turns that ask which response a persona would prefer: the chosen one first, and last."""
+    """Return two messages that ask which response a persona would prefer.
+
+    The first message shows the chosen response first, the second one the rejected response.
+    """
     return _both_orders("judge_choice_item.txt", preference, {"persona": str(persona)})
 
 
 def quality_messages(preference: Preference) -> tuple[Message, Message]:
-    """The turns that ask which response is better, nobody in particular asking: as `choice_messages`."""
+    """Return two messages that ask which response is better, without a persona, as `choice_messages` does."""
     return _both_orders("judge_quality_item.txt", preference, {})
 
 
@@ -198,7 +229,7 @@ def _both_orders(
 
 
 def persona_messages(first: Persona, second: Persona) -> tuple[Message, Message]:
-    """The turns that ask which of two personas is the better one: in their order, and swapped."""
+    """Return two messages that ask which of two personas is better: `first` before `second`, then swapped."""
     one, other = str(first), str(second)
     return (
         _fill("judge_personas_item.txt", {"first": one, "second": other}),
@@ -207,7 +238,10 @@ def persona_messages(first: Persona, second: Persona) -> tuple[Message, Message]
 
 
 def rating_message(persona: Persona, preference: Preference) -> Message:
-    """The turn that shows a persona with the response it should prefer, `chosen`, and the other."""
+    """Return the message that shows a persona with the response that it should prefer, and the other one.
+
+    The persona should prefer `preference.chosen`.
+    """
     shown = {"persona": str(persona), "prompt": prompt_text(preference.prompt)}
     responses = {"preferred": preference.chosen, "other": preference.rejected}
     return _fill("judge_rating_item.txt", {**shown, **responses})
@@ -240,31 +274,40 @@ _TAG = re.compile(
 
 
 def _disarm(text: str) -> str:
-    """Text can neither close the tags it stands in nor, by a chat template's own marks, its turn."""
+    """Return a text that cannot close the tags around it or, by a mark of a chat template, its message."""
     return disarm(_TAG.sub(r"[\1]", text) if "<" in text else text)
 
 
 def _fill(template: str, fields: Mapping[str, str]) -> Message:
-    """A text file with its {fields} filled in, in one pass; no text can close a tag or open a field."""
+    """Return a message of the user: a file of `texts` with its {fields} filled in, see `filled`.
+
+    Fields are filled in one pass, so no value can open a field.
+    """
     parts = enumerate(_parts(template))
     content = "".join([_disarm(fields[part]) if i % 2 else part for i, part in parts])
     return Message(role="user", content=content)
 
 
 def prompt_numbers(prompts: Sequence[Prompt | None]) -> list[int]:
-    """A number for each prompt: equal for equal prompts, ignoring white space and case."""
+    """Return a number for each prompt, which is the same for prompts with the same `bare_text`.
+
+    The numbers count from 0 without gaps. None counts as an empty prompt.
+    """
     texts = ["" if p is None else bare_text(prompt_text(p)) for p in prompts]
     number = {text: place for place, text in enumerate(sorted(set(texts)))}
     return [number[text] for text in texts]
 
 
 def bare_text(text: str) -> str:
-    """The text without differences in white space, case and the encoding of accents."""
+    """Return a text without differences in white space, case and the encoding of accents."""
     return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
 
 
 def prompt_text(prompt: Prompt) -> str:
-    """A prompt as one text; of a conversation, who says what."""
+    """Return a prompt as one text. In a conversation, each turn begins with its role, such as "User: ".
+
+    A single message of the user gives its text alone. Tool calls are JSON below the text of their turn.
+    """
     if isinstance(prompt, str):
         return prompt
     if len(prompt) == 1 and prompt[0].role == "user":
@@ -273,7 +316,7 @@ def prompt_text(prompt: Prompt) -> str:
 
 
 def _replies(exemplar: Exemplar) -> dict[str, dict[str, str]]:
-    """The reply that an exemplar shows, as it is asked for in the joint protocol."""
+    """Return the reply that an exemplar shows, in the form of the joint protocol."""
     return {"person_1": _reply(exemplar.chosen), "person_2": _reply(exemplar.rejected)}
 
 
@@ -294,5 +337,5 @@ def _text(name: str) -> str:
 
 @cache
 def _parts(template: str) -> tuple[str, ...]:
-    """A template, cut at its fields: text and the names of fields in turn."""
+    """Return a file of `texts`, cut at its fields: text and names of fields in turn, text first and last."""
     return tuple(re.split(r"\{(\w+)\}", _text(template)))

@@ -190,14 +190,17 @@ def is_protected(trait: str, preference: str = "") -> bool:
 
 
 def is_place(name: str) -> bool:
-    """Whether a name is that of a country, capital or province. Names of countries with another meaning
-    (Turkey, Jordan) are not."""
+    """Whether a name is that of a country, a capital or a province, in any case of letters.
+
+    A country whose name has another meaning (Turkey, Jordan) counts only if a province has this name
+    (Georgia).
+    """
     return name.lower() in _lexicon().places
 
 
 @cache
 def trigger_words() -> frozenset[str]:
-    """Return words in lower case. `is_protected` is False for every phrase that holds none of them."""
+    """Return words in lower case, of which each phrase with a protected attribute holds at least one."""
     return _lexicon().always | _lexicon().patterns.keys()
 
 
@@ -260,7 +263,10 @@ def _read_words() -> dict[str, frozenset[str]]:
 
 
 def _countries() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
-    """Return names of countries, last words of the names of their peoples, and places, in lower case."""
+    """Return three sets of names in lower case: countries, peoples, and places.
+
+    A people's name is its last word, in singular and plural. Places are countries, capitals and provinces.
+    """
     names: set[str] = set()
     peoples: set[str] = set()
     places: set[str] = set()
@@ -278,7 +284,7 @@ def _countries() -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
 def _country_records() -> Iterator[dict[str, Any]]:
     """Yield the countries of the package countryinfo.
 
-    Its own functions would keep all of them in memory: 17,000 objects for each garbage collection to visit.
+    The package's functions would keep all countries in memory: 17,000 objects for each garbage collection.
     """
     for folder in ("data", "data_no_iso"):
         for file in (resources.files("countryinfo") / folder).iterdir():

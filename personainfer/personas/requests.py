@@ -1,4 +1,4 @@
-"""Make the requests about a pair, and make a row of their replies.
+"""Make the requests about a pair, and the row of their replies.
 
 The joint protocol asks for both personas in one request; the pair's texts decide which response is shown
 first. The separate protocol asks for each side in a request of its own, with that side's response first. With
@@ -23,7 +23,13 @@ _SIDES: tuple[Side, ...] = ("chosen", "rejected")
 
 @dataclass(frozen=True)
 class Plan:
-    """How personas are asked for: the prompt, whose personas, and how many candidates a side."""
+    """How personas are asked for.
+
+    Attributes:
+        prompt: the messages that all pairs share, and the protocol. "joint" needs both sides.
+        sides: whose personas are inferred: ("chosen", "rejected"), or one of them.
+        candidates: how many personas are sampled for each side.
+    """
 
     prompt: PersonaPrompt
     sides: tuple[Side, ...]
@@ -31,12 +37,12 @@ class Plan:
 
     @property
     def personas_a_call(self) -> int:
-        """How many personas a reply holds."""
+        """How many personas each reply holds: 2 in the joint protocol, else 1."""
         return 2 if self.prompt.protocol == "joint" else 1
 
     @property
     def settings(self) -> dict[str, Any]:
-        """How the personas are made, for the table's settings."""
+        """What a table keeps of how its personas were asked for, as values of JSON."""
         return {
             "protocol": self.prompt.protocol,
             "sides": list(self.sides),
@@ -47,11 +53,15 @@ class Plan:
         }
 
     def asked(self, rows: Iterable[SourceRow]) -> Iterator[tuple[SourceRow, list[Request]]]:
-        """Each row with its requests; none for a row that cannot be used."""
+        """Yield each row with its requests, of which a row without a pair has none."""
         return ((row, self.requests(row.preference) if row.preference else []) for row in rows)
 
     def requests(self, preference: Preference) -> list[Request]:
-        """The requests of one pair, sample by sample."""
+        """Return the requests about one pair: all of the first sample, then all of the second, and so on.
+
+        A sample is one request in the joint protocol, and one for each of `sides`, in their order, in the
+        separate protocol.
+        """
         prompt = self.prompt
         if prompt.protocol == "joint":
             orders = [chosen_is_first(preference)]
@@ -72,7 +82,19 @@ class Plan:
         return [replace(request, sample=sample) for sample in samples for request in requests]
 
     def result(self, index: int, row: SourceRow, replies: Sequence[Reply]) -> PersonaRow:
-        """The row that these replies give; several samples become candidates."""
+        """Return the row that replies give, with flags for doubtful personas.
+
+        Args:
+            index: the place of the row in the input.
+            row: the input row.
+            replies: the replies to `requests`, in that order; none if the row has no pair.
+
+        Returns:
+            If one candidate a side was asked for, the row has the personas, and the errors of replies that
+            failed. If several were, the row has the candidates of each side, of which none is selected yet.
+            Then a failed reply is one candidate less, and the row has an error only if a side has no
+            candidate.
+        """
         preference = row.preference
         if preference is None:
             return PersonaRow(index, None, error=row.error, columns=row.columns)

@@ -28,23 +28,26 @@ def retry_errors(
     progress: bool | None = None,
     **options: Unpack[PersonaOptions],
 ) -> PersonaTable:
-    """Send the failed rows of a table again, with the table's settings.
+    """Send the failed rows of a table again, with the table's settings, and return a new table.
 
     A row is sent again if it has an error and a usable pair. All other rows are kept, among them rows whose
     input was bad, and rows where no candidate explains the choice, which is a finding and no failure. Replies
-    that were paid for are in the cache: if one side of a row failed, only this side is paid for again.
+    that were paid for are in the cache: if one side of a row failed, only this side is paid for again. The
+    call waits for all replies.
 
     Args:
-        table: a table, or the path of a saved one.
-        model: None: the model that made the table. If the table comes from a file, whoever wrote the file
-            could make you pay, or get your key and data. So these have to be given again: an `api_base`, or
-            else a provider's model; and `extra_body`, `reasoning_effort`, a `max_tokens` above 500 and
-            more than 8 `candidates`, which make calls cost more. An `api_base` with a password or a
-            token has to be given again for any table.
+        table: a table, or the path of a saved one. Neither is changed.
+        model: as for `infer_personas`. None: the model that made the table. If the table comes from a file,
+            whoever wrote the file could make you pay, or get your key and data. So the call is
+            refused unless you give these again: the file's `api_base`, or, without one, the model of a
+                provider;
+            and `extra_body`, `reasoning_effort`, a `max_tokens` above 500 and more than 8 `candidates`, which
+            make calls cost more. An `api_base` with a password or a token has to be given again for any
+            table.
         progress: as for `infer_personas`.
-        options: as for `infer_personas`. The defaults are the table's settings. A table keeps no keys, limits
-            and prices, and no `select`: give them again. `protocol`, `sides` and `candidates` cannot
-            change. With `on_error="raise"`, the first row that fails again raises.
+        options: as for `infer_personas`, without those that say how data is read. The defaults are the
+            table's settings. A table keeps no keys, limits and prices, and no `select`: give them again.
+            `protocol`, `sides` and `candidates` cannot change. `on_error="drop"` is refused.
 
     Returns:
         A new table with the same rows and columns in the same order. Columns that `with_columns` added, such
@@ -53,11 +56,15 @@ def retry_errors(
         have no error now (`mended`), and which settings differed (`changed`).
 
     Raises:
-        ValueError, TypeError: a bad argument, before any call is made. Without `exemplars`, also: the
-            exemplars or instructions have changed since the table was made.
-        RowsFailedError: a row failed again, with `on_error="raise"`.
+        InvalidArgumentError, UnknownOptionError: a bad argument, before any call is made; or `exemplars` is
+            not given, and the exemplars or instructions have changed since the table was made.
+        MissingFileError, DataError: there is no file at the path, or the file is no table.
+        MissingExtraError: the model needs a package that is not installed.
+        RowsFailedError: a row failed again, with `on_error="raise"`. The rows that were mended are not
+            returned, but their replies are cached.
         ModelError: a failure that would affect every row (a wrong key or model). Replies that were paid for
             are cached.
+        CacheError: the cache of replies cannot be read or written.
     """
     if not isinstance(table, PersonaTable):
         table = PersonaTable.load(table)
@@ -106,7 +113,7 @@ def _check(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
 
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that cannot change: mixed protocols could not be compared with any table."""
+    """Return the settings that cannot change: a table of mixed protocols is comparable with no other."""
     names = ("protocol", "candidates")
     fixed = {name: settings[name] for name in names if name in settings}
     sides = settings.get("sides")
@@ -123,7 +130,7 @@ def _can_be_asked(row: PersonaRow, settings: Mapping[str, Any]) -> bool:
 
 
 def _is_scored(candidates: Sequence[Candidate]) -> bool:
-    """Whether the candidates of a side have scores. They have none if the judge failed."""
+    """Whether any candidate of a side has a score. None has one if the selector failed."""
     return any(candidate.score is not None for candidate in candidates)
 
 
@@ -164,7 +171,7 @@ def _stream(
 def _check_address(model: str, given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Raise InvalidArgumentError if the key would go to an address or provider that the caller did not name.
 
-    The provider in a model's name decides, too, where the key goes, and anybody may offer models there.
+    Without an address, the provider in the model's name decides where the key goes.
     """
     base = settings.get("api_base")
     # With litellm, a provider may send the key to an address of its own, whatever `api_base` is.
@@ -188,7 +195,10 @@ def _check_address(model: str, given: Mapping[str, Any], settings: Mapping[str, 
 
 
 def _merged(before: PersonaRow, now: PersonaRow) -> PersonaRow:
-    """Return the new row, with the old row's persona on each side that got none."""
+    """Return the new row, with the old persona on each side that got neither a persona nor candidates.
+
+    Index and own columns are those of the old row.
+    """
     kept = {
         side: getattr(before, side)
         for side in ("chosen", "rejected")
@@ -200,7 +210,13 @@ def _merged(before: PersonaRow, now: PersonaRow) -> PersonaRow:
 def _noted(
     settings: Mapping[str, Any], now: Mapping[str, Any], rows: Sequence[PersonaRow]
 ) -> dict[str, Any]:
-    """Add an entry for this call to the table's settings."""
+    """Return the table's settings with an entry for this call at the end of "retries".
+
+    Args:
+        settings: the table's settings.
+        now: the settings of this call's run.
+        rows: the rows that were sent again.
+    """
     retry = {
         "rows": len(rows),
         "mended": sum(row.error is None for row in rows),

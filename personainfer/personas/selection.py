@@ -1,4 +1,4 @@
-"""Select, for each side, the candidate that best explains the choice; none, if no candidate explains it."""
+"""Select, for each side, the candidate that best explains the choice, or none if no candidate explains it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,10 @@ _AWAY = 3  # if so many rows in succession fail for another reason, the scorer i
 
 
 def selector_settings(selector: Selector | None) -> dict[str, dict[str, str | None]]:
-    """Return the settings that a table keeps of its selector: type and model, without an address."""
+    """Return what a table's settings keep of the selector: {"selected_by": {"kind": its type, "model": …}}.
+
+    The model is None if the selector has none. Without a selector, the result is {}.
+    """
     if selector is None:
         return {}
     model = getattr(selector, "model", None)
@@ -41,7 +44,12 @@ def selector_settings(selector: Selector | None) -> dict[str, dict[str, str | No
 
 
 def of_one_run(selector: S, llm: object) -> S:
-    """Return the selector for a run. A judge's calls count in the budget of the model `llm` of the run.
+    """Return the selector to use in one run, in which the calls of a judge count in the run's budget.
+
+    Args:
+        selector: the selector that the caller gave, or None. One without the method `share_budget` is
+            returned itself.
+        llm: the model of the run, whose budget holds.
 
     Raises:
         InvalidArgumentError: there is a budget, and the price of the judge is not known.
@@ -55,9 +63,10 @@ def check_candidates(candidates: int, select: Any, *, later: bool = False) -> No
     """Raise InvalidArgumentError unless `candidates` and `select` fit together.
 
     Args:
-        candidates: how many hypotheses are drawn for a side.
+        candidates: how many personas are sampled for each side.
         select: the selector, or None.
-        later: `select` may be missing: a batch gets it when it is collected.
+        later: whether `select` may be missing although there are several candidates: a batch gets it when it
+            is collected.
     """
     if select is not None and not callable(getattr(select, "explains", None)):
         raise InvalidArgumentError(
@@ -81,14 +90,18 @@ def choose(
     Args:
         rows: rows with candidates. A persona without candidates becomes its side's only candidate.
         selector: scores the candidates.
-        floor: a side whose best score is not above it gets no persona: `row.unexplained` names this side.
+        floor: the score, in the selector's unit, that a side's best candidate must exceed. Otherwise the side
+            gets no persona, and `row.unexplained` names the side.
 
     Yields:
-        Each row with a persona for each side; all candidates have their scores, the best first. A row whose
-        candidates have no score, or that the selector refuses (its prompt may be too long), has an error.
+        Each row, in the same order, with the persona that was chosen for each side. All candidates have their
+        scores, and are sorted from the best to the worst; a score of NaN becomes None, and comes last. A row
+        gets an error if no candidate of a side has a score, or if the selector refuses the row (its prompt
+        may be too long).
 
     Raises:
-        InvalidArgumentError, ModelError: the selector refused all of the first rows, or stopped answering.
+        InvalidArgumentError, ModelError: the selector failed for all of the first rows, or for three rows in
+            succession for a reason other than their content; or the budget is spent.
     """
     rows, worked = map(_with_candidates, rows), False
     while group := list(islice(rows, _ROWS_A_CHOICE)):
@@ -118,7 +131,7 @@ def _has_candidates(row: PersonaRow) -> bool:
 
 
 def _one_by_one(rows: Sequence[PersonaRow], selector: Selector, floor: float) -> list[PersonaRow]:
-    """Choose for each row separately, after a group failed: one row may be the cause. It gets an error.
+    """Choose for each row separately, after a group failed. A row that fails again gets an error.
 
     Raises:
         ModelError: the budget is spent, or three rows in succession failed for a reason other than their
@@ -161,10 +174,13 @@ def _choose_group(
 
 
 def _scores(selector: Selector, asked: Sequence[tuple[Preference, Persona]]) -> list[float | None]:
-    """Score each pair and persona; None for NaN. Equal candidates, which are frequent, are scored once.
+    """Score each pair with its persona. Equal candidates of a pair, which are frequent, are scored once.
+
+    Returns:
+        The score of each; None for NaN.
 
     Raises:
-        InvalidArgumentError: the selector did not return a number for each.
+        InvalidArgumentError: the selector did not return one number for each persona.
     """
     distinct = {(pair, str(persona)): persona for pair, persona in asked}
     if not distinct:
@@ -181,7 +197,10 @@ def _scores(selector: Selector, asked: Sequence[tuple[Preference, Persona]]) -> 
 
 
 def _found(selector: Selector, asked: Sequence[tuple[Preference, Persona]]) -> Iterable[Any]:
-    """Call the selector; by `explains_candidates`, all personas of a pair at once, if it has this method."""
+    """Call the selector, and return its score for each pair and persona, in this order.
+
+    A selector with the method `explains_candidates` gets all personas of a pair together.
+    """
     compare = getattr(selector, "explains_candidates", None)
     if compare is None:
         return selector.explains([pair for pair, _ in asked], [persona for _, persona in asked])
@@ -216,7 +235,7 @@ def _worth(candidate: Candidate) -> float:
 def explains_each(
     selector: Any, pairs: Sequence[Preference], personas: Sequence[Any], name: str = "select"
 ) -> FloatArray:
-    """Compute how well each persona explains its pair. A pair that fails gets NaN; one warning counts them.
+    """Compute how well each persona explains its pair. One `UserWarning` counts the pairs that failed.
 
     If a call fails, each half of its pairs is tried, and so on. So one bad pair costs about as much again as
     all pairs.
@@ -224,14 +243,16 @@ def explains_each(
     Args:
         selector: an object with `explains(preferences, personas)`.
         pairs, personas: n each.
-        name: the name of the selector's argument, for errors.
+        name: the name of the argument that gave the selector, for errors.
 
     Returns:
-        Shape (n,), in the unit of the selector.
+        Shape (n,), the scores in the unit of the selector. NaN: the pair failed, or its score is NaN.
 
     Raises:
-        InvalidArgumentError, ModelError: the first failure, if all pairs fail, or three in succession fail
-            for a reason other than their content; or the result is no list of numbers.
+        InvalidArgumentError, ModelError: the first failure, if the first 16 pairs (or all, if there are
+            fewer) fail, or three in succession fail for a reason other than their content. Or the result of a
+            call is no list of one number for each pair.
+        BudgetExceededError: the budget is spent.
     """
     import numpy as np
 

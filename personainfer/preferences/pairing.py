@@ -239,8 +239,7 @@ def by_rater(
     """Group rows by prompt and user: the ratings that one user gave to the responses of one prompt.
 
     The rows of a prompt must follow one another: if the prompt comes again later, a new group begins. Among
-        the
-    rows of a prompt, users may be in any order.
+    the rows of a prompt, users may be in any order.
 
     Args:
         rows: rows that each hold one rated response. They are read lazily, a prompt at a time.

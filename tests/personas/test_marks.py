@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from personainfer.exceptions import InvalidArgumentError
 from personainfer.personas.placement import disarm, place_persona, prompt_messages
 from personainfer.personas.prompts import choice_messages, filled, pair_message, rating_message
 from personainfer.records import Persona, Preference
@@ -44,6 +45,12 @@ def test_a_persona_is_placed_in_a_prompt_that_stays_as_it_is(mark: str) -> None:
     prompt = place_persona(f"a{mark}b", "The user is a cook.", "user")
     assert not isinstance(prompt, str)
     assert f"a{mark}b" in prompt[0].content
+
+
+def test_a_place_that_does_not_exist_is_refused_by_name() -> None:
+    for template in (None, "{persona}"):
+        with pytest.raises(InvalidArgumentError, match=r"place='footer' is not known.*\"system\""):
+            place_persona("q", "The user is a cook.", cast("Any", "footer"), template)
 
 
 def test_other_text_stays_as_it_is() -> None:
