@@ -453,8 +453,10 @@ class _Search:
 
     def mask(self, text: str) -> str:
         """The text with "[key]" in the place of each of them, also where letters of it are escaped."""
+        if not self._words:  # there are no secrets
+            return text
         masked = self._masked(text)
-        if any(sign in text for sign in _ESCAPE_SIGNS):
+        if _ESCAPE_SIGN.search(text):
             plain = _without_escapes(text)
             found = masked if plain == text else self._masked(plain)
             # Whether more is masked. Most replies with a sign of an escape hold no secret at all.
@@ -464,7 +466,10 @@ class _Search:
 
     def _masked(self, text: str) -> str:
         folded = text.casefold()
-        return self._pattern.sub("[key]", text) if any(w in folded for w in self._words) else text
+        for word in self._words:
+            if word in folded:
+                return self._pattern.sub("[key]", text)
+        return text
 
 
 @lru_cache(maxsize=128)
@@ -497,7 +502,7 @@ def _forms(secret: str) -> Iterator[str]:
 
 # A letter, a digit or a sign of an escape, escaped for JSON, an address or HTML, in a text within a text too.
 # Servers escape those without need: `json.dumps` and `quote` do not.
-_ESCAPE_SIGNS = ("\\u00", "\\x", "%", "&")
+_ESCAPE_SIGN = re.compile(r"\\u00|\\x|[%&]")
 # Each form begins with a sign that no case changes: `re` skips to the next one of these.
 _ESCAPED_LETTER = re.compile(
     r"\\(?<!\\\\)\\*+(?:u00|x)([0-9a-f]{2})|%(?:25){0,4}([0-9a-f]{2})|&(?:amp;){0,4}#(?:0{0,6}([0-9]{2,3})"

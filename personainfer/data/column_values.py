@@ -71,7 +71,12 @@ _CONTAINERS: tuple[type, ...] = (dict, list, tuple, set, frozenset, type({}.valu
 
 def holds_too_deep(values: Sequence[object]) -> bool:
     """Whether one of the values is nested deeper than `DEEPEST` levels, or holds itself."""
-    return not set(map(type, values)) <= _FLAT and _within(values) is None
+    return not are_flat(values) and _within(values) is None
+
+
+def are_flat(values: Iterable[object]) -> bool:
+    """Whether all values are numbers, texts or None, in which nothing else is."""
+    return set(map(type, values)) <= _FLAT
 
 
 def _within(values: Sequence[object]) -> tuple[set[type], int] | None:

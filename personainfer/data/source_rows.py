@@ -27,7 +27,7 @@ from ..preferences.rows import read_all, read_group, read_one
 from ..preferences.schemas import Mapped, Schema
 from ..preferences.turns import ROLES, check_text
 from ..records import Preference
-from .column_values import DEEPEST, holds_too_deep, json_text, size_of
+from .column_values import DEEPEST, are_flat, holds_too_deep, json_text, size_of
 from .file_formats import CSV_NULLS, SUPPORTED, BrokenRow, CsvRow
 
 
@@ -120,6 +120,8 @@ def too_deep(columns: Mapping[str, Any]) -> SourceRow | None:
     Returns:
         The row without such values; None if it has none.
     """
+    if are_flat(columns.values()):
+        return None
     deep = [name for name, value in columns.items() if holds_too_deep([value])]
     if not deep:
         return None

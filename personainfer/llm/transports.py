@@ -328,12 +328,29 @@ class EndpointTransport(DialectTransport):
         else:
             self.key = SecretText(api_key or environment_key(self._base))
         self._socket: str | None = None  # a Unix socket through which the address is reached
+        self._known: tuple[object, ...] = ()  # what the next two were made of
+        self._secrets = Secrets()
+        self._sent_headers: Mapping[str, str] = {}
 
     @property
     def secrets(self) -> Secrets:
         """The key, the added headers, and what the addresses of the endpoint and of the proxy hide."""
-        addresses = (self._base, *self._connections.proxies)
-        return Secrets((self.key,), headers=self.headers, addresses=addresses)
+        self._renew()
+        return self._secrets
+
+    def _renew(self) -> None:
+        """Make secrets and headers again if the address, the key or the proxies have changed.
+
+        A local server has another address and key after each start.
+        """
+        proxies = self._connections.proxies
+        known = (self._base, self.key, proxies)
+        if known != self._known:
+            addresses = (self._base, *proxies)
+            self._secrets = Secrets((self.key,), headers=self.headers, addresses=addresses)
+            key = key_headers(self._base, self.key)
+            self._sent_headers = _request_headers(key, self.headers)
+            self._known = known
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
         """Return the fields that ask for a JSON schema, in OpenAI's strict form; {} for plain text."""
@@ -394,11 +411,11 @@ class EndpointTransport(DialectTransport):
             ReplyError: the answer is too large.
         """
         method, address = "GET" if body is None else "POST", _address(self._base, path)
-        headers = _request_headers(key_headers(self._base, self.key), self.headers)
+        self._renew()
         sent = self._connections.send(
             method,
             address,
-            headers,
+            self._sent_headers,
             body,
             name=self.endpoint,
             socket=self._socket,

@@ -602,8 +602,11 @@ class Workers:
                 another one showed that the model reasons, or keeps no limit. It is sent again with a new
                 reservation.
         """
-        most = self._asked_tokens(job) + self._account.beyond
-        if checks and most > way.most and way.reserved is not None:
+        if (
+            checks
+            and way.reserved is not None
+            and self._asked_tokens(job) + self._account.beyond > way.most
+        ):
             error = RequestRejectedError("the reply may take more tokens than were reserved.")
             error.rewritten = True
             raise error
