@@ -258,7 +258,7 @@ def _require(preferences: Sequence[Preference], dropped: Mapping[str, int]) -> N
 
 
 def _pair(row: Mapping[str, Any], names: Sequence[str], id: str) -> Preference | str:
-    """Read the preference of a row; a text says why there is none."""
+    """Read the preference of a row. If the row cannot be used, return a text that says why."""
     name, prompt, chosen, rejected = names
     user = row.get(name)
     if not isinstance(user, str) or not user:

@@ -44,7 +44,7 @@ _NO_LABEL = frozenset(STOP_WORDS) | frozenset(
 
 
 class Place(NamedTuple):
-    """A persona of a table: the place of its row, and its side."""
+    """A persona of a table: the place of its row, from 0, and its side."""
 
     row: int
     side: Side
@@ -134,7 +134,7 @@ def _wanted(persona: Persona) -> str:
 
 
 def _examples(members: Sequence[int], texts: Sequence[str]) -> list[int]:
-    """Select the first three members with different texts."""
+    """Select the first three members with different texts; `texts` are those of all personas."""
     first = {texts[n]: n for n in reversed(members)}
     return sorted(first.values(), key=members.index)[:EXAMPLES]
 

@@ -292,7 +292,7 @@ def _persona_tailoring(
 ) -> Reproduction:
     """Measure 100 ΔPQ of responses for a persona against responses without a persona.
 
-    ΔPQ adds up how often a judge prefers the former in personalization and in quality: see `delta_pq`.
+    ΔPQ = W_P + W_Q - 1: the former responses' win rates in personalization and in quality. See `delta_pq`.
     """
     judging = {"judge": judge, **options}
     if scorer is not None:

@@ -59,8 +59,8 @@ class RewardMatrix:
             and PersonalLLM's `beaver_7b`.
 
     Attributes:
-        rewards, models, prompts, responses: as they were given, as an array that cannot be written, and as
-            tuples.
+        rewards, models, prompts, responses: what was given; `rewards` as an array that cannot be written, the
+            others as tuples, or None.
         costs: the names of the models whose output is a cost.
         mean, deviation: mean and standard deviation of each model's rewards, shape (models,).
         zscores: shape (prompts, responses, models); the array cannot be written.
@@ -409,8 +409,7 @@ def scored(
 def _columns(
     head: Sequence[Mapping[str, Any]], models: Sequence[str] | None, prompt: str
 ) -> tuple[list[int], tuple[str, ...]]:
-    """Find the numbers of the responses (1, 2, …) and the names of the models in the columns of the first
-    row.
+    """Find the numbers of the responses (1, 2, …) and the models' names in the first row's columns.
 
     Args:
         head: the first rows. A column that has no number in any of them is no model.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ class RewardClassifier:
 
     Args:
         model: the name (on the hub, from where it is downloaded) or the folder of a model for sequence
-            classification, as text; or the model itself.
+            classification; or the model itself.
         tokenizer: the model's tokenizer; None: load it by the name.
         batch_size: the most texts in a batch. It changes rewards only by rounding. A model without a padding
             token gets one text at a time.
@@ -38,9 +39,8 @@ class RewardClassifier:
 
     Raises:
         MissingExtraError: torch or transformers is not installed.
-        InvalidArgumentError: a bad argument: no tokenizer for a model that is given itself, several outputs
-            and no `label`, or no such output.
-        OSError, ValueError: transformers finds no such model, or cannot load it.
+        InvalidArgumentError: there is no such model, or it cannot be loaded; a model that is given itself
+            has no tokenizer, or has several outputs and no `label`; or a bad argument.
     """
 
     def __init__(
@@ -54,13 +54,12 @@ class RewardClassifier:
         device: str | None = None,
     ) -> None:
         check_argument("batch_size", batch_size, Count)
-        if not isinstance(model, str) and tokenizer is None:
+        if not isinstance(model, str | Path) and tokenizer is None:
             raise InvalidArgumentError("tokenizer= is needed with a model that is already loaded.")
         self._torch = MissingExtraError.require("torch")
         transformers = MissingExtraError.require("transformers")
-        if isinstance(model, str):
-            tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(model)
-            model = transformers.AutoModelForSequenceClassification.from_pretrained(model)
+        if isinstance(model, str | Path):
+            tokenizer, model = _loaded(transformers, str(model), tokenizer)
         self._model = model.eval() if device is None else model.eval().to(device)
         self._tokenizer = tokenizer
         self._render = render
@@ -129,6 +128,23 @@ class RewardClassifier:
             logits = self._model(**fields).logits
         found: npt.NDArray[np.float64] = logits[:, self._label].double().cpu().numpy()
         return found
+
+
+def _loaded(transformers: Any, name: str, tokenizer: Any) -> tuple[Any, Any]:
+    """Load a model by its name or folder, and its tokenizer unless one is given; return tokenizer and model.
+
+    Raises:
+        InvalidArgumentError: transformers finds no such model, or cannot load it.
+    """
+    try:
+        tokenizer = tokenizer or transformers.AutoTokenizer.from_pretrained(name)
+        return tokenizer, transformers.AutoModelForSequenceClassification.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise InvalidArgumentError(
+            f"model={name!r} is not a sequence classifier of transformers: {str(error)[:200]}",
+            hint="Name one of the hub or a folder, or pass the model itself.",
+            argument="model",
+        ) from None
 
 
 def _label(given: int | None, labels: int) -> int:

@@ -37,7 +37,8 @@ class SimulatedUsers:
         names: the ids of the users in their histories; None: "0", "1", …
 
     Attributes:
-        weights, models, names: as they were given, as an array that cannot be written, and as tuples.
+        weights, models, names: what was given; `weights` as an array that cannot be written, the others as
+            tuples.
         redrawn: how often `sample` drew a user again, because the user was too near to another one; else 0.
 
     Raises:

@@ -54,7 +54,7 @@ def _dirichlet(random: np.random.Generator, alpha: float, models: int, count: in
 
 
 def _near_duplicates(users: FloatArray, distance: float) -> npt.NDArray[np.bool_]:
-    """Find the users who are nearer than `distance` to an earlier user who is kept, shape (users,)."""
+    """Mark users who are nearer than `distance` to an earlier user who is kept: booleans, shape (users,)."""
     kept = np.zeros(len(users), dtype=bool)
     # First keep one user in each cell of a fine grid, so that few are left to compare.
     _, first = np.unique(np.floor(users / (distance / users.shape[1])), axis=0, return_index=True)

@@ -66,7 +66,7 @@ def dataset_card(
         format: the name of the export's format, such as "trl-dpo".
         trainers: the trainers of TRL that read this format; "" if there are none.
         columns: the names of the columns.
-        long_prompts: how many rows have a prompt of LONG tokens or more.
+        long_prompts: how many rows have a prompt of 1,024 tokens (`LONG`) or more.
     """
     found = summarise(table)
     persona, place = rows.settings["persona"], rows.settings["persona_in"]

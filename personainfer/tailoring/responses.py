@@ -81,10 +81,10 @@ class TailoredResponses(Mapping[str, str | None]):
         return len(self.responses)
 
     def to_pandas(self) -> pandas.DataFrame:
-        """Return a frame with one row a prompt, indexed by id: prompt (as text), persona, response, error.
+        """Return a frame with a row for each prompt, indexed by id: prompt, persona, response, error.
 
-        What a row does not have is None: the prompt if it cannot be read, the persona, and the response or
-        the error.
+        The prompt is given as text. What a row does not have is None: the prompt if it cannot be read, the
+        persona, and the response or the error.
 
         Raises:
             MissingExtraError: pandas is not installed.
@@ -136,7 +136,7 @@ def tailor_responses(
         side: the side, in `prompts` and in `train`, whose personas are used.
         train: a table of other prompts, for "retrieved" and for worked examples. Rows without a persona of
             `side`, and rows with a prompt that is also in `prompts`, are not used, so that no test pair
-            answers itself.
+            answers itself. Not used otherwise.
         shots: how many worked examples stand before each prompt: the nearest prompts of `train` by BM25, each
             with its persona and the response that this persona prefers. The nearest comes last. There are
             fewer if fewer share a word with the prompt. With personas="none" the examples show no personas.
@@ -167,7 +167,8 @@ def tailor_responses(
         raise InvalidArgumentError("prompts= is empty: there is nothing to answer.")
     people = _given_personas(given, have_ids, prompts, personas, side, system_persona)
     asked, problems = _readable(given)
-    shown = _nearest(asked, train, side, max(shots, 1)) if train is not None else {}
+    count = max(shots, 1 if source == "retrieved" else 0)
+    shown = _nearest(asked, train, side, count) if count and train is not None else {}
     if source == "retrieved":
         people = {id: getattr(shown[id][0], side) if shown.get(id) else None for id in given}
     if source != "none":

@@ -214,7 +214,7 @@ class PersonaReward:
 
 
 def _read_choice(choice: Any) -> Preference | str:
-    """Read a choice; a text says why it cannot be used."""
+    """Read a choice. If the choice cannot be used, return a text that says why."""
     pair = choice
     try:
         if not isinstance(choice, Preference):

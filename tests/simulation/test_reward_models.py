@@ -101,8 +101,9 @@ def test_a_saved_model_is_loaded_by_its_folder(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
     prompts, responses = texts(3)
-    loaded = RewardClassifier(str(tmp_path))(prompts, responses)
-    assert_allclose(loaded, RewardClassifier(model, tokenizer())(prompts, responses), atol=1e-6)
+    given = RewardClassifier(model, tokenizer())(prompts, responses)
+    for folder in (tmp_path, str(tmp_path)):
+        assert_allclose(RewardClassifier(folder)(prompts, responses), given, atol=1e-6)
 
 
 def test_the_text_can_be_rendered_otherwise() -> None:
@@ -143,3 +144,8 @@ def test_a_loaded_model_needs_its_tokenizer() -> None:
         RewardClassifier(classifier("bert"))
     with pytest.raises(InvalidArgumentError, match="batch_size=0"):
         RewardClassifier("folder", batch_size=0)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="is not a sequence classifier"):
+        RewardClassifier(tmp_path)

@@ -76,6 +76,15 @@ def test_retrieved_personas_are_those_of_the_nearest_other_prompt() -> None:
     assert str(near) == "The user is trained 2 and prefers short answers."
 
 
+def test_a_table_of_other_prompts_that_is_not_needed_is_not_searched(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
+    found = answer(["Why?"], personas="none", train=training("How do I grow a fern?"))
+    assert not found.errors
+    assert not recwarn.list  # nothing says that the prompts share no word
+    assert answer(["Why?"], personas="none", train=training("Why?")).usage.calls == 1
+
+
 def test_one_persona_may_be_for_all() -> None:
     for options in (
         {"personas": "system", "system_persona": BRIEF},
