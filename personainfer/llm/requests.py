@@ -466,6 +466,7 @@ class Run(Generic[T]):
     def close(self) -> None:
         """Cancel what is in flight, wait until it has stopped, and close this thread's cache connection."""
         self._replies.close()
+        self._workers.close()  # a generator that never began has not done so
         self._close_cache()
 
     def cancel(self) -> None:

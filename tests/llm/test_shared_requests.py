@@ -276,3 +276,10 @@ def test_what_a_fork_drops_of_its_parent_gives_nothing_back() -> None:
             assert (budget.taken, budget._in_flight, requests._held) == before
 
         assert of_a_fork(drop) == 0
+
+
+def test_a_run_that_was_closed_before_it_began_is_no_longer_open(llm: FakeLLM) -> None:
+    asked = pi.LLM("fake", api_base=llm.api_base, cache=False)
+    stream = pi.iter_personas(pairs(2), asked)
+    stream.close()
+    assert not asked.account.in_flight.has_runs
