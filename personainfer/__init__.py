@@ -1,6 +1,6 @@
 """Infer who would prefer each response, and why, from preference data.
 
-Names are imported when they are first used, so that `import personainfer` costs next to nothing.
+Names are imported when they are first used, so that `import personainfer` takes little time.
 """
 
 import lazy_loader

@@ -1,6 +1,6 @@
 """Keep API keys, and the secrets in addresses, out of messages, files and fingerprints.
 
-Keys are `SecretText` and addresses `Address` from the moment they come in, by `hide_secrets`. An ordinary
+`hide_secrets` makes a key a `SecretText` and an address an `Address` from the moment it comes in. An ordinary
 pickle keeps the key, for a worker process. The pickles that Hugging Face's datasets makes to fingerprint a
 function leave it out: a renewed key would otherwise discard everything that was mapped before.
 """
@@ -68,7 +68,7 @@ _LONGEST_USER = 8  # characters of a user's name that may be shown; a longer one
 class Address(str):
     """The address of an endpoint. Its `repr` hides what may be secret, as `shown_address` does.
 
-    Of a text that is no address, such as a key in the wrong place, it shows nothing.
+    The `repr` of a text that is no address, such as a key in the wrong place, is "…".
     """
 
     __slots__ = ()
@@ -78,10 +78,11 @@ class Address(str):
 
 
 def shown_address(address: str) -> str:
-    """An address without what may be secret: "…" stands for user, password and the values of its query.
+    """Return an address without what may be secret.
 
-    `api-version`, which Azure's addresses have, is shown. Of a part of the path that looks like a key, a
-    digest is shown, so that the addresses of two keys differ.
+    "…" stands for the user and password, for each value of the query, and for the fragment. `api-version`,
+    which Azure's addresses have, is shown. A part of the path that looks like a key becomes a digest of it,
+    so that the addresses of two keys differ.
     """
     found = ADDRESS.fullmatch(address)
     if found is None:
@@ -95,7 +96,7 @@ def shown_address(address: str) -> str:
 
 
 def is_key(part: str) -> bool:
-    """Whether a part of a path looks like a key. Some gateways have it there."""
+    """Whether a part of an address's path looks like a key. Some gateways have keys there."""
     return len(part) > _LONGEST_PART or _KEY_IN_PATH.fullmatch(part) is not None
 
 
@@ -104,7 +105,7 @@ def _digest(part: str) -> str:
 
 
 def holds_secret(address: str) -> bool:
-    """Whether `shown_address` would mask a part of the address, or has done so already: then it holds "…"."""
+    """Whether `shown_address` masks a part of the address, or has masked one before: it then has a "…"."""
     return shown_address(address) != address or "…" in address
 
 
@@ -114,10 +115,14 @@ def _shown_field(field: str) -> str:
 
 
 def route_of(addresses: Iterable[str], headers: Mapping[str, str]) -> str:
-    """A digest of what chooses a model and `shown_address` hides; "" if there is nothing.
+    """Return a digest of what chooses a model, but is hidden by `shown_address`; "" if there is none.
 
-    It counts the fields of queries, and headers with names such as `x-portkey-provider`. Keys, passwords and
-    other headers, such as the number of a trace, do not count: replies are found again with another one.
+    Fields of queries count, and headers with names such as `x-portkey-provider`. Keys, passwords and other
+    headers, such as the number of a trace, do not count: cached replies are found again with another key.
+
+    Args:
+        addresses: the addresses that a call may go to.
+        headers: name -> value of the added headers.
     """
     fields = [
         field
@@ -156,7 +161,7 @@ def _is_key_field(field: str) -> bool:
 
 
 def address_problem(address: str) -> str:
-    """Why no request can be sent to an address, without quoting it; "" if one can be sent."""
+    """Say why no request can be sent to an address, without quoting it; "" if one can be sent."""
     if not address.startswith(("http://", "https://")):
         return 'It starts with "http://" or "https://".'
     if not address.isprintable() or re.search(r"[\s\\]", address):
@@ -180,7 +185,10 @@ def address_problem(address: str) -> str:
 
 
 class HiddenKey:
-    """A key within the options of a model that are about to be pickled, or what was given in its place."""
+    """Holds the key among the options of a model that are about to be pickled. Its `repr` shows no key.
+
+    It also holds a value of a wrong type in the place of a secret text.
+    """
 
     __slots__ = ("key",)
 
@@ -192,7 +200,11 @@ class HiddenKey:
 
 
 def hide_key(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options, with the key in a form that datasets does not hash."""
+    """Return a copy of the options of a model for a pickle, with the key in a `HiddenKey`.
+
+    The fingerprints of Hugging Face's datasets leave the key out then; an ordinary pickle keeps it. Options
+    without `api_key` are copied as they are.
+    """
     if not options.get("api_key"):
         return dict(options)
     if "datasets" in sys.modules:
@@ -201,7 +213,7 @@ def hide_key(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def show_key(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with their key again."""
+    """Return a copy of the options that `hide_key` returned, with the key itself."""
     key = options.get("api_key")
     return {**options, "api_key": key.key} if isinstance(key, HiddenKey) else dict(options)
 
@@ -225,12 +237,17 @@ _AZURE_HOSTS = (*_OPENAI_ON_AZURE, ".services.ai.azure.com", ".models.ai.azure.c
 
 
 def environment_key(endpoint: str) -> str:
-    """The environment's key for an endpoint of OpenAI or Azure; "" for others, which must not see it.
+    """Return the environment's key for an endpoint of OpenAI or Azure.
 
-    Nor is it sent in clear: the address begins with https.
+    Args:
+        endpoint: the address. For another host, and for an address that does not begin with https, no key is
+            returned: it must not be sent there.
+
+    Returns:
+        The value of OPENAI_API_KEY, or of AZURE_OPENAI_API_KEY or AZURE_API_KEY; "" if there is none.
 
     Raises:
-        AuthenticationError: HTTP cannot send what the environment holds.
+        AuthenticationError: the key cannot be sent over HTTP.
     """
     parts = urlsplit(endpoint)
     host = parts.hostname or ""
@@ -252,7 +269,10 @@ def environment_key(endpoint: str) -> str:
 
 
 def openai_headers() -> dict[str, str]:
-    """The headers that the openai SDK takes from the environment: none of them is for another endpoint."""
+    """Return the headers that the openai SDK takes from the environment, by name; "" for one that is not set.
+
+    They are meant for OpenAI: no other endpoint may see them.
+    """
     lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").split("\n")
     found = {name.strip(): text.strip() for name, colon, text in map(_halves, lines) if colon}
     organizations = (os.environ.get(name) for name in ("OPENAI_ORGANIZATION", "OPENAI_ORG_ID"))
@@ -268,7 +288,10 @@ def _halves(line: str) -> tuple[str, str, str]:
 
 
 def key_headers(endpoint: str, key: str) -> dict[str, str]:
-    """The header that carries the key: Azure has its own."""
+    """Return the header that carries a key to an endpoint, by name; {} for the key "".
+
+    Azure's endpoints take it as `api-key`, all others as `Authorization`.
+    """
     if not key:
         return {}
     if _is_azure(endpoint):
@@ -287,9 +310,9 @@ def _is_azure(endpoint: str) -> bool:
 
 
 class SecretText(str):
-    """A key, or a header that holds one. What shows a value by its `repr` shows "…": an error, a debugger.
+    """A key, or the value of a header that holds one. Its `repr`, as in errors and debuggers, is "…".
 
-    It is sent as it is: `str(key)` and `f"{key}"` give the text.
+    `str(key)` and `f"{key}"` give the text itself.
     """
 
     __slots__ = ()
@@ -299,10 +322,10 @@ class SecretText(str):
 
 
 def hide_secrets(options: dict[str, Any]) -> None:
-    """Replace address, key and headers, in place, by values whose `repr` shows no secret.
+    """Replace addresses, keys and headers among options, in place, by values whose `repr` shows no secret.
 
-    So are texts under other names like these: misspelt ones. What is no text is hidden as well, and refused
-    where the options are checked.
+    Texts of options with similar names count, too, since a name may be misspelt. A value of a wrong type
+    becomes a `HiddenKey`, and is refused where the options are checked.
     """
     for name, value in options.items():
         if name == "api_base" and isinstance(value, str):
@@ -325,9 +348,11 @@ def _hidden(value: object) -> object:
 
 
 def hides_secrets(function: Function) -> Function:
-    """Give a function its api_base=, api_key= and extra_headers= as values that no traceback shows.
+    """Decorate a function, so that no traceback shows the secrets among its keyword arguments.
 
-    Programs that report errors show the variables of each call. Of a class, the constructor is decorated.
+    These are `api_base`, `api_key`, `extra_headers`, and options with similar names. Programs that report
+    errors show the variables of each call. The function gets the values that `hide_secrets` makes of them. Of
+    a class, the constructor is decorated.
     """
     if isinstance(function, type):
         made: Any = function
@@ -351,40 +376,43 @@ def hides_secrets(function: Function) -> Function:
 
 
 def can_be_sent(text: str) -> bool:
-    """Whether each HTTP client of ours can send this as the value of a header."""
+    """Whether every HTTP client that is used here can send a text as the value of a header."""
     return text.isascii() and text.isprintable() and text.strip() == text
 
 
 class Stored:
-    """What a file says, and not the caller.
+    """Marks a value that comes from a file, and not from the caller.
 
-    Whoever wrote the file would otherwise choose where the user's key and data go, and what calls cost.
+    Otherwise, whoever wrote the file would choose where the user's key and data go, and what calls cost.
     """
 
     __slots__ = ()
 
 
 class StoredText(Stored, str):
-    """A text of a file, such as an address."""
+    """A text that comes from a file, such as an address."""
 
     __slots__ = ()
 
 
 class StoredNumber(Stored, int):
-    """A whole number of a file."""
+    """A whole number that comes from a file."""
 
     __slots__ = ()
 
 
 class StoredFields(Stored, dict[str, Any]):
-    """An object of a file, such as fields of requests."""
+    """A dict that comes from a file, such as further fields of requests."""
 
 
 _STORED: dict[type, type] = {str: StoredText, int: StoredNumber, dict: StoredFields}
 
 
 def as_stored(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings or options that a file holds, each marked as such."""
+    """Return settings that a file holds, with each text, whole number and dict marked as `Stored`.
+
+    Values of other types, and those within a dict, stay as they are.
+    """
     return {
         name: _STORED.get(type(value), lambda value: value)(value)
         for name, value in settings.items()
@@ -399,7 +427,8 @@ class Secrets:
     Args:
         texts: keys, and values of headers whose names are not known. Of `Basic dXNlcjpwdw==`, the last word
             and the password are secrets, too.
-        headers: added headers. Of one that is named like a secret, each part is one.
+        headers: name -> value of the added headers. If a name is like that of a secret, each word of the
+            value is a secret, too. None: there are none.
         addresses: addresses that may hold a password, a token in the query, or a fragment.
     """
 
@@ -418,18 +447,18 @@ class Secrets:
         return "Secrets(…)"
 
     def with_texts(self, texts: Iterable[str]) -> Secrets:
-        """These secrets and some more."""
+        """Return these secrets and some more, as `texts` of the constructor. This object stays as it is."""
         return Secrets((*self._texts, *texts), headers=self._headers, addresses=self._addresses)
 
     def mask(self, text: str) -> str:
-        """The text with "[key]" in the place of each secret, however the secret is escaped."""
+        """Return the text with "[key]" in place of each secret, however the secret is escaped."""
         return self._search(in_replies=False).mask(text)
 
     def mask_reply(self, text: str) -> str:
-        """A text of a model, or an id, with "[key]" in the place of each secret that is in none by chance.
+        """Return a text of a model, or an id, with "[key]" in place of secrets that no chance puts there.
 
-        Those are of 16 characters or more, with letters and digits among them. What is shorter, or a title in
-        a header, may be a word of it.
+        Such a secret has 16 characters or more, with letters and digits among them, and no blank or colon. A
+        shorter one, or the title in a header, may be an ordinary word of the text.
         """
         return self._search(in_replies=True).mask(text)
 
@@ -440,7 +469,7 @@ class Secrets:
 
 
 class _Search:
-    """Finds some secrets in texts."""
+    """Finds secrets in texts."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         found = {form for secret in secrets for form in _forms(secret)}
@@ -452,7 +481,7 @@ class _Search:
         )
 
     def mask(self, text: str) -> str:
-        """The text with "[key]" in the place of each of them, also where letters of it are escaped."""
+        """Return the text with "[key]" in place of each secret, also where its letters are escaped."""
         if not self._words:  # there are no secrets
             return text
         masked = self._masked(text)
@@ -492,7 +521,11 @@ _UNMISTAKABLE = re.compile(r"(?=[^:\s]{16})(?=.*[0-9])(?=.*[A-Za-z])[^:\s]*")
 
 
 def _forms(secret: str) -> Iterator[str]:
-    """A secret as it is, decoded, and encoded as a whole; of each form, `_in_any_escape` finds more."""
+    """Yield a secret as it is, decoded from URL encoding, and encoded as a whole (base64, hex).
+
+    Only secrets of 8 characters or more are encoded. Forms of fewer than 4 characters are left out.
+    `_in_any_escape` finds more forms of each.
+    """
     forms = [secret, unquote(secret), unquote_plus(secret), " ".join(secret.split())]
     if len(secret) >= _SHORTEST_ENCODED:
         content = secret.encode(errors="replace")
@@ -513,7 +546,7 @@ _MOST_NESTED = 3  # escapes of escapes
 
 
 def _left(masked: str) -> int:
-    """How many characters of a text are not masked."""
+    """Count the characters of a text that are not masked."""
     return len(masked.replace("[key]", ""))
 
 
@@ -526,7 +559,7 @@ def _without_escapes(text: str) -> str:
 
 
 def _unescaped(found: re.Match[str]) -> str:
-    """What an escape stands for, if it is a letter, a digit or a sign of an escape."""
+    """Return what an escape stands for if it is a letter, a digit or a sign of an escape; else the escape."""
     json_code, percent, decimal, html_code = found.groups()
     code = int(decimal) if decimal else int(json_code or percent or html_code, 16)
     char = chr(code)
@@ -534,9 +567,10 @@ def _unescaped(found: re.Match[str]) -> str:
 
 
 def _in_any_escape(text: str) -> str:
-    """A pattern of the text as servers repeat it: in any case, and escaped for JSON, an address or HTML.
+    """Make a pattern of a text as servers repeat it: in any case, and escaped for JSON, an address or HTML.
 
-    Each text matches in one way, so that the time grows with its length.
+    A text of fewer than 8 characters is found only as a whole word in its own case. Each text matches in one
+    way, so that the time of a search grows with its length.
     """
     parts = re.findall(r"\\+|.", text, re.DOTALL)
     pattern = "".join(
@@ -552,9 +586,10 @@ def _in_any_escape(text: str) -> str:
 
 @cache
 def _escaped(char: str, count: int) -> str:
-    """A pattern of a character that is no letter or digit, or of backslashes, in each of their escapes.
+    """Make a pattern of `count` equal characters in each of their escapes; `char` is no letter or digit.
 
-    A text within a text has more backslashes each time: those before an escape count as part of it.
+    Only of backslashes is `count` above 1. A text within a text has more backslashes each time: those before
+    an escape count as part of it.
     """
     percents = "".join(f"%(?:25){{0,4}}{byte:02x}" for byte in char.encode(errors="replace"))
     numbers = (rf"&#0{{0,6}}{ord(char)};", rf"&#x0{{0,6}}{ord(char):x};")
@@ -571,16 +606,17 @@ def _escaped(char: str, count: int) -> str:
 
 
 def _utf16(char: str) -> list[str]:
-    """The units of a character in UTF-16, as JSON escapes it: "003d"."""
+    """Return the UTF-16 units of a character in hex, as JSON escapes it: ["003d"]."""
     content = char.encode("utf-16-be", "surrogatepass")
     return [content[start : start + 2].hex() for start in range(0, len(content), 2)]
 
 
 def _in_header(text: str) -> Iterator[str]:
-    """The value of a header, what follows the name of a scheme in it, and what Basic authentication encodes.
+    """Yield the secrets in the value of a header.
 
-    Also its parts, as those of a cookie ("token=SECRET; theme=dark"), if they are long enough to be secret.
-    Other words may be those of a title.
+    These are the value, what follows the name of a scheme in it ("Bearer …"), what Basic authentication
+    encodes, and parts that are long enough, as in a cookie ("token=SECRET; theme=dark"). Other words may be
+    those of a title.
     """
     yield text
     kind, _, word = text.strip().rpartition(" ")
@@ -595,7 +631,7 @@ def _in_header(text: str) -> Iterator[str]:
 
 
 def _in_secret_header(name: str, text: str) -> Iterator[str]:
-    """The words of a header that is named like a secret, but for names of fields and of a scheme."""
+    """Yield the words of a header whose name is like a secret's, without names of fields and schemes."""
     if not SECRET_NAME.search(name):
         return
     for word in re.split(r'[\s;,"]+', re.sub(r'[\w-]+=(?=["\w])', " ", text)):
@@ -605,7 +641,7 @@ def _in_secret_header(name: str, text: str) -> Iterator[str]:
 
 
 def _in_address(address: str) -> Iterator[str]:
-    """What `shown_address` hides of an address, and the header that its user and password become."""
+    """Yield what `shown_address` hides of an address, and the header that user and password become."""
     found = ADDRESS.fullmatch(address)
     if found is None:
         return
@@ -621,7 +657,7 @@ def _in_address(address: str) -> Iterator[str]:
 
 
 def _in_user(user: str) -> Iterator[str]:
-    """The secrets of "user:password". A short name of a user is none beside a password."""
+    """Yield the secrets of "user:password". A short name of a user is none beside a password."""
     name, _, password = user.partition(":")
     whole = f"{name}:{password}"
     yield whole

@@ -6,8 +6,8 @@ Each option is declared once, in a TypedDict, and read by type checkers, Python,
         max_tokens: Annotated[Count, Field(default=500, description="The most tokens of a reply.")]
 
 `Options(LLMOptions)` makes a pydantic model of it that checks values, with errors in our own words.
-`takes_options` gives a function with `**options: Unpack[LLMOptions]` a signature that shows each option.
-What it decorates is never given a key that a traceback would show.
+`takes_options` gives a function with `**options: Unpack[LLMOptions]` a signature that shows each option, and
+passes keys to it as texts that no traceback shows.
 
 Every function that computes a number reads its arrays by `read_numbers` and `read_labels`, so that a text, an
 infinite value or a missing group is refused in the same words everywhere, and never becomes another number.
@@ -59,7 +59,13 @@ Documented = TypeVar("Documented", bound=Callable[..., Any])
 
 
 class Wanted(NamedTuple):
-    """What a value must be, in the words of an error, and whether the error may show the value."""
+    """The words for an error about a value of the annotated type.
+
+    Attributes:
+        text: what the value must be, as a sentence without a subject: "must be a positive number."
+        hint: what to do about it; "": nothing is known.
+        secret: whether the error must not show the value.
+    """
 
     text: str
     hint: str = ""
@@ -140,7 +146,14 @@ Headers = Annotated[
 
 
 class Option(NamedTuple):
-    """One option: its name, its type without the checks, its default, and one line of help."""
+    """One option of a function.
+
+    Attributes:
+        name: the option's name.
+        kind: its type, without the checks.
+        default: its default.
+        help: one line of help; "": there is none.
+    """
 
     name: str
     kind: Any
@@ -149,7 +162,16 @@ class Option(NamedTuple):
 
 
 class Options:
-    """The options of a TypedDict, with their defaults and checks."""
+    """The options of a TypedDict, with their defaults and checks.
+
+    Args:
+        declared: a TypedDict whose fields are annotated with checks, a default and a description.
+
+    Attributes:
+        each: name -> the option.
+        defaults: name -> the default.
+        parameters: the options as keyword-only parameters of a signature.
+    """
 
     def __init__(self, declared: type) -> None:
         checked, plain = get_type_hints(declared, include_extras=True), get_type_hints(declared)
@@ -168,11 +190,11 @@ class Options:
         ]
 
     def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All options: those that were given, as they were given, and the defaults of the others.
+        """Check options, and return all: those that were given, unchanged, and the others' defaults.
 
         Raises:
-            UnknownOptionError: a name that is not an option, with the nearest that is.
-            InvalidArgumentError: a value that cannot work.
+            UnknownOptionError: a name is not an option. The error names the most similar one.
+            InvalidArgumentError: a value cannot work.
         """
         UnknownOptionError.check(given, self.each)
         if (problem := self._problem(given)) is not None:
@@ -190,7 +212,16 @@ class Options:
 
 
 def check_argument(name: str, value: object, kind: Any) -> None:
-    """Raise InvalidArgumentError unless the value is of this kind, such as `Count` or a Literal."""
+    """Check the value of an argument.
+
+    Args:
+        name: the argument, for the error.
+        value: the value.
+        kind: the type that it must have: one of this module, such as `Count`, or a Literal.
+
+    Raises:
+        InvalidArgumentError: the value is not of this type.
+    """
     if (problem := _argument_problem(name, value, kind)) is not None:
         raise problem
 
@@ -205,14 +236,14 @@ def _argument_problem(name: str, value: object, kind: Any) -> InvalidArgumentErr
 
 @cache
 def options_of(declared: type) -> Options:
-    """The options of a TypedDict that several functions share, made once."""
+    """Return the `Options` of a TypedDict. They are made once, and shared by the functions that have them."""
     return Options(declared)
 
 
 def takes_options(declared: type) -> Callable[[Documented], Documented]:
-    """Show the options that `**options: Unpack[declared]` takes in the signature and the docstring.
+    """Decorate a function, so that its signature and docstring show what `**options: Unpack[declared]` takes.
 
-    Those that are secret are hidden, see `hides_secrets`.
+    Its address, key and headers are hidden from tracebacks, see `hides_secrets`. The options are not checked.
     """
 
     def documented(function: Documented) -> Documented:
@@ -236,7 +267,15 @@ def _adapter(kind: Any) -> TypeAdapter[Any]:
 def _translated(
     error: ValidationError, name: str, value: object, kind: Any, metadata: Any
 ) -> InvalidArgumentError:
-    """What pydantic found, in the words of the option's declaration."""
+    """Make the error for what pydantic found, in the words of the type's `Wanted`, else by its choices.
+
+    Args:
+        error: what pydantic raised.
+        name: the argument or option.
+        value: its value.
+        kind: its type.
+        metadata: further annotations of the type.
+    """
     cause = error.errors()[0].get("ctx", {}).get("error")
     if isinstance(cause, InvalidArgumentError):  # of a validator of ours
         cause.argument = name
@@ -256,7 +295,7 @@ def _translated(
 
 
 def _within(kind: Any) -> Iterator[Any]:
-    """The metadata and the choices in a type, wherever in it they are."""
+    """Yield the annotations of a type and the choices of a Literal, wherever in the type they are."""
     yield from getattr(kind, "__metadata__", ())
     if get_origin(kind) is Literal:
         yield from get_args(kind)
@@ -279,18 +318,22 @@ def read_numbers(
     infinite: bool = False,
     length: int | None = None,
 ) -> FloatArray:
-    """An argument as an array of floats; NaN for what is missing (None, NaN, masked, a null of pandas).
+    """Read an argument as an array of floats; NaN for what is missing (None, NaN, masked, a null of pandas).
 
     Args:
-        name: of the argument, or words for where the numbers come from.
+        name: the argument, or words for where the numbers come from.
         given: numbers or booleans: a sequence, an array, a column of a frame, an iterator.
-        dimensions: how many dimensions it may have.
-        infinite: whether it may hold infinite numbers, such as log-probabilities that are only compared.
-        length: how many it must hold; None: any number.
+        dimensions: how many dimensions the array may have; each number in it is allowed.
+        infinite: whether it may hold numbers beyond 1e100 and infinite ones, such as log-probabilities that
+            are only compared.
+        length: how many items the first dimension must have; None: any number.
+
+    Returns:
+        An array of the same shape.
 
     Raises:
         InvalidArgumentError: a text, a date or another thing that is not a number; an infinite number, or one
-            beyond 1e100; an array of other dimensions.
+            beyond 1e100, unless `infinite`; an array of other dimensions, or of another length.
     """
     import numpy as np  # loading it takes longer than the rest of the package
 
@@ -323,16 +366,20 @@ def read_numbers(
 def read_places(
     name: str, given: ArrayLike, *, dimensions: tuple[int, ...] = (1,), below: int | None = None
 ) -> NDArray[numpy.int64]:
-    """An argument as an array of places: whole numbers from 0.
+    """Read an argument as an array of positions: whole numbers from 0.
 
     Args:
-        name: of the argument.
-        given: the numbers.
-        dimensions: how many dimensions it may have.
-        below: each is smaller than this; None: than how many they are.
+        name: the argument.
+        given: the numbers, at least one.
+        dimensions: how many dimensions the array may have; each number in it is allowed.
+        below: each position is smaller than this; None: smaller than the number of positions.
+
+    Returns:
+        An array of the same shape.
 
     Raises:
-        InvalidArgumentError: no whole numbers, one that is missing or out of bounds, other dimensions.
+        InvalidArgumentError: there are no numbers, or some that are not whole, missing or out of bounds; or
+            the array has other dimensions.
     """
     import numpy as np
 
@@ -350,7 +397,11 @@ def read_places(
 
 
 def _array(name: str, given: Any, dimensions: tuple[int, ...]) -> NDArray[Any]:
-    """What is given as an array of these dimensions."""
+    """Make an array of what is given; an iterator is read to its end, and masked values become NaN.
+
+    Raises:
+        InvalidArgumentError: it cannot be an array, or has another number of dimensions than those allowed.
+    """
     import numpy as np
 
     said = f"{name}=" if name.isidentifier() else name
@@ -369,7 +420,7 @@ def _array(name: str, given: Any, dimensions: tuple[int, ...]) -> NDArray[Any]:
 
 
 def _without_masks(given: Any) -> Any:
-    """NaN for what is masked: `np.asarray` would give the number below the mask."""
+    """Replace what is masked by NaN: `np.asarray` would give the number below the mask."""
     import numpy as np
 
     if isinstance(given, np.ma.MaskedArray):
@@ -383,7 +434,7 @@ def _without_masks(given: Any) -> Any:
 
 
 def _number(value: object) -> float | None:
-    """The value as a float; NaN for a missing one, None for what is not a number."""
+    """Return the value as a float; NaN for a missing one, None for what is not a number."""
     if value is None or type(value).__name__ in _MISSING:
         return float("nan")
     try:
@@ -394,12 +445,21 @@ def _number(value: object) -> float | None:
 
 
 def read_labels(name: str, given: Iterable[Hashable]) -> tuple[list[Any], NDArray[numpy.intp]]:
-    """The distinct labels of an argument, sorted, and the place of each item's label among them.
+    """Read an argument as labels, such as the user or the group of each item.
 
-    Labels of different types stay apart: 1 and "1" are two groups.
+    Labels are equal as keys of a dict are: 1 and 1.0 are one label, 1 and "1" are two.
+
+    Args:
+        name: the argument.
+        given: a label for each item: a list, an array, a column, an iterator.
+
+    Returns:
+        The distinct labels, in rising order (those of several types by the name of their type); and an array,
+        shape (items,), with the position of each item's label among them.
 
     Raises:
-        InvalidArgumentError: a label is missing (None, NaN) or cannot be one, such as a list.
+        InvalidArgumentError: a label is missing (None, NaN) or cannot be one, such as a list; or `given` is a
+            single text, a mapping, or nothing that has items.
     """
     import numpy as np
 

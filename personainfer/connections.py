@@ -2,7 +2,7 @@
 
 No redirect is followed, and no answer is endless.
 
-Proxies and certificates are those of the environment: HTTPS_PROXY, NO_PROXY, SSL_CERT_FILE (or
+Proxies and certificates are those of the environment: HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE (or
 REQUESTS_CA_BUNDLE), and SSL_CERTIFICATE for a certificate of the client.
 """
 
@@ -45,7 +45,13 @@ _backoff = tenacity.wait_random_exponential(multiplier=0.5, max=30.0)
 
 
 class Answer(NamedTuple):
-    """What came back for a request."""
+    """What an endpoint answered to a request.
+
+    Attributes:
+        status: the HTTP status.
+        headers: the headers, whose names are found in any case.
+        content: the body, unpacked.
+    """
 
     status: int
     headers: Mapping[str, str]
@@ -56,7 +62,7 @@ _of_parents: list[object] = []  # the sessions of processes of which this one is
 
 
 class Connections:
-    """The connections of one transport. They open with the first request, and again after `close`."""
+    """The HTTP connections of one transport. They open with the first request, and again after `close`."""
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
@@ -68,10 +74,10 @@ class Connections:
         renew_in_forks(self)
 
     def renew_in_fork(self) -> None:
-        """Leave the connections to the parent, which goes on using them.
+        """Leave the connections to the parent process, which goes on using them.
 
-        They are kept: aiohttp would close what is collected as garbage, and the parent's loop, whose
-        selector both processes share, would no longer hear of them.
+        They are kept in memory: aiohttp would close those that are collected as garbage. The parent's loop,
+        whose selector both processes share, would then no longer hear of them.
         """
         _of_parents.append((self._session, self._earlier))
         self._session = self._earlier = None
@@ -82,7 +88,7 @@ class Connections:
         return tuple(filter(None, self._proxies.values()))
 
     async def close(self) -> None:
-        """Close them, and forget what the environment said."""
+        """Close the connections, and forget which proxies and certificates the environment names."""
         sessions = self._session, self._earlier
         self._session = self._earlier = self._trusted = None
         self._lost = self._answers = 0
@@ -100,14 +106,21 @@ class Connections:
         socket: str | None = None,
         is_sent: Callable[[], object] = object,
     ) -> Answer:
-        """Send a request, and read the whole answer.
+        """Send a request, and read the whole answer, whatever its status. There is no limit of time.
 
-        An `address` that is a text is encoded first. `name` is what errors call the endpoint. `socket` is a
-        Unix socket through which it is reached. `is_sent` is called when there is a connection, before
-        anything of the request is sent; what it raises is raised.
+        Args:
+            method: the HTTP method.
+            address: where to; a text is encoded first, a URL of yarl is sent as it is.
+            headers: the headers, with any key.
+            body: the body; None: there is none.
+            name: what errors call the endpoint.
+            socket: a Unix socket through which the endpoint is reached; None: over TCP.
+            is_sent: called when there is a connection, before anything of the request is sent. If it raises,
+                nothing is sent, and its error is raised.
 
         Raises:
-            TransportError: no connection, or it broke; `unanswered` tells these apart.
+            TransportError: no connection, or one that broke (`unanswered` tells these apart); or the proxy or
+                the certificates of the environment cannot be used.
             ReplyError: the answer is larger than `LARGEST_REPLY`.
         """
         import aiohttp
@@ -158,7 +171,10 @@ class Connections:
         return self._proxies[address]
 
     def _certificates(self, address: str) -> ssl.SSLContext | bool:
-        """Read once, and for https:// alone: that takes 30 ms."""
+        """Return the environment's certificates for an https:// address, True for others.
+
+        They are read once, which takes 30 ms.
+        """
         if not address.startswith("https://"):
             return True
         if self._trusted is None:
@@ -167,9 +183,13 @@ class Connections:
 
 
 def _session(socket: str | None, *, keeps: bool = True) -> aiohttp.ClientSession:
-    """A session without headers of its own: aiohttp would send them to the proxy, too.
+    """Make a session without headers of its own, since aiohttp would send these to the proxy, too.
 
-    That reads them in clear text before the tunnel to an https:// address begins.
+    A proxy reads them in clear text before the tunnel to an https:// address begins.
+
+    Args:
+        socket: a Unix socket to connect to; None: TCP.
+        keeps: whether connections are kept for further requests.
     """
     import aiohttp
 
@@ -192,7 +212,7 @@ _is_sent: ContextVar[Callable[[], object]] = ContextVar("personainfer.connection
 
 @cache
 def _connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnector]]:
-    """Connectors that tell when a request has a connection: it may wait for one, and for its handshakes."""
+    """Make classes of connectors that call `_is_sent` when a request has a connection."""
     import aiohttp
 
     class Telling(aiohttp.BaseConnector):
@@ -217,7 +237,10 @@ def _connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnecto
 
 
 def _check_host(address: str, headers: Mapping[str, str], proxy: str) -> None:
-    """Raise if the proxy would read another `Host` than the address has: it is asked for the tunnel by it."""
+    """Raise TransportError if a header `Host` differs from the address's host: a proxy would read it.
+
+    The proxy is asked for the tunnel to an https:// address by that header.
+    """
     parts = urlsplit(address)
     named = next((text for name, text in headers.items() if name.lower() == "host"), None)
     own = {parts.netloc.rpartition("@")[2].lower().removesuffix(":443"), parts.hostname}
@@ -232,7 +255,7 @@ def _check_host(address: str, headers: Mapping[str, str], proxy: str) -> None:
 
 
 def _refused_by_proxy(proxy: str, name: str, status: int) -> TransportError:
-    """The error for a proxy that makes no tunnel to the endpoint: nothing was sent there."""
+    """Make the error for a proxy that makes no tunnel to the endpoint. Nothing was sent there."""
     refused = TransportError(
         f"the proxy {shown_address(proxy)} does not connect to {name} ({status}).",
         hint="Check https_proxy, with its user and password, or name the host in NO_PROXY.",
@@ -242,7 +265,10 @@ def _refused_by_proxy(proxy: str, name: str, status: int) -> TransportError:
 
 
 def most_connections() -> int:
-    """How many files the process may still open, but for some that the rest of it needs; 0: any number."""
+    """Return how many connections the process may still open; 0: any number.
+
+    It is the number of files that it may still open, but for 64 that the rest of it needs; at least 8.
+    """
     try:
         import resource
     except ImportError:  # Windows has no such limit
@@ -254,9 +280,13 @@ def most_connections() -> int:
 
 
 def environment_proxy(base: str) -> str | None:
-    """The proxy that the environment names for an address, or for all (ALL_PROXY); a loopback needs none.
+    """Return the proxy that the environment names for an address, or for all addresses (ALL_PROXY).
 
-    aiohttp would look it up itself with `trust_env=True`, but would then send the passwords in ~/.netrc too.
+    None: there is none, NO_PROXY exempts the host, or the host is this machine. aiohttp would look the proxy
+    up itself with `trust_env=True`, but would then send the passwords in ~/.netrc, too.
+
+    Raises:
+        TransportError: what the environment names cannot be used as a proxy; the error is fatal.
     """
     parts = urlsplit(base)
     named, host = getproxies(), parts.hostname or "localhost"
@@ -285,10 +315,10 @@ def environment_proxy(base: str) -> str | None:
 
 
 def _is_exempt(host: str, port: int) -> bool:
-    """Whether NO_PROXY names a host: as itself, or a domain or network that it is in, also with the port.
+    """Whether NO_PROXY names a host: itself, or a domain, pattern or network that it is in.
 
-    urllib compares names alone. curl, Go and Kubernetes also take networks ("10.0.0.0/8"), and patterns
-    ("*.cluster.local") are common.
+    An entry with a port counts for that port alone. urllib compares names alone. curl, Go and Kubernetes also
+    take networks ("10.0.0.0/8"), and patterns ("*.cluster.local") are common.
     """
     number = ip_number(host)
     for entry in re.split(r"[\s,]+", getproxies_environment().get("no", "").lower()):
@@ -303,9 +333,13 @@ def _is_exempt(host: str, port: int) -> bool:
 
 
 def certificates() -> ssl.SSLContext:
-    """The certificates of the environment: those to trust, and the client's own, if it has one.
+    """Load the certificates of the environment: those to trust, and the client's own, if it has one.
 
-    SSL_CERTIFICATE is litellm's name for the client's: a PEM file with the certificate and its key.
+    Those to trust are in SSL_CERT_FILE or REQUESTS_CA_BUNDLE, or else the system's. SSL_CERTIFICATE is
+    litellm's name for the client's: a PEM file with the certificate and its key.
+
+    Raises:
+        TransportError: a file cannot be read, or holds no certificates.
     """
     trusted = next((v for v in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE") if os.environ.get(v)), "")
     variable = trusted
@@ -323,7 +357,11 @@ def certificates() -> ssl.SSLContext:
 
 
 async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
-    """The body, up to a bound far above any real reply; compressed bodies count decompressed."""
+    """Read the body of an answer.
+
+    Raises:
+        ReplyError: it has more than `LARGEST_REPLY` bytes after decompression, far more than any real reply.
+    """
     is_plain = "Content-Encoding" not in response.headers  # it may come twice, and empty at first
     length = response.content_length
     if length is not None and length <= LARGEST_REPLY and is_plain:
@@ -342,9 +380,14 @@ async def _read_bounded(response: aiohttp.ClientResponse) -> bytes:
 def attempts(
     most: int, *, before_retry: Callable[[tenacity.RetryCallState], None] | None = None
 ) -> tenacity.AsyncRetrying:
-    """Retry a coroutine up to `most` times, as long as its error is retryable.
+    """Make a retrier for a coroutine: up to `most` calls, as long as its error is a retryable `ModelError`.
 
-    `before_retry` is called after each attempt that will be repeated.
+    The last error is raised as it is.
+
+    Args:
+        most: the most calls, the first included.
+        before_retry: called before each wait for a further call, with the state of the retrier; None:
+            nothing.
     """
     return tenacity.AsyncRetrying(
         stop=tenacity.stop_after_attempt(most),
@@ -356,9 +399,11 @@ def attempts(
 
 
 def until_deadline(seconds: float) -> tenacity.Retrying:
-    """Retry a function for this many seconds, as long as connections break or the provider is busy.
+    """Make a retrier for a function, as long as connections break or the provider is busy.
 
-    A reply that cannot be read is not retried: the provider may have done the step and charged for it.
+    After `seconds`, no further call is made. A reply that cannot be read is not retried: the provider may
+    have done the step and charged for it. The last error is raised as it is. The retrier blocks while it
+    waits.
     """
     return tenacity.Retrying(
         stop=tenacity.stop_before_delay(seconds),
@@ -373,7 +418,11 @@ def _may_pass(error: BaseException) -> bool:
 
 
 def _pause(state: tenacity.RetryCallState) -> float:
-    """Seconds: 0 after a bad reply; else random below 0.5, 1, … 30, but at least what the endpoint asks."""
+    """Return the seconds to wait before a further call.
+
+    0 after a bad reply; else a random time below 0.5, 1, 2, … 30, but at least what the endpoint asks for (of
+    which 60 seconds at most).
+    """
     error: Any = state.outcome.exception() if state.outcome else None
     if isinstance(error, ReplyError):
         return 0.0

@@ -24,7 +24,11 @@ _current: tuple[int, asyncio.AbstractEventLoop, threading.Thread] | None = None
 
 
 def the_loop() -> asyncio.AbstractEventLoop:
-    """This process's background loop, started if need be."""
+    """Return this process's background loop; start it if it does not run.
+
+    Raises:
+        PersonaInferError: the system starts no more threads.
+    """
     global _current
     with _lock:
         if _current is None or _current[0] != os.getpid():
@@ -42,7 +46,11 @@ def the_loop() -> asyncio.AbstractEventLoop:
 
 @contextmanager
 def thread_errors() -> Iterator[None]:
-    """Raise an error of this library where the system starts no more threads."""
+    """Start a thread in this block.
+
+    Raises:
+        PersonaInferError: the system starts no more threads, in place of Python's RuntimeError.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -55,14 +63,15 @@ def thread_errors() -> Iterator[None]:
 
 
 def thread() -> threading.Thread | None:
-    """The thread of the background loop, if it runs."""
+    """Return the thread of the background loop; None if the loop does not run in this process."""
     return _current[2] if _current and _current[0] == os.getpid() else None
 
 
 def check_may_wait() -> None:
-    """Raise ModelError on the loop's own thread: what it waited for there would never be done.
+    """Raise ModelError on the thread of the background loop: to wait for the loop there would never end.
 
-    A validator of a schema runs there, and a provider of litellm's that calls this library.
+    A validator of a user's schema runs on that thread, and a user's provider of litellm's; both may call this
+    library.
     """
     if threading.current_thread() is thread():
         raise ModelError(
@@ -72,14 +81,21 @@ def check_may_wait() -> None:
 
 
 def run(coroutine: Coroutine[Any, Any, T], *, may_be_cut_short: bool = True) -> T:
-    """Wait for a coroutine on the background loop. Nothing else waits for one in another thread.
+    """Run a coroutine on the background loop, and block until it is done.
+
+    No other function blocks a thread for the loop.
 
     Args:
         coroutine: what to run.
-        may_be_cut_short: whether it is cancelled where the caller is interrupted.
+        may_be_cut_short: whether the coroutine is cancelled if the waiting caller is interrupted (Ctrl-C).
+
+    Returns:
+        What the coroutine returns.
 
     Raises:
         ModelError: the caller is on the loop's own thread.
+        PersonaInferError: the system starts no more threads.
+        Exception: what the coroutine raises.
     """
     try:
         check_may_wait()
@@ -95,7 +111,11 @@ def run(coroutine: Coroutine[Any, Any, T], *, may_be_cut_short: bool = True) -> 
 
 
 def start(coroutine: Coroutine[Any, Any, object]) -> None:
-    """Start a coroutine on the background loop, for which nobody waits."""
+    """Start a coroutine on the background loop, and return at once. What it raises is lost.
+
+    Raises:
+        PersonaInferError: the system starts no more threads.
+    """
     _started(coroutine)
 
 
@@ -108,7 +128,7 @@ def _started(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
 
 
 def call(function: Callable[..., object], *arguments: object) -> None:
-    """Call a plain function on the loop's thread, without waiting for it."""
+    """Call a plain function on the thread of the background loop, and return before it is called."""
     the_loop().call_soon_threadsafe(function, *arguments)
 
 
@@ -119,9 +139,10 @@ _CATCH_UP = 0.5  # seconds, then, to read what has come
 class Deadlines:
     """Cancels tasks that take too long, with one timer for all of them.
 
-    `asyncio.timeout` makes a timer, a handle and a context for each task, of thousands a second.
+    `asyncio.timeout` makes a timer, a handle and a context for each of thousands of tasks a second.
 
-    After the process was stopped for a while (Ctrl-Z, a scheduler), the tasks first read what has come.
+    If the process was stopped for a while (Ctrl-Z, a scheduler), tasks that are late get half a second more,
+    to read what has come.
     """
 
     def __init__(self) -> None:
@@ -132,13 +153,17 @@ class Deadlines:
         renew_in_forks(self)
 
     def renew_in_fork(self) -> None:
-        """Forget the parent's tasks."""
+        """Forget the tasks of the parent process."""
         self._ends.clear()
         self._late.clear()
         self._timer = None
 
     def start(self, seconds: float) -> asyncio.Task[Any]:
-        """Give the running task so many seconds from now. `stop` has to be called at the end of them."""
+        """Set a deadline for the running task, so many seconds from now: then the task is cancelled.
+
+        Returns:
+            The task. Pass it to `stop` in any case: nothing else ends the deadline.
+        """
         task = asyncio.current_task()
         assert task is not None
         loop = task.get_loop()
@@ -148,7 +173,7 @@ class Deadlines:
         return task
 
     def stop(self, task: asyncio.Task[Any]) -> None:
-        """The task needs no limit any more."""
+        """End the deadline of a task that `start` returned."""
         del self._ends[task]
         self._late.discard(task)
         if not self._ends and self._timer is not None:
@@ -156,7 +181,10 @@ class Deadlines:
             self._timer = None
 
     def has_passed(self, task: asyncio.Task[Any]) -> bool:
-        """Whether the task was cancelled for its deadline alone. It counts as not cancelled then."""
+        """Whether a task was cancelled for its deadline alone.
+
+        If so, this call undoes the cancellation (`asyncio.Task.uncancel`).
+        """
         return task in self._late and task.uncancel() == 0
 
     def _set_timer(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
@@ -186,7 +214,7 @@ class Renewed(Protocol):
     """An object with locks, tasks or connections that belong to one process."""
 
     def renew_in_fork(self) -> None:
-        """Replace what belongs to the parent process. No other thread runs meanwhile."""
+        """Replace what belongs to the parent process. No other thread of the fork runs meanwhile."""
 
 
 _renewed: WeakSet[Renewed] = WeakSet()
@@ -194,7 +222,10 @@ _of_parents: list[object] = []  # tasks: closed as garbage, they would settle wh
 
 
 def renew_in_forks(one: Renewed) -> None:
-    """Call `one.renew_in_fork()` in each fork of this process, as long as the object exists."""
+    """Have `one.renew_in_fork()` called in each fork of this process, as long as the object exists.
+
+    Only a weak reference is kept. Systems without forks call nothing.
+    """
     _renewed.add(one)
 
 

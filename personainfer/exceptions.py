@@ -2,7 +2,7 @@
 
 PersonaInferError
 ├── InvalidArgumentError (ValueError)    an argument is wrong: raised before any call is made
-│   └── MissingFileError                 there is no such file (also the built-in error of it)
+│   └── MissingFileError                 there is no such file
 ├── UnknownOptionError (TypeError)       an option that does not exist, with the nearest that does
 ├── DataError (ValueError)               the data, or one row of it, cannot be used
 │   ├── NoPreferenceError                a readable row that states no preference: a tie, a null
@@ -20,8 +20,8 @@ PersonaInferError
     ├── ReplyError                       a reply that is empty, truncated, refused or not in the asked form
     └── BudgetExceededError              the next call would pass `budget`
 
-`retryable` says whether the same call may succeed later; `hint` says what to do. Provider and
-library errors are translated in `transports` and `litellm_transport`, so that a bug stays a bug.
+`retryable` says whether the same call may succeed later; `hint` says what to do. `llm` translates the errors
+of providers and of HTTP libraries into these. An error of another class is a bug.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ _CONTROL = re.compile(
 
 
 def visible(text: str) -> str:
-    """The text with control characters as escapes ("\\x1b"): none of them acts on a terminal or a page.
+    r"""Return the text with control characters as escapes, such as "\x1b": none acts on a terminal or a page.
 
-    Whatever shows texts of an endpoint or of the data calls it: errors, the command line, notebooks, pages.
+    Invisible characters and marks of direction are escaped, too; tabs and line feeds stay. Errors, the
+    command line, notebooks and pages pass each text of an endpoint or of the data through it.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -58,7 +59,10 @@ def visible(text: str) -> str:
 
 
 def visible_in_json(text: str) -> str:
-    """JSON with control characters as its own escapes, which mean the same; line ends stay."""
+    """Return a JSON text with control characters as JSON's own escapes.
+
+    The text means the same. Line feeds stay.
+    """
     if text.isascii():
         return text.replace("\x7f", "\\u007f")
     return _CONTROL.sub(lambda found: json.dumps(found[0])[1:-1], text)
@@ -72,9 +76,10 @@ def _shortened(text: str) -> str:
 
 
 def quoted(value: object, most: int = 200) -> str:
-    """A value as Python writes it, `most` characters of it; its type if it cannot be written.
+    """Return what `repr` writes of a value, at most `most` characters of it.
 
-    Python writes no integer of more than 4,300 digits, and an object of the user's may fail.
+    If `repr` fails, return the name of the value's class in angle brackets. It fails for integers of more
+    than 4,300 digits, and may for an object of a class of the user's.
     """
     try:
         return repr(value)[:most]
@@ -85,7 +90,8 @@ def quoted(value: object, most: int = 200) -> str:
 def shown_when_made(show: Callable[[Any], str]) -> Callable[[Any], str]:
     """Decorate a `__repr__`, so that it can be called while the object has no fields yet.
 
-    Programs that report errors show the variables of each call, with `self` of a constructor that failed.
+    Programs that report errors show the variables of each call, with `self` of a constructor that failed. The
+    text then names the class, and says that the object is not made.
     """
 
     @wraps(show)
@@ -99,10 +105,23 @@ def shown_when_made(show: Callable[[Any], str]) -> Callable[[Any], str]:
 
 
 class PersonaInferError(Exception):
-    """Base of every error of this library: what failed, and in `hint` what to do about it.
+    """Base of every error of this library: what failed, and what to do about it.
 
-    `argument` names the argument that is wrong, or that would help; None: there is none. `example` is what
-    to write for it: `hint` is `advice` with the example in Python; a shell shows it as options.
+    `str()` of an error is `message` and `hint`. Control characters in both are escaped, and each is cut at
+    20,000 characters. Errors can be pickled.
+
+    Args:
+        message: what failed.
+        hint: what to do about it; "": nothing is known. With an example, it is the text before the example.
+        argument: the argument that is wrong, or that would help; None: there is none.
+        example: a value to give for `argument`, which is a mapping; None: there is no example.
+
+    Attributes:
+        message: what failed, escaped and cut.
+        argument, example: as they were given.
+        advice: what to do, without the example. The command line writes the example after it as options.
+        hint: `advice`, and the example as Python code, such as `columns={'prompt': 'question'}`.
+        retryable: whether the same call may succeed later.
     """
 
     retryable = False
@@ -141,7 +160,13 @@ class InvalidArgumentError(PersonaInferError, ValueError):
 
     @classmethod
     def check(cls, name: str, value: object, known: Collection[str]) -> None:
-        """Raise if the value is not one of those that are known."""
+        """Raise this error unless a value is one of the known texts.
+
+        Args:
+            name: the argument that has the value.
+            value: the value, of any type.
+            known: the texts that are allowed; the hint lists them.
+        """
         if not isinstance(value, str) or value not in known:
             wanted = ", ".join(f'"{choice}"' for choice in known)
             raise cls(
@@ -152,15 +177,21 @@ class InvalidArgumentError(PersonaInferError, ValueError):
 
 
 class MissingFileError(InvalidArgumentError, FileNotFoundError):
-    """There is no file of this name."""
+    """There is no file of this name. It is a `FileNotFoundError`, too."""
 
 
 class UnknownOptionError(PersonaInferError, TypeError):
-    """An option that no function here has."""
+    """A function was given an option that it does not have. `argument` is the option's name."""
 
     @classmethod
     def check(cls, options: Iterable[str], known: Collection[str]) -> None:
-        """Raise for the first option that is not known, and name the nearest that is."""
+        """Raise this error for the first option that is not known.
+
+        Args:
+            options: the names of the options that were given.
+            known: the names of the function's options. The hint has the most similar one, or else all of
+                them.
+        """
         for name in options:
             if name not in known:
                 near = difflib.get_close_matches(name, known, n=1)
@@ -171,7 +202,7 @@ class UnknownOptionError(PersonaInferError, TypeError):
 
 
 class DataError(PersonaInferError, ValueError):
-    """The input, or one of its rows, cannot be used as preference data."""
+    """The input, or one of its rows, cannot be used as preference data; or a file of data is damaged."""
 
 
 class NoPreferenceError(DataError):
@@ -179,7 +210,7 @@ class NoPreferenceError(DataError):
 
 
 class ContradictionError(DataError):
-    """A label shows that earlier labels may have been misread: the run ends."""
+    """A label shows that earlier labels may have been misread. It ends the run."""
 
 
 # Where a package is not installed under the name that it is imported by.
@@ -195,7 +226,11 @@ class MissingExtraError(PersonaInferError, ImportError):
 
     @classmethod
     def require(cls, module: str) -> Any:
-        """The module, imported, or an error that says how to install its package."""
+        """Import a module, and return it.
+
+        Raises:
+            MissingExtraError: it cannot be imported. The hint is the command that installs its package.
+        """
         try:
             return import_module(module)
         except ImportError:
@@ -204,19 +239,20 @@ class MissingExtraError(PersonaInferError, ImportError):
 
     @classmethod
     def of(cls, packages: Iterable[str], message: str, otherwise: str = "") -> MissingExtraError:
-        """An error that names the distributions of some packages: they are what an index has.
+        """Make the error for packages that are not installed. It is returned, not raised.
 
         Args:
-            packages: as they are imported.
+            packages: the names by which they are imported; the hint names their distributions
+                ("scikit-learn").
             message: what needs them.
-            otherwise: what else the user can do, after the command.
+            otherwise: what else the user can do, written after the command that installs them; "": nothing.
         """
         names = " ".join(_DISTRIBUTIONS.get(name, name) for name in packages)
         return cls(message, hint=f"Run: pip install {names}{otherwise}")
 
 
 class RowsFailedError(PersonaInferError):
-    """Rows of a table have no persona, or no verdict."""
+    """Rows of a table have no persona, or no verdict. It is raised on request: `raise_for_errors`."""
 
 
 class CacheError(PersonaInferError):
@@ -232,11 +268,14 @@ class BatchPendingError(PersonaInferError):
 class ModelError(PersonaInferError):
     """A model gave no usable reply.
 
-    `fatal`: every other call would fail in the same way. `given_up`: the run has stopped sending, so no
-    retry in this run can help. `rewritten`: the request will be written in another form when it is sent
-    again. `is_refusal`: an endpoint said so of one request. `is_doubtful`: that may concern this one alone.
-    `ran_nothing`: the caller may use no model, so the calls in flight have run none either.
-    `took`: a `Completion` with the tokens that the call took although it failed, or None.
+    Attributes:
+        fatal: every other call would fail in the same way, so the run ends.
+        is_refusal: an endpoint's answer to one request says that it would refuse every request.
+        is_doubtful: with `is_refusal`: the endpoint may have meant this one request alone.
+        ran_nothing: the endpoint lets this caller use no model, so the calls in flight have cost nothing.
+        given_up: the run has stopped sending, so no retry in this run can help.
+        rewritten: the request is to be sent again, and will be written in another form.
+        took: a `Completion` with the tokens that the call took although it failed; None: none are known.
     """
 
     fatal = False
@@ -249,31 +288,37 @@ class ModelError(PersonaInferError):
 
 
 class AuthenticationError(ModelError):
-    """The endpoint needs a key and got none, or refused the one it got; or the account has no credit."""
+    """The endpoint needs a key and got none, or refused the key; or the account has no credit."""
 
     fatal = True
 
 
 class ModelNotFoundError(ModelError):
-    """The endpoint or provider does not know the model."""
+    """The endpoint or provider does not know the model, or there is no such endpoint.
+
+    For a local model: its weights cannot be fetched or loaded, or its server ended too often.
+    """
 
     fatal = True
 
 
 class RequestRejectedError(ModelError):
-    """The endpoint refuses this request (too long, filtered, malformed); the next may pass.
+    """The endpoint refuses this request (too long, filtered, malformed); the next one may pass.
 
-    `unsupported` names a field that the endpoint does not accept.
+    Attributes:
+        unsupported: a field of the request that the endpoint does not accept; "": none is known.
     """
 
     unsupported = ""
 
 
 class RateLimitError(ModelError):
-    """The endpoint asks for fewer requests.
+    """The endpoint asks for fewer requests, or cannot take one now.
 
-    `retry_after` is in seconds, or None if the endpoint named no time. `given_up`: it kept asking for too
-    long. `loading`: it is still loading its model.
+    Attributes:
+        retry_after: for how many seconds the endpoint asks to wait; None: it named no time.
+        loading: the endpoint is still loading its model.
+        given_up: the endpoint kept asking for too long, so the run has stopped sending.
     """
 
     retryable = True
@@ -287,8 +332,9 @@ class RateLimitError(ModelError):
 class TransportError(ModelError):
     """The connection failed, the reply did not come in time, or the server broke.
 
-    `unanswered`: the request may have arrived but got no answer, so it may have been charged. `retry_after`:
-    when the endpoint wants it again, in seconds, or None.
+    Attributes:
+        unanswered: the request may have arrived but got no answer, so it may have been charged.
+        retry_after: after how many seconds the endpoint wants the request again; None: it named no time.
     """
 
     retryable = True
@@ -299,8 +345,10 @@ class TransportError(ModelError):
 class ReplyError(ModelError):
     """The model replied, but not with what was asked for.
 
-    `completion` is the reply, if there is one. `cut_off`: `max_tokens` ended it. `reasoned`: the model
-    wrote reasoning, with or without an answer after it.
+    Attributes:
+        completion: the reply, a `Completion`; None: nothing of it could be read.
+        cut_off: the reply ends at `max_tokens`.
+        reasoned: the model wrote reasoning, with or without an answer after it.
     """
 
     retryable = True
@@ -310,10 +358,13 @@ class ReplyError(ModelError):
 
 
 def keeps_no_cause(function: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a function, or a coroutine, that handles what an endpoint was sent and what it sent.
+    """Decorate a function, or a coroutine function, so that its errors show nothing secret.
 
-    Its errors of this library leave it without their traceback, whose variables may hold a key or a token,
-    and without the error from which they came, which may quote what the endpoint repeated.
+    It is for those that handle what is sent to an endpoint and what comes back.
+
+    Errors of this library leave the function without the traceback up to there, whose variables may hold a
+    key or a token, and without the error from which they came, which may quote what the endpoint repeated.
+    Other errors pass.
     """
 
     if inspect.iscoroutinefunction(function):
@@ -351,14 +402,14 @@ def reads(
 ) -> Callable[[Callable[P, T]], Callable[P, T]]:
     """Decorate a reader of what an endpoint sent, so that it raises errors of this library alone.
 
-    An endpoint may send anything, and a reader cannot foresee all of it. An error of another kind would
-    look like a bug, and end the run. Here it becomes a `ReplyError`, which costs one row: "the reply
-    cannot be read (KeyError)". What is raised keeps no cause and no traceback, see `keeps_no_cause`.
+    An endpoint may send anything, and a reader cannot foresee all of it. An error of another kind would look
+    like a bug, and end the run. Here it becomes a `ReplyError`, which costs one row: "the reply cannot be
+    read (KeyError)". Errors keep no cause and no traceback, see `keeps_no_cause`.
 
     Args:
         what: what is read, for the message: "the reply".
-        took: finds, by the arguments of the reader, what the call took (see `ModelError`). It is asked where
-            an error does not say so.
+        took: a function that finds, from the arguments of the reader, the `Completion` for `ModelError.took`.
+            It is called if an error has none; its own errors are ignored. None: nothing is looked for.
     """
 
     def decorated(reader: Callable[P, T]) -> Callable[P, T]:
@@ -382,7 +433,12 @@ def reads(
 
 
 def unreadable(what: str, error: Exception) -> ReplyError:
-    """The error for something sent that no reader could read: it names the kind of `error`, and its place."""
+    """Make the error for something sent that no reader could read. It is returned, not raised.
+
+    Args:
+        what: what was read, such as "the reply".
+        error: what the reader raised. The message names its class, and a note the place in the code.
+    """
     failed = ReplyError(f"{what} cannot be read ({type(error).__name__}).")
     if places := traceback.extract_tb(error.__traceback__):
         failed.add_note(f"{places[-1].filename}, line {places[-1].lineno}")
@@ -390,12 +446,12 @@ def unreadable(what: str, error: Exception) -> ReplyError:
 
 
 class BudgetExceededError(ModelError):
-    """The call was not made, because it would have passed the budget."""
+    """The call was not made, because its cost might have passed the budget."""
 
     given_up = True
 
 
 def joined(problems: Iterable[str | None]) -> str | None:
-    """Several problems as one text, each once, with "; " between them; None if there is none."""
+    """Join problems into one text, each once, with "; " between them; None if there is none."""
     distinct = list(dict.fromkeys(filter(None, problems)))
     return "; ".join([*(text.rstrip(". ") for text in distinct[:-1]), *distinct[-1:]]) or None

@@ -3,9 +3,10 @@
 litellm and the openai SDK make HTTP clients of their own, for each provider in another way. These follow
 redirects: an endpoint could send the user's texts and keys on to any host. Some send a failed request again,
 whatever they are told. All are clients of httpx, or of its successor httpx2, and each request passes their
-method `send`. Within `guarded_http`, and in the tasks and threads that start there, `send` keeps the rules
-below. Elsewhere it does what it did before: other uses of these libraries in the same process do not change.
-Each call looks first whether `send` still keeps them: other code may wrap it, and take that off again.
+method `send`. This module wraps `send`. Within `guarded_http`, and in the tasks and threads that start there,
+the wrapper keeps the rules below. Elsewhere it only calls the old `send`: other uses of these libraries in
+the same process do not change. Each `guarded_http` looks whether the wrapper is still there, since other code
+may wrap `send`, too, and take its wrapper off again together with ours.
 """
 
 from __future__ import annotations
@@ -54,49 +55,70 @@ Deliver = Callable[[Any], Awaitable[tuple[int, Mapping[str, str], bytes]]]
 
 
 class Rules(TypedDict, total=False):
-    """What holds within a `guarded_http`, besides that no redirect is followed."""
+    """What holds within a `guarded_http`, besides that no redirect is followed. Each rule may be left out.
 
-    largest: int  # bytes of a reply after decompression
-    seconds: float  # from a reply's headers to its last byte
+    Attributes:
+        largest: the most bytes of a reply, after decompression.
+        seconds: the most time from a reply's headers to its last byte; in a synchronous client, also the most
+            time in which the headers come.
+        texts: what the call carries. By these texts the call is told from other requests within the block:
+            only responses to the call count as `answers`. Without texts, each request is the call.
+        hidden: what no error may quote.
+        base: the address that the user gave: the call may only go to its host, or to this machine. None: it
+            may go to any host. Requests with these texts that follow the call, such as a callback's, may go
+            anywhere.
+        deliver: sends the call in place of the library's client, which then only writes the request and reads
+            the answer. None: the client sends it.
+    """
+
+    largest: int
+    seconds: float
     texts: Iterable[str]
-    """What the call carries. By it the call is told from other requests within the block: only responses to
-    it count as `answers`. If there is none, each request is the call."""
-    hidden: Secrets  # what no error may quote
-    base: str | None  # the address that the user gave: the call is sent to no other host
+    hidden: Secrets
+    base: str | None
     deliver: Deliver | None
-    """Sends the call in place of the library's client, which only writes the request and reads the answer."""
 
 
 class Exchange:
-    """What came back over HTTP within one `guarded_http`."""
+    """What came back over HTTP within one `guarded_http`.
+
+    Attributes:
+        largest, seconds, deliver: as the rules; None: there is no such rule.
+        answers: how many responses to the call came, whatever their status.
+        answer: the last response to the call; None: none came, or it did not come whole.
+        error: why the last response was refused; None: it was not.
+        closed: whether the block was left. What a task sends later is not of the call.
+        failed: the last request that failed, if its errors are the call's, and what it raised; None: none.
+        by_client: whether a library's own client sent a request.
+    """
 
     def __init__(self, **rules: Unpack[Rules]) -> None:
         self.largest = rules.get("largest")
         self.seconds = rules.get("seconds")
-        self.answers = 0  # responses to the call, whatever their status
-        self.answer: Any = None  # the last of them, if it came whole
-        self.error: ModelError | None = None  # why the last response was refused
-        self.closed = False  # the block was left: what a task goes on to send is not of the call
-        self.failed: tuple[Any, Exception] | None = None  # a request, and what became of it
+        self.answers = 0
+        self.answer: Any = None
+        self.error: ModelError | None = None
+        self.closed = False
+        self.failed: tuple[Any, Exception] | None = None
         self.deliver = rules.get("deliver")
-        self.by_client = False  # whether a library's own client sent anything
+        self.by_client = False
         self._piece = _piece(rules.get("texts", ()))
         self._base = _host(rules.get("base"))
         self._hidden = rules.get("hidden") or Secrets()
         self._called: str | None = None  # the host to which the call goes
-        self._placed = False  # it was sent
+        self._placed = False  # whether the call was sent
         self._sent: list[tuple[Any, Any]] = []  # headers and addresses
 
     @property
     def content(self) -> bytes:
-        """The body of the answer, if it was read to its end."""
+        """The body of `answer`; b"" if there is none, or it was not read to its end."""
         with suppress(RuntimeError):  # it was not
             return b"" if self.answer is None else self.answer.content
         return b""
 
     @property
     def secrets(self) -> set[str]:
-        """What the requests carried in headers and query fields that are named like secrets."""
+        """The values that requests carried in headers and fields of queries with names like a secret's."""
         fields = [
             field
             for headers, url in self._sent
@@ -106,14 +128,18 @@ class Exchange:
         return {word for words in found for word in words}
 
     def masked(self, text: str) -> str:
-        """What an endpoint sent, without the secrets of the call and of its requests."""
+        """Return a text that an endpoint sent, without the secrets of the call and of its requests."""
         return self._hidden.with_texts(self.secrets).mask(text)
 
     def expect(self, request: Any) -> _Sending:
-        """Prepare a request that is about to be sent. One that failed is not sent again: its error is raised.
+        """Prepare a request that is about to be sent: its headers change in place.
 
-        Our own policy decides what is sent again; it counts what was paid for, and honours Retry-After.
-        A call that would go elsewhere than where the user wants it is not sent.
+        A request that failed is not sent again, but its error is raised: our own policy decides what is sent
+        again. It counts what was paid for, and honours Retry-After.
+
+        Raises:
+            ModelError: the call would go to another host than `base`. It is fatal, and nothing is sent.
+            Exception: what an equal request raised before.
         """
         host = request.url.host
         carries = self._carries(request)
@@ -132,7 +158,10 @@ class Exchange:
         return sending
 
     def _carries(self, request: Any) -> bool:
-        """Whether a request is the call itself. Others ask for a tokenizer, sign in, or are a callback's."""
+        """Whether a request is the call itself.
+
+        Other requests ask for a tokenizer, sign in, or come from a callback.
+        """
         if not self._piece:
             return True
         try:
@@ -144,7 +173,15 @@ class Exchange:
 
 
 class _Sending:
-    """One request on its way. Errors of those that do not `count` are not those of the call."""
+    """One request on its way.
+
+    Args:
+        exchange: the block within which it is sent.
+        request: the library's request.
+        carries: whether it is the call itself.
+        counts: whether its errors are those of the call: it is the call, comes before it, or goes to its
+            host.
+    """
 
     def __init__(self, exchange: Exchange, request: Any, carries: bool, counts: bool) -> None:
         self.counts = counts
@@ -155,9 +192,14 @@ class _Sending:
         self._bound: Any = None  # the response to it, once its body is bounded
 
     def trace(self, name: str, info: Mapping[str, Any]) -> None:
-        """Have the headers come in time: by this extension, httpcore tells how far a request is.
+        """Limit the time in which the headers of the response come.
 
-        A server may send any number of `103 Early Hints` before them.
+        httpcore calls this at each step of the request. A server may send any number of `103 Early Hints`
+        before the headers.
+
+        Args:
+            name: the step of httpcore.
+            info: what httpcore tells of the step.
         """
         if name.endswith(("connect_tcp.complete", "start_tls.complete")):
             _watch_reads(info["return_value"])
@@ -165,9 +207,14 @@ class _Sending:
             self._end = monotonic() + (self._exchange.seconds or 0.0)
 
     def bound(self, response: Any, *, is_last: bool) -> bool:
-        """Check a response to the request. Whether its body is to be bounded now: once.
+        """Check a response to the request, and say whether its body is to be bounded now.
 
-        The last one is what is returned, whatever its request: other code may wrap `send`, and copy it.
+        That is so once for each response.
+
+        Args:
+            response: a response that a hook sees, or that `send` returned.
+            is_last: whether `send` returned it. Then it is checked whatever its request is: other code may
+                wrap `send`, and copy the request.
         """
         if response is self._bound or not (is_last or response.request is self._request):
             return False
@@ -176,7 +223,7 @@ class _Sending:
         return True
 
     def failed(self, error: BaseException) -> None:
-        """Remember that no usable response came."""
+        """Remember that no usable response came, and why."""
         if self.carries:
             self._exchange.answer = None
         if self.counts and isinstance(error, Exception):
@@ -185,7 +232,12 @@ class _Sending:
                 self._exchange.error = error
 
     def check(self, response: Any) -> None:
-        """Refuse redirects, and packed bodies whose size has no bound, before the body is read."""
+        """Check a response before its body is read, and set its encoding.
+
+        Raises:
+            ModelNotFoundError: it is a redirect.
+            ReplyError: its body is packed in a way that has no bound for the unpacked size.
+        """
         exchange = self._exchange
         exchange.answers += self.carries
         if exchange.seconds is not None:
@@ -205,28 +257,36 @@ class _Sending:
             self.refuse(ReplyError(f"the reply is packed as {packing!r}, which was not asked for."))
 
     def check_size(self, size: int) -> None:
-        """Refuse a body of which so many bytes have come, or that takes too long."""
+        """Check how many bytes of a body have come so far.
+
+        Raises:
+            ReplyError: these are too many.
+            TransportError: the body takes too long.
+        """
         exchange = self._exchange
         if exchange.largest is not None and size > exchange.largest:
             self.refuse(too_large(exchange.largest))
         self.check_time()
 
     def check_time(self) -> None:
-        """Refuse a response whose headers or body take too long."""
+        """Raise TransportError if the headers or the body of the response take too long."""
         if self._end is not None and monotonic() > self._end:
             late = TransportError(f"the reply was not whole within {self._exchange.seconds:g} s.")
             late.unanswered = True
             self.refuse(late)
 
     def refuse(self, error: ModelError) -> NoReturn:
-        """Raise the error, and keep it: libraries wrap what is raised in errors of their own."""
+        """Raise the error, and keep it as `Exchange.error`: libraries wrap it in errors of their own."""
         if self.counts:
             self._exchange.error = error
         raise error
 
 
 def _piece(texts: Iterable[str]) -> str:
-    """The longest stretch of words in the texts, by which a request that carries them is known."""
+    """Return the longest stretch of words in the texts; "" if there is none.
+
+    By it, a request that carries the texts is known.
+    """
     for pattern in _PIECES:
         found = [piece for text in texts for piece in pattern.findall(text) if piece.strip()]
         if found:
@@ -241,7 +301,7 @@ def _host(address: str | None) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host is this machine, as far as its name alone tells."""
+    """Whether a host is this machine, by its name alone: "localhost", a name in it, or a loopback number."""
     host = host.removesuffix(".")
     number = ip_number(host)
     if number is None:
@@ -250,7 +310,7 @@ def is_loopback(host: str) -> bool:
 
 
 def ip_number(host: str) -> IPv4Address | IPv6Address | None:
-    """The number that a host is named by; None: it is named by words."""
+    """Return the IP address that a host is named by; None: it is named by words."""
     try:
         number = ip_address(host)
     except ValueError:
@@ -284,7 +344,16 @@ _sending: ContextVar[_Sending | None] = ContextVar("personainfer.http_guard.send
 def guarded_http(**rules: Unpack[Rules]) -> Iterator[Exchange]:
     """Follow no redirect within the block, and keep the other rules that are given.
 
-    What breaks a rule is raised where the request is sent, and stays in the `error` of what is yielded.
+    What breaks a rule is raised where the request is sent, and is then the `error` of the exchange.
+
+    Args:
+        rules: see `Rules`.
+
+    Yields:
+        The exchange, which is filled as responses come.
+
+    Raises:
+        ModelError: the installed version of a library cannot be kept from following redirects.
     """
     _guard_libraries()
     exchange = Exchange(**rules)
@@ -297,7 +366,12 @@ def guarded_http(**rules: Unpack[Rules]) -> Iterator[Exchange]:
 
 
 def redirect_error(status: int, headers: Mapping[str, str]) -> ModelNotFoundError:
-    """The error for a redirect: it names the other address, to which nothing was sent."""
+    """Make the error for a redirect, which names the other address. It is returned, not raised.
+
+    Args:
+        status: the HTTP status.
+        headers: the headers of the response, of which "Location" is used.
+    """
     place = headers.get("Location") or headers.get("location") or ""
     to = f" to {shown_address(place)[:_LONGEST_ADDRESS]}" if place else ""
     error = ModelNotFoundError(
@@ -309,7 +383,7 @@ def redirect_error(status: int, headers: Mapping[str, str]) -> ModelNotFoundErro
 
 
 def too_large(largest: int) -> ReplyError:
-    """The error for a reply of more bytes than a reply may have."""
+    """Make the error for a reply of more than `largest` bytes. It is returned, not raised."""
     return ReplyError(f"the reply is larger than {largest // 2**20} MB.")
 
 
@@ -380,7 +454,7 @@ def _async_send(send: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _response(request: Any, status: int, headers: Mapping[str, str], content: bytes) -> Any:
-    """What httpx would have made of an answer to its request."""
+    """Make the response that httpx would have made of an answer to its request."""
     library = sys.modules[type(request).__module__.partition(".")[0]]
     kept = [
         (name.encode(errors="surrogateescape"), value.encode(errors="surrogateescape"))
@@ -422,7 +496,10 @@ def _sync_send(send: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _come_first(hooks: list[Any], bound: Callable[[Any], object]) -> None:
-    """Have a response bounded before the client's own hooks see it: they may read its body."""
+    """Make `bound` the first of a client's hooks, in place.
+
+    It then bounds a response before another hook may read its body.
+    """
     if hooks and hooks[0] is not bound:
         hooks.insert(0, bound)
 
@@ -442,7 +519,7 @@ def _bound_now(response: Any, *, is_last: bool = False) -> None:
 
 
 def _watch_reads(stream: Any) -> None:
-    """Have each read of a connection look at the time that the request of the moment has left."""
+    """Have each read of a connection check the time that the request of the moment has left."""
     read = stream.read
 
     def watched(*size: Any, **options: Any) -> Any:

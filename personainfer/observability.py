@@ -49,8 +49,9 @@ _COUNTERS = {  # name -> unit
 def silent_libraries() -> Iterator[None]:
     """Keep litellm and instructor from logging, and pydantic from warning, of replies that they cannot read.
 
-    They quote the reply, the prompt and whatever of them holds a key; our own errors say what is wrong. This
-    holds for what the block calls: other uses of these libraries do not change. At DEBUG they log as before.
+    Such messages quote the reply, the prompt and any key in these; our own errors say what is wrong. This
+    holds for what the block calls: other uses of these libraries do not change. At the level DEBUG, the two
+    libraries log as before.
     """
     for name in _TALKATIVE:
         logging.getLogger(name).addFilter(_no_quotations)
@@ -63,9 +64,10 @@ def silent_libraries() -> Iterator[None]:
 
 
 def _filter_warnings() -> None:
-    """Have the filter in the list, and leave it there: litellm logs a reply when its call has ended.
+    """Put our filter into Python's list of warning filters, unless it is there, and leave it there.
 
-    It matches nothing but what the blocks call, in threads too: they have a copy of the context.
+    litellm logs a reply when its call has ended. The filter matches nothing but what the blocks call, in
+    threads, too: they have a copy of the context.
     """
     filters = cast("list[Any]", warnings.filters)
     if _no_serializer_warnings not in filters:  # code that catches warnings takes it off again
@@ -78,9 +80,9 @@ class _NoQuotations(logging.Filter):
 
 
 class _SerializerWarnings:
-    """Stands where a filter of warnings has a regular expression, and matches within the block alone.
+    """Stands where a filter of warnings has a regular expression; matches in `silent_libraries` alone.
 
-    Whoever copies the filter, or sends it to another process, gets an expression that matches nothing.
+    If the filter is copied or sent to another process, the copy is an expression that matches nothing.
     """
 
     pattern, flags = "(?!)", 0
@@ -97,7 +99,11 @@ _no_serializer_warnings = ("ignore", _SerializerWarnings(), UserWarning, None, 0
 
 
 class Counts(Protocol):
-    """The counts of a run."""
+    """The counts of a run.
+
+    Attributes:
+        errors: how many requests have failed so far.
+    """
 
     errors: int
 
@@ -107,10 +113,19 @@ class Counts(Protocol):
 
 
 class RunWatch:
-    """One run, from its first request to its end; `rows` is how many items it has answered.
+    """A context manager for one run, from its first request to its end, that logs the run and counts it.
 
-    Single calls have no spans, and the counters are updated every 64 rows: with OpenTelemetry's SDK, a span
-    for each call or an update for each row would cost much of the time of a fast endpoint's call.
+    The beginning is logged at the level DEBUG, the end, with all counts, at INFO. With OpenTelemetry, the run
+    is a span with counters. Single calls have no spans, and the counters are updated every 64 rows: with
+    OpenTelemetry's SDK, a span for each call or an update for each row would take a good part of the time of
+    a call to a fast endpoint.
+
+    Args:
+        model: the name of the model.
+        counts: the counts of the run, which are read when they are needed.
+
+    Attributes:
+        rows: how many rows are done. The user of the object sets it.
     """
 
     def __init__(self, model: str, counts: Counts) -> None:
@@ -148,7 +163,7 @@ class RunWatch:
             self._span.end()
 
     def tell(self) -> None:
-        """Update the counters, if there are enough new rows."""
+        """Update the counters of OpenTelemetry if 64 or more rows are new. Call it after each row."""
         if self._otel is not None and self.rows - self._told.get("rows", 0) >= _STEP:
             self._tell(self._otel)
 
@@ -159,7 +174,7 @@ class RunWatch:
                 self._told[name] = value
 
     def _count(self) -> dict[str, float]:
-        """The numbers so far; without a cost if a price is unknown."""
+        """Return the numbers so far by name; without the cost if a price is unknown."""
         found = self._counts.usage.model_dump(exclude_none=True)
         return {"rows": self.rows, "errors": self._counts.errors, **found}
 
@@ -171,7 +186,7 @@ def _ending(kind: type[BaseException] | None) -> str:
 
 
 class _OpenTelemetry:
-    """The instruments of this library, which do nothing until an SDK is set up."""
+    """The instruments of this library. They do nothing until the user's program sets up an SDK."""
 
     def __init__(self) -> None:
         from opentelemetry import metrics, trace
@@ -194,12 +209,18 @@ def _open_telemetry() -> _OpenTelemetry | None:
 
 
 def progress_bar(progress: bool | None, *, total: int | None, unit: str) -> Any:
-    """A tqdm bar on standard error. None: shown in a terminal or a notebook. False: it does nothing."""
+    """Make a tqdm bar, which is written to standard error or shown in a notebook.
+
+    Args:
+        progress: True: shown. False: the bar does nothing. None: shown in a terminal or a notebook.
+        total: how many items there are; None: unknown.
+        unit: what an item is, such as "row".
+    """
     return _bar_class()(total=total, unit=unit, leave=False, disable=not _is_shown(progress))
 
 
 def _bar_class() -> Any:
-    """The widget in a notebook that can show one; else text. (tqdm.auto would warn where it cannot.)"""
+    """Return tqdm's widget in a notebook with ipywidgets, else its text bar, where tqdm.auto would warn."""
     if _in_a_notebook() and _is_installed("ipywidgets"):
         from tqdm.notebook import tqdm_notebook
 
@@ -212,7 +233,12 @@ def _bar_class() -> Any:
 def with_progress_bar(
     items: Iterable[T], progress: bool | None, *, total: int | None, unit: str = "row"
 ) -> Iterator[T]:
-    """The items, counted by a bar as they pass."""
+    """Iterate over the items as they are, counted by a progress bar if one is shown.
+
+    Args:
+        items: the items.
+        progress, total, unit: as for `progress_bar`.
+    """
     return _counted(items, total, unit) if _is_shown(progress) else iter(items)
 
 

@@ -1,4 +1,4 @@
-"""The records that travel through the library: frozen, typed, made of plain text and numbers."""
+"""The records that the parts of the library pass to each other: frozen, typed, of plain text and numbers."""
 
 from __future__ import annotations
 
@@ -36,17 +36,20 @@ _field_names: dict[type[Record], set[str]] = {}
 
 
 class Record(BaseModel):
-    """A frozen record; unknown fields are an error rather than lost."""
+    """A frozen record. Its constructor raises pydantic's `ValidationError` for bad or unknown fields."""
 
     # A score may be minus infinity, which has to come back from a file of JSON.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
     @classmethod
     def unchecked(cls, values: dict[str, Any]) -> Self:
-        """A record of values that are known to be valid, one for each field. It keeps the dict itself.
+        """Make a record of values that are known to be valid, without validation.
 
-        Validation would take a fifth of the time of a row that comes from the cache. All records of a
-        class share one set of field names, since a set for each would cost the garbage collector as much.
+        Validation would take a fifth of the time of a row that comes from the cache. All records of a class
+        share one set of field names, since a set for each would cost the garbage collector as much.
+
+        Args:
+            values: a value for each field, also for those with defaults. The record keeps this dict itself.
         """
         try:
             names = _field_names[cls]
@@ -75,7 +78,10 @@ _set_values, _set_names, _set_extra, _set_private = (
 class Message(Record):
     """One turn of a conversation, in the form that chat models take.
 
-    `extra` holds a turn's other fields, such as `tool_calls` or `name`, as JSON values.
+    Attributes:
+        role: who speaks, such as "system", "user" or "assistant".
+        content: the text of the turn.
+        extra: the turn's other fields, such as `tool_calls` or `name`, as JSON values; None: there are none.
     """
 
     role: str
@@ -94,7 +100,7 @@ class Message(Record):
 
     @property
     def text(self) -> str:
-        """What the turn says, with the tools that it calls as JSON below it."""
+        """What the turn says, with the tools that it calls as JSON in the lines below."""
         calls = [v for k in ("tool_calls", "function_call") if (v := (self.extra or {}).get(k))]
         if not calls:
             return self.content
@@ -107,8 +113,11 @@ Prompt = str | tuple[Message, ...]  # a text, or the turns of a conversation to 
 class Preference(Record):
     """A prompt and two responses to it, where somebody preferred `chosen`.
 
-    `prompt` is a string, or the messages of a conversation whose last turn is to be answered.
-    `id` and `user` come from the data; the library never makes them up.
+    Attributes:
+        prompt: a text, or the messages of a conversation whose last turn is to be answered.
+        chosen, rejected: the text of each response.
+        id: the pair's id in the data; None: the data has none, and the library makes none up.
+        user: who made the choice, as the data says; None: the data does not say.
     """
 
     prompt: Prompt
@@ -138,7 +147,12 @@ _BEFORE_PREFERENCE = re.compile(
 
 
 def _phrase(text: object, before: re.Pattern[str]) -> object:
-    """The text as a phrase that fits into the sentence: one line, without subject, verb and full stop."""
+    """Return the text as a phrase that fits into the sentence: one line, without subject, verb and full stop.
+
+    Args:
+        text: the text; any other value is returned as it is.
+        before: the pattern of what is cut from its beginning.
+    """
     if not isinstance(text, str):
         return text
     # A text of printable characters has no other white space than spaces: then nothing is to be split.
@@ -204,11 +218,18 @@ _FRAMES = {"first": "This describes me: ", "second": "This describes you: "}
 class Persona(Record):
     """Someone who would prefer one response, and why.
 
-    `evidence` says what in the contrast between the responses supports the persona. `trait` and
-    `preference` are phrases without subject, verb or full stop, from which `render` makes a sentence.
-    `flags` names doubts about the persona (see `personainfer.personas.find_flags`). No flag does not
-    mean that the persona is true. `sentence` is the text of a persona that somebody else wrote, if it
-    differs from the sentence that `render` would make: see `parse`.
+    The constructor raises pydantic's `ValidationError` if trait, preference and sentence are all empty. It
+    cuts subject, verb and full stop from trait and preference, and begins these in lower case: "The user is
+    calm." becomes "calm".
+
+    Attributes:
+        evidence: what in the contrast between the responses supports the persona; "": nothing is known.
+        trait, preference: phrases without subject, verb or full stop, from which `render` makes a sentence;
+            "": the text of the persona has no such part.
+        flags: names of doubts about the persona (see `personainfer.personas.find_flags`). No flag does not
+            mean that the persona is true.
+        sentence: the text of a persona that somebody else wrote, if `render` would make another one (see
+            `parse`); else None.
     """
 
     evidence: str = ""
@@ -225,7 +246,7 @@ class Persona(Record):
 
     @classmethod
     def of_phrases(cls, evidence: str, trait: str, preference: str) -> Persona:
-        """The persona of these texts, as the constructor makes it, in less time."""
+        """Make a persona of these texts, as the constructor does, in less time and without its check."""
         return cls.unchecked(
             {
                 "evidence": evidence,
@@ -238,12 +259,12 @@ class Persona(Record):
 
     @classmethod
     def parse(cls, text: str) -> Persona:
-        """A persona that somebody wrote as text; `str()` gives the same text back.
+        """Make a persona of a text that somebody wrote; `str()` gives the same text back.
 
-        "The user is … and prefers …" gives a trait and a preference; so do "The user is …, preferring …"
-        and "The user is a … person who prefers …". For any other text, and for several sentences, both
-        are empty. `render("first")` then puts "This describes me: " in front of the text, unless the text
-        is in the first person already.
+        "The user is … and prefers …" gives a trait and a preference; so do "The user is …, preferring …" and
+        "The user is a … person who prefers …". For any other text, and for several sentences, both are empty.
+        `render("first")` then puts "This describes me: " in front of the text, unless the text is in the
+        first person already.
 
         Raises:
             InvalidArgumentError: no text, an empty one, or one that cannot be written as UTF-8.
@@ -276,16 +297,22 @@ class Persona(Record):
 
     @property
     def phrases(self) -> tuple[str, ...]:
-        """The trait and the preference, or the whole text if it has neither."""
+        """The trait and the preference; for a text without a trait, the whole text alone."""
         if self.sentence is not None and not self.trait:
             return (self.sentence,)
         return (self.trait, self.preference)
 
     def render(self, person: Person = "third") -> str:
-        """The persona as a sentence about "The user", "I" (`"first"`) or "You" (`"second"`).
+        """Write the persona as a sentence.
 
-        A text that `parse` read is kept as it is, after "This describes me: " or "This describes you: ",
-        if it has no trait or has words that do not fit "I" or "You" ("and dislikes", "their").
+        `person` chooses its subject: "third" for "The user", "first" for "I", "second" for "You".
+
+        The text of a persona that somebody else wrote stays as it is in the third person. In the other two,
+        it stands after "This describes me: " or "This describes you: " if it has no trait or has words that
+        do not fit "I" or "You" ("and dislikes", "their"), unless it is in that person already.
+
+        Raises:
+            InvalidArgumentError: `person` is another text.
         """
         InvalidArgumentError.check("person", person, _SUBJECTS)
         kept = self.sentence is not None and (
@@ -303,7 +330,13 @@ class Persona(Record):
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One of several hypotheses about a side, and how well it explains the choice (above 0: it does)."""
+    """One of several hypotheses about a side: a persona that may explain why its response is preferred.
+
+    Attributes:
+        persona: the hypothesis.
+        score: how well it explains the choice, in the unit of what scored it (see `Selector`); None: it was
+            not scored, or cannot be.
+    """
 
     persona: Persona
     score: float | None = None
@@ -314,10 +347,21 @@ _PERSONA_OR_NONE = (Persona, type(None))
 
 @dataclass(frozen=True, slots=True)
 class PersonaRow:
-    """One pair and its personas. `error` says what failed, and what to do.
+    """One pair and its personas.
 
-    `columns` holds the row's own columns if the data was a file or dicts. It is empty for a frame and
-    for a saved table, which have the columns themselves.
+    Attributes:
+        index: the position of the row in the input, from 0.
+        preference: the pair; None: the row of the input states none.
+        chosen, rejected: who would prefer the chosen, and the rejected, response; None: there is an error,
+            the side was not asked for, or no candidate explains it (see `unexplained`).
+        error: what failed, and what to do; None: nothing did.
+        chosen_candidates, rejected_candidates: the hypotheses of each side, the best first if they were
+            scored; (): there were none besides the persona.
+        columns: the row's own columns if the data was a file or dicts. They are empty for a frame and for a
+            saved table, which have the columns themselves.
+
+    Raises:
+        InvalidArgumentError: `chosen` or `rejected` is neither a `Persona` nor None.
     """
 
     index: int
@@ -343,15 +387,16 @@ class PersonaRow:
 
     @property
     def flags(self) -> tuple[str, ...]:
-        """The flags of either persona."""
+        """The flags of both personas, each once."""
         both = [persona.flags for persona in (self.chosen, self.rejected) if persona is not None]
         return tuple(dict.fromkeys(flag for flags in both for flag in flags))
 
     @property
     def unexplained(self) -> tuple[Side, ...]:
-        """The sides without a persona because no scored candidate explains the choice.
+        """The sides, "chosen" or "rejected", without a persona because no candidate explains the choice.
 
-        This is a finding about the pair and no error: see `choose` for the threshold.
+        Such a side has candidates with scores, but none of them is above the threshold of the run. This is a
+        finding about the pair and no error.
         """
         sides: tuple[tuple[Side, Persona | None, tuple[Candidate, ...]], ...] = (
             ("chosen", self.chosen, self.chosen_candidates),
@@ -378,13 +423,19 @@ Logprobs = Sequence[tuple[str, Mapping[str, float]]]
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """The reply of a model as text. Tokens are the endpoint's counts; reasoning is part of the completion.
+    """The reply of a model as text, with the tokens that the endpoint counted.
 
     Attributes:
-        logprobs: None unless the request asked for them and the endpoint gave them.
+        text: the reply, without reasoning that the endpoint gives apart from it.
+        finish_reason: why the reply ended, in the endpoint's word, such as "stop" or "length".
+        prompt_tokens: the tokens of the prompt.
+        completion_tokens: the tokens of the reply, with those of reasoning.
+        logprobs: each token of the reply with the log-probabilities, in nats, of the likeliest tokens at its
+            place; None unless the request asked for them and the endpoint gave them.
+        reasoning_tokens: the tokens of reasoning, if the endpoint tells.
         counted: whether the endpoint told the tokens of prompt and completion.
-        dialect: the version of the endpoint's dialect that the request was written in; 0 once a reply had the
-            form that was asked for.
+        dialect: the version of the endpoint's dialect (the form in which it takes requests) in which the
+            request was written; 0 once a reply had the form that was asked for.
     """
 
     text: str
@@ -393,8 +444,8 @@ class Completion:
     completion_tokens: int
     logprobs: Logprobs | None = None
     reasoning_tokens: int = 0
-    counted: bool = True  # whether the endpoint told the tokens of prompt and completion
-    dialect: int = 0  # the version of the endpoint's dialect that the request was written in
+    counted: bool = True
+    dialect: int = 0
 
 
 class Selector(Protocol):
@@ -403,19 +454,29 @@ class Selector(Protocol):
     def explains(
         self, preferences: Sequence[Preference], personas: Sequence[Persona]
     ) -> Iterable[float]:
-        """How well each persona explains that `chosen` was preferred; above 0 means that it does."""
+        """Score how well each persona explains that `chosen` was preferred, in a unit of the selector's own.
+
+        Args:
+            preferences: n pairs.
+            personas: n personas, one for each pair.
+
+        Returns:
+            n scores. Above 0: the persona explains the choice. NaN: the pair cannot be scored.
+        """
 
 
 class Usage(Record):
-    """The calls, tokens and cost of a run. `cost` is in USD, and None if any price is unknown.
+    """The calls, tokens and cost of a run.
 
-    `calls` counts the requests that were sent, with retries and re-asks, and none that got no connection;
-    `cached` counts replies read
-    from disk, `retries` calls repeated after a failure of the connection or the endpoint, `reasks`
-    calls repeated because the reply was not in the asked form, or was doubtful. Tokens are the
-    endpoint's own counts over all calls; `reasoning_tokens` are those of the completion tokens that a
-    model used to think, where its endpoint tells. If a run is stopped, calls that waited for the embedded
-    model count as sent.
+    Attributes:
+        calls: the requests that were sent, with retries and re-asks, but without those that got no
+            connection. Calls that wait for the local model when a run is stopped count.
+        cached: the replies that were read from disk.
+        retries: the calls repeated after a failure of the connection or the endpoint.
+        reasks: the calls repeated because a reply was not in the form that was asked for, or was doubtful.
+        prompt_tokens, completion_tokens: the endpoint's own counts over all calls.
+        reasoning_tokens: those of the completion tokens in which a model reasoned, if its endpoint tells.
+        cost: USD; None if any price is unknown.
     """
 
     calls: int = 0
