@@ -169,8 +169,8 @@ def find_flags(
             "copies_exemplar" cannot be found.
 
     Returns:
-        Names of flags, in the order of `FLAGS`; () if there is no doubt. "same_as_other_side", which needs
-        both personas, is never among them.
+        Names of flags, such as "named_person", in the order of `FLAGS`; () if there is no doubt.
+        "same_as_other_side", which needs both personas, is never among them.
 
     Raises:
         InvalidArgumentError: `persona` is no Persona, or `preference` is no Preference.
@@ -273,10 +273,11 @@ def _words(text: str) -> list[str]:
 
 
 def _may_copy(words: Sequence[str], text: str) -> bool:
-    """Whether each of any four `words` in a row is somewhere in the text. If not, no four words are copied.
+    """Whether there are four `words` in a row, each of which is somewhere in the text.
 
-    This is cheaper than `_copies`, and rarely true. Each run of four is looked up from its last word to its
-    first. After a word that is missing, the next run begins. So mostly one word of four is looked up.
+    If not, no four words in a row are copied. This is cheaper than `_copies`, and rarely true. Each run of
+    four is looked up from its last word to its first. After a word that is missing, the next run begins. So
+    mostly one word of four is looked up.
     """
     first, place, count = 0, _COPIED_RUN - 1, len(words)
     while place < count:

@@ -52,7 +52,8 @@ def infer_personas(
     one is kept if it explains the choice (score above 0), and `row.chosen_candidates` has all with their
     scores. With one candidate, `select` keeps it or says that it explains nothing (`row.unexplained`). The
     "separate" protocol is that of "Whose Boat Does it Float?" (arXiv 2501.11549, section 2). Rows that
-    `on_error="drop"` leaves out are counted in `settings["dropped"]`.
+    `on_error="drop"` leaves out are counted in `settings["dropped"]`. After any error, replies that were paid
+    for are in the cache, unless `cache=False`.
 
     Returns:
         A table with one row for each input row, in the same order; with `pairs`, one row for each pair that
@@ -68,7 +69,6 @@ def infer_personas(
         RowsFailedError, ModelError, DataError: a row failed, with `on_error="raise"`.
         CacheError: the cache of replies cannot be read or written.
         OSError: the disk is full.
-        After any error, replies that were paid for stay in the cache.
     """
     return _start(data, model, options, output).table(progress)
 
@@ -100,7 +100,7 @@ async def ainfer_personas(
 def iter_personas(
     data: object, model: str | LLM | None = None, **options: Unpack[PersonaOptions]
 ) -> PersonaStream:
-    """Infer personas as `infer_personas` does, and yield each row as it comes, in bounded memory.
+    """Infer personas as `infer_personas` does, but give the rows one by one, as they come, in bounded memory.
 
     Args:
         data, model, options: as for `infer_personas`.
@@ -120,7 +120,7 @@ def iter_personas(
 def estimate_cost(
     data: object, model: str | LLM | None = None, **options: Unpack[PersonaOptions]
 ) -> CostEstimate:
-    """Estimate the calls, tokens and cost of `infer_personas` with the same arguments.
+    """Estimate the calls, tokens and cost of `infer_personas` with the same data, model and options.
 
     All data is read, the cache of replies is looked up, and no call is made.
 
@@ -135,7 +135,10 @@ def estimate_cost(
 def first_request(
     data: object, model: str | LLM | None = None, **options: Unpack[PersonaOptions]
 ) -> dict[str, Any]:
-    """Return the JSON body of the first request that `infer_personas` would send with the same arguments.
+    """Return the JSON body of the first request that `infer_personas` would send for this data.
+
+    Args:
+        data, model, options: as for `infer_personas`.
 
     Raises:
         InvalidArgumentError, UnknownOptionError, MissingExtraError: as `infer_personas`.

@@ -155,8 +155,8 @@ def _like(batch: Mapping[str, Any], texts: list[str | None]) -> Any:
 def _typed(texts: list[str | None]) -> Any:
     """Return a NumPy array whose type is text even if all values are None; the list itself before NumPy 2.
 
-    Hugging Face takes a column's type from the first batch that it writes. If all of its errors were None
-    without a type, later batches could not hold an error.
+    Hugging Face takes a column's type from the first batch that it writes. If all errors of that batch
+    were None without a type, later batches could not hold an error.
     """
     import numpy
 

@@ -90,7 +90,7 @@ class AddPersonas:
 
     @property
     def llm(self) -> LLM:
-        """The model of this process.
+        """The model of this process, which is made or found at the first use.
 
         Its `usage` counts all batches of this process; in a fork, also those of the parent before the fork.
         """

@@ -38,10 +38,9 @@ def retry_errors(
     Args:
         table: a table, or the path of a saved one. Neither is changed.
         model: as for `infer_personas`. None: the model that made the table. If the table comes from a file,
-            whoever wrote the file could make you pay, or get your key and data. So the call is
-            refused unless you give these again: the file's `api_base`, or, without one, the model of a
-                provider;
-            and `extra_body`, `reasoning_effort`, a `max_tokens` above 500 and more than 8 `candidates`, which
+            whoever wrote the file could make you pay, or get your key and data. So the call is refused
+            unless you give these again: the file's `api_base`, or, without one, the model of a provider; and
+            `extra_body`, `reasoning_effort`, a `max_tokens` above 500 and more than 8 `candidates`, which
             make calls cost more. An `api_base` with a password or a token has to be given again for any
             table.
         progress: as for `infer_personas`.

@@ -70,7 +70,11 @@ class _Names:
             self._spelled.setdefault(usual.plain_name(name), []).append(name)
 
     def column(self, known: str) -> str | None:
-        """Return the column that a known name stands for, taken or not; None for none or several."""
+        """Return the column that a known name stands for, taken or not.
+
+        Returns:
+            The column; None if there is none, or if several differ from the known name just in spelling.
+        """
         alike = self._spelled.get(usual.plain_name(known))
         if alike is None:  # the usual case, for hundreds of known names
             return None

@@ -38,7 +38,7 @@ def _transcript(text: str) -> Turns | None:
 
 
 def is_transcript(text: object) -> bool:
-    """Whether a value is a transcript, "\\n\\nHuman: … \\n\\nAssistant: …"."""
+    """Whether a value is a text of one turn or more, such as "\\n\\nHuman: … \\n\\nAssistant: …"."""
     return isinstance(text, str) and _transcript(text) is not None
 
 

@@ -395,9 +395,9 @@ def _check_other_readings(
 
 
 def _check_other_labels(schema: Schema, head: Head, labels: Sequence[str]) -> None:
-    """Raise DataError if another of the columns `labels` contradicts the labels that are read.
+    """Raise DataError if another of the columns `labels` often contradicts the labels that are read.
 
-    It does so in more than a tenth of the rows, and in five or more.
+    Contradictions in up to a tenth of the rows, or in up to four rows, are accepted.
     """
     label = schema.columns["label"]
     is_named = name_both_sides([schema.label(schema.row(row), "label") for row in head(schema)])
