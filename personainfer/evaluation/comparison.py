@@ -98,7 +98,7 @@ def compare_responses(
         base, test: the responses of two models. A row with a missing response (None) is not judged.
         judge: a model, as for `infer_personas`; an LLM; or a function (prompt, first, second, persona) -> 1,
             2 or "neither", whose persona is None for quality. The function may be `async`: up to 16 questions
-            then run at once. Its errors are raised. The function is called once for each different question;
+            then run at once. Its errors reach you. The function is called once for each different question;
             its answers are kept in memory for later calls, as long as the function exists. The judge should
             be neither of the two models.
         personas: for each prompt a `Persona`, its sentence, or None (the row is not judged); or one for all

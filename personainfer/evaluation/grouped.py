@@ -118,7 +118,8 @@ def mean_by_group(
 
     Returns:
         The mean over values, so a group with more values weighs more. `n` counts groups with a value; without
-        any, all numbers are NaN. With one group the interval is NaN, unless the mean is one of the `bounds`.
+        any, value and interval are NaN. With one group the interval is NaN, unless the mean is one of the
+        `bounds`.
 
     Raises:
         InvalidArgumentError: values that are not finite numbers or outside of `bounds`, a missing group, or
@@ -139,7 +140,15 @@ def mean_by_group(
 
 
 def rate_by_group(scores: ArrayLike, groups: Groups, *, confidence: float = CONFIDENCE) -> Estimate:
-    """Call `mean_by_group` for scores between 0 and 1, with these bounds."""
+    """Estimate the mean of scores between 0 and 1: call `mean_by_group` with the bounds 0 and 1.
+
+    Args:
+        scores: shape (n,); NaN is a missing score.
+        groups, confidence: as for `mean_by_group`.
+
+    Raises:
+        InvalidArgumentError: a score outside of 0 and 1, or what `mean_by_group` refuses.
+    """
     return mean_by_group(scores, groups, bounds=(0.0, 1.0), confidence=confidence)
 
 
@@ -286,7 +295,7 @@ def length_controlled_rate(
         The rate at equal length. It is the plain rate if all differences are 0, or all items are won, or all
         lost. It is NaN if all differences are equal and not 0, because length and quality then cannot be
         separated. The interval of a single group is NaN, unless all its items are won or all lost. `n` counts
-        groups with a win or a loss; without any, all numbers are NaN.
+        groups with a win or a loss; without any, value and interval are NaN.
 
     Raises:
         InvalidArgumentError: values that are not finite numbers, a missing group, lengths that differ, or a
@@ -333,7 +342,7 @@ def length_controlled_difference(
     Returns:
         The difference, from -1 to 1. It is NaN if all differences of lengths are equal and not 0. The
         interval of a single group is NaN. `n` counts groups with an item that is not left out; without any,
-        all numbers are NaN.
+        value and interval are NaN.
 
     Raises:
         InvalidArgumentError: as `length_controlled_rate`.

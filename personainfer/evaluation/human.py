@@ -238,8 +238,8 @@ class HumanRatings:
             ordinal for ratings. NaN with one rater.
         kappas: two raters -> Cohen's kappa of their choices; empty for ratings.
         judge: the share of items for which the judge and the majority of the raters say the same about
-            whether the persona explains the choice. Only items with a verdict and a majority count. None if
-            there are none, if no table was given, or for ratings.
+            whether the persona explains the choice. Only items with a verdict and a majority count. None
+            without such items, without a table, or for ratings.
         judge_kappa: Cohen's kappa of the judge and the majority; None where `judge` is.
         problems: sentences about cells that could not be read, which are left out, and about files without
             any rating.

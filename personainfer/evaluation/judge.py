@@ -419,8 +419,7 @@ class LikelihoodJudge:
         personas: Iterable[Persona | str | None],
         *responses: Iterable[str | None],
     ) -> None:
-        """Score responses to each prompt, with its persona and without, so that questions about them cost
-        nothing.
+        """Score responses to each prompt, with its persona and without, before they are judged.
 
         All arguments must have the same length.
 

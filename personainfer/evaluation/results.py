@@ -243,7 +243,7 @@ class PersonaComparison(TableFindings):
         if not self.failed:
             return super().remarks()
         unusable = f"Rows whose reply could not be used are {_COUNTED[self.policy]}"
-        return [*super().remarks(), f"{unusable}; those without any are left out."]
+        return [*super().remarks(), f"{unusable}; those that lack a reply are left out."]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,7 +366,8 @@ class ResponseComparison(Findings):
         said += self.problem_remarks()
         if self.failed:
             said.append(
-                f"Verdicts whose reply could not be used are {_COUNTED[self.policy]}; without any, left out."
+                f"Verdicts whose reply could not be used are {_COUNTED[self.policy]}; those that lack a"
+                " reply are left out."
             )
         return [*said, *self.notes]
 

@@ -130,8 +130,8 @@ def bootstrap_mean(
 
     Returns:
         The mean of all values that are there, so an item with more of them weighs more. `n` counts the items
-        with a value; without any, all numbers are NaN. With one item the interval is NaN, unless its mean is
-        one of the `bounds`.
+        with a value; without any, value and interval are NaN. With one item the interval is NaN, unless its
+        mean is one of the `bounds`.
 
     Raises:
         InvalidArgumentError: values that are not finite numbers, or outside of `bounds`.
@@ -151,9 +151,9 @@ def bootstrap_mean(
 def widened(found: Estimate, bounds: tuple[float, float], confidence: float) -> Estimate:
     """Widen the interval of a mean if all n items are equal, so that resampling gave it no width.
 
-    Of n items none differs, so the share d of all items that differ is at most the upper limit of Wilson's
-    interval for 0 of n. The mean lies furthest away if these items have a value of `bounds`: low = mean - d
-    (mean - lowest), high = mean + d (highest - mean). At a bound this is Wilson's interval.
+    None of the n items differs, so the share d of all items that differ is at most the upper limit of
+    Wilson's interval for 0 of n. The mean lies furthest away if these items have a value of `bounds`: low =
+    mean - d (mean - lowest), high = mean + d (highest - mean). At a bound this is Wilson's interval.
 
     Args:
         found: the mean, with the interval that resampling gave.
@@ -212,7 +212,7 @@ def paired_difference(
         confidence, resamples, seed: as for `bootstrap`.
 
     Returns:
-        The mean difference. `n` counts the items with both values; without any, all numbers are NaN.
+        The mean difference. `n` counts the items with both values; without any, value and interval are NaN.
 
     Raises:
         InvalidArgumentError: shapes that differ, or what `bootstrap_mean` refuses.
@@ -230,7 +230,7 @@ def paired_difference(
 def wilson(successes: float, n: int, *, confidence: float = CONFIDENCE) -> Estimate:
     """Estimate the share successes / n with Wilson's score interval (Wilson 1927), for independent items.
 
-    All numbers are NaN for n = 0.
+    For n = 0, value and interval are NaN.
 
     Raises:
         InvalidArgumentError: `successes` is not between 0 and n, or `confidence` not between 0 and 1.

@@ -106,11 +106,12 @@ def verify_personas(
     The judge sees persona, prompt and both responses, in both orders. An order counts 1 if the judge picks
     the response of the persona's side. It counts 0 if the judge picks the other response, answers "neither",
     or gives a reply that cannot be read (arXiv 2501.11549: ambiguous answers are wrong). A persona is left
-    out and counted if the judge does not reply in one of the orders, because the server is away, a budget is
-    used up or the request is refused. A judge that always answers "1" has an accuracy of 0.5.
+    out, and counted in `failed`, if the judge does not reply in one of the orders, because the server is
+    away, a budget is used up or the request is refused. A judge that always answers "1" has an accuracy of
+    0.5.
 
     Args:
-        table: personas of one side or both. Missing personas are left out and counted.
+        table: personas of one side or both. Missing personas are left out, and counted in `skipped`.
         judge: a model, as for `infer_personas`, or an LLM. A model should not judge its own personas.
         sides: the sides whose personas are verified.
         soft: whether to ask for log-probabilities, too; an endpoint that refuses them is asked without.
@@ -162,7 +163,7 @@ def compare_personas(
     persona preference).
 
     Args:
-        table: a table with personas of both sides. Rows without both are left out and counted.
+        table: a table with personas of both sides. Rows without both are left out, and counted in `skipped`.
         judge: as for `verify_personas`.
         unparsable: what a row counts as if the judge replied in both orders, and one of the replies cannot be
             used: "drop": it is left out, as in the paper; "tie"; or "loss" of the chosen side's persona. Such
@@ -220,7 +221,7 @@ def rate_personas(
     chosen.
 
     Args:
-        table: personas of one side or both. Missing personas are left out and counted.
+        table: personas of one side or both. Missing personas are left out, and counted in `skipped`.
         judge, sides, progress, options: as for `verify_personas`.
         confidence: how often the intervals should cover the truth, between 0 and 1. They resample rows.
 
@@ -262,7 +263,7 @@ def rate_personas(
 class Verifier:
     """Scores candidate personas by a judge: `infer_personas(…, select=Verifier(judge=…))`.
 
-    The judge is asked which response a person with the persona prefers, as in `verify_personas`. Its calls
+    The judge is asked which response a person with the persona prefers, as in `verify_personas`. These calls
     count in the budget of the run that uses the scores, if `judge` is a name and `options` have no `budget`.
     They also count in the run's `rpm` and `tpm`, if the judge is called at the same address with the same
     key, and has no other limits.
@@ -484,7 +485,7 @@ def _ratings(
 def _errors(
     rows: int, asked: Sequence[tuple[Any, ...]], problems: Sequence[str | None]
 ) -> list[str | None]:
-    """Return for each row why its personas have no usable verdict; None: all have one, or there is none.
+    """Return for each row why its personas have no usable verdict; None: no verdict of the row has a problem.
 
     Args:
         rows: how many rows the table has.

@@ -95,7 +95,7 @@ class Attribution:
     Attributes:
         prefix: the name of the prefix.
         effects: one effect for each sentence and each measured choice.
-        places: mean effects by the place of the sentence, in order.
+        places: mean effects by the place of the sentence, from the first place.
         left_out: how many users have a single choice, which is left out.
         failed: how many of the measured choices have no effect, because a margin is missing.
     """
@@ -147,8 +147,7 @@ def attribute_prefix(
         prefix: such as `persona_prefix("persona", …)`.
         choices: the choices to predict, each with a `user` for whom the prefix works.
         predict: a function from `predictor_of`.
-        limit: measure effects on at most this many choices, drawn at random; None: on all that are not in the
-            first half.
+        limit: measure effects on at most this many choices, drawn at random; None: on all of the other half.
         ablations: the most subsets to score for each choice.
         confidence: of the intervals, between 0 and 1.
         seed: of the draws, and of the permutations for `SentencePlace.p`.
@@ -159,7 +158,7 @@ def attribute_prefix(
     Raises:
         DataError: no prefix of these choices has a sentence (only the kinds "few-shot", "persona" and "gold"
             have them), no user has two choices, or the prefix knows nothing of a user.
-        InvalidArgumentError, ModelError: from `predict`.
+        InvalidArgumentError, ModelError, CacheError: from `predict`.
     """
     random = np.random.default_rng(seed)
     judged, measured, single = _halves(choices, random)

@@ -166,7 +166,8 @@ class FittedFold:
 
     Args:
         fold: the users to fit on and to test on.
-        prefixes: name -> a prefix, or a function from the users to fit on to a prefix. It is called here.
+        prefixes: name -> a prefix; or name -> a function from the users to fit on to a prefix, which is
+            called here.
         predict: the predictor, fitted on these users.
 
     Raises:

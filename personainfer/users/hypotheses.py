@@ -230,7 +230,8 @@ def score_hypotheses(
             holds for everybody scores about 0. 0: subtract nothing.
 
     Raises:
-        InvalidArgumentError, ModelError: the selector failed for all choices, or three times in succession.
+        InvalidArgumentError, ModelError, CacheError: the selector failed for all choices, or three times in
+            succession, or its cache of replies cannot be used.
     """
     asked: list[tuple[UserAtWork, int, Preference]] = []
     for one in users:
@@ -298,10 +299,14 @@ def _of_others(
 def _others(
     choices: Sequence[Preference], explained: str, checks: int | None
 ) -> Sequence[Preference]:
-    """Select the choices to score an explanation on: all but the one with the id `explained`.
+    """Select the choices to score an explanation on, which are never the choice that it explains.
 
-    With `checks`, so many are taken: the nearest choices before that one, then the nearest after it. Choices
-    that an update adds at the end therefore change no selection that was complete.
+    Choices that an update adds at the end change no selection that was complete.
+
+    Args:
+        choices: the user's choices.
+        explained: the id of the choice that is explained.
+        checks: how many to select: the nearest choices before that one, then the nearest after it. None: all.
     """
     place = next(n for n, choice in enumerate(choices) if choice.id == explained)
     if checks is None:

@@ -70,7 +70,7 @@ class Prefix:
 
     @property
     def users(self) -> tuple[str, ...]:
-        """The users for whom there is a text or a choice; empty for kinds that work for any user."""
+        """The users with a text or a source of examples; empty for kinds that work for any user."""
         if self._examples is not None:
             return self._examples.users
         return () if self._texts is None else tuple(self._texts)
@@ -95,18 +95,19 @@ class Prefix:
         A choice on the same prompt is never shown as an example.
 
         Raises:
-            DataError: the user is not in `users`.
+            DataError: the prefix does not work for this user, see `works_for`.
+            InvalidArgumentError: `embed` did not return a finite vector for the prompt.
         """
         return self._text(user, prompt, None).text
 
     def before(self, choice: Preference) -> PrefixText:
         """Return the text before a choice that a model will predict.
 
-        A choice that shares a response with this one is never shown as an example. Another choice on the
-        same prompt may be.
+        A choice that shares a response with this one is never shown as an example. Another choice on the same
+        prompt may be.
 
         Raises:
-            DataError: the user is not in `users`.
+            DataError, InvalidArgumentError: as `text`, for the user and the prompt of the choice.
         """
         return self._text(choice.user or "", choice.prompt, choice)
 
@@ -133,7 +134,7 @@ class Prefix:
         The text comes before an existing system message, in the same turn.
 
         Raises:
-            DataError: the user is not in `users`.
+            DataError, InvalidArgumentError: as `text`.
         """
         return self.around(self.text(user, prompt), prompt)
 

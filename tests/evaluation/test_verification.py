@@ -597,6 +597,17 @@ def test_what_cannot_be_parsed_counts_by_the_policy_and_never_as_a_win(
     assert words in str(found)
 
 
+def test_a_row_that_lacks_the_reply_of_one_order_is_left_out_whatever_the_policy() -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        refused = "other 0" in between(body, "persona_1")
+        return Fault.status(400, message="no") if refused else chosen_persona(body)
+
+    found = run(reply, pi.compare_personas, better(4), unparsable="loss")
+    rate = found.win_rate
+    assert (rate.wins, rate.ties, rate.losses, found.failed) == (3, 0, 0, 1)
+    assert "counted as losses; those that lack a reply are left out." in str(found)
+
+
 def test_the_comparison_sees_the_personas_and_nothing_else() -> None:
     run(chosen_persona, pi.compare_personas, better(1))
     for sent in SENT:
