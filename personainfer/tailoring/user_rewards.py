@@ -8,7 +8,7 @@ together. For a new user only the weights are fitted, which takes few choices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -117,6 +117,7 @@ class LowRankRewards:
             This model.
 
         Raises:
+            InvalidArgumentError: `fit` was not called.
             DataError, InvalidArgumentError, MissingExtraError: as `fit`.
         """
         known = encode(choices)
@@ -134,7 +135,7 @@ class LowRankRewards:
 
         Raises:
             DataError: a choice has no user.
-            InvalidArgumentError: the features are of another shape, or not finite.
+            InvalidArgumentError: `fit` was not called, or the features are of another shape or not finite.
         """
         if not choices:
             return np.zeros(0)
@@ -149,12 +150,13 @@ class LowRankRewards:
         """Compute the basis rewards of n responses to n prompts, shape (n, rank).
 
         Raises:
-            InvalidArgumentError: the features are of another shape, or not finite.
+            InvalidArgumentError: `fit` was not called, or the features are of another shape or not finite.
             ValueError: the numbers of prompts and responses differ.
         """
         return self._rewards(list(zip(prompts, responses, strict=True)))
 
     def _rewards(self, responses: Sequence[tuple[Prompt, str]]) -> FloatArray:
+        _check_fitted(self.weights)
         if self._features is None:
             found = np.zeros((len(responses), self.rank))
             places = [self._places.get(response, -1) for response in responses]
@@ -279,6 +281,7 @@ class BradleyTerry:
             check_argument(name, size, PositiveNumber)
         self._features, self._user_features = features, user_features
         self._ridge, self._user_ridge, self._steps = ridge, user_ridge, steps
+        self._effects: dict[str, FloatArray] = {}
 
     def fit(self, choices: Sequence[Preference]) -> Self:
         """Fit the shared reward and the users' effects. An earlier fit is forgotten.
@@ -307,7 +310,7 @@ class BradleyTerry:
 
         Raises:
             DataError: a choice has no user.
-            InvalidArgumentError: the features are of another shape, or not finite.
+            InvalidArgumentError: `fit` was not called, or the features are of another shape or not finite.
         """
         if not choices:
             return np.zeros(0)
@@ -326,12 +329,13 @@ class BradleyTerry:
         """Compute the reward that all users share, for each of n responses to n prompts, shape (n,).
 
         Raises:
-            InvalidArgumentError: the features are of another shape, or not finite.
+            InvalidArgumentError: `fit` was not called, or the features are of another shape or not finite.
             ValueError: the numbers of prompts and responses differ.
         """
         return self._shared(list(zip(prompts, responses, strict=True)))
 
     def _shared(self, responses: Sequence[Response]) -> FloatArray:
+        _check_fitted(self._effects)
         if self._features is None:
             strengths = np.append(self._strengths, 0.0)  # of a response that was not fitted
             return strengths[[self._places.get(one, -1) for one in responses]]
@@ -362,6 +366,12 @@ class BradleyTerry:
 
         x = minimise(loss, np.zeros(width + users * depth), self._steps)
         return x[:width], x[width:].reshape(users, depth)
+
+
+def _check_fitted(users: Mapping[str, FloatArray]) -> None:
+    """Raise InvalidArgumentError if a model has no users, because `fit` was not called."""
+    if not users:
+        raise InvalidArgumentError("the model is not fitted.", hint="Call fit(choices) first.")
 
 
 def _dense(matrix: Any) -> Any:

@@ -199,6 +199,18 @@ def test_a_penalty_may_be_a_number_of_numpy() -> None:
     BradleyTerry(ridge=np.float32(0.5))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("model", [LowRankRewards(), BradleyTerry()])
+def test_a_model_that_is_not_fitted_says_so(model: LowRankRewards | BradleyTerry) -> None:
+    choices = [choice("a", "b", "u")]
+    with pytest.raises(InvalidArgumentError, match="Call fit"):
+        model.predict(choices)
+    with pytest.raises(InvalidArgumentError, match="Call fit"):
+        model.rewards(["p"], ["a"])
+    if isinstance(model, LowRankRewards):
+        with pytest.raises(InvalidArgumentError, match="Call fit"):
+            model.fit_users(choices)
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(InvalidArgumentError, match="rank=0"):
         LowRankRewards(0)
