@@ -657,7 +657,7 @@ def _in_address(address: str) -> Iterator[str]:
 
 
 def _in_user(user: str) -> Iterator[str]:
-    """Yield the secrets of "user:password". A short name of a user is none beside a password."""
+    """Yield the secrets of "user:password". Beside a password, a short name of a user is no secret."""
     name, _, password = user.partition(":")
     whole = f"{name}:{password}"
     yield whole

@@ -267,7 +267,7 @@ def _refused_by_proxy(proxy: str, name: str, status: int) -> TransportError:
 def most_connections() -> int:
     """Return how many connections the process may still open; 0: any number.
 
-    It is the number of files that it may still open, but for 64 that the rest of it needs; at least 8.
+    The process may open as many files, without 64 that its other parts need; the least number is 8.
     """
     try:
         import resource

@@ -75,7 +75,7 @@ def holds_too_deep(values: Sequence[object]) -> bool:
 
 
 def are_flat(values: Iterable[object]) -> bool:
-    """Whether all values are numbers, texts or None, in which nothing else is."""
+    """Whether all values are Python's numbers, texts or None, which hold no other values."""
     return set(map(type, values)) <= _FLAT
 
 

@@ -62,24 +62,24 @@ def read_preferences(
             the same group are rated together.
         labels: if a label's coding is your own, its values -> "first", "second" or "tie", as in
             `{0: "first", 1: "second", 2: "tie"}`.
-        pairs: which pairs to make if a prompt has several responses: "best-worst" (as None), "all", or
-            "adjacent" (each and the next lower one). Equal scores never make a pair.
+        pairs: which pairs to make if a prompt has several responses: "best-worst", "all", or "adjacent" (each
+            and the next lower one). Equal scores never make a pair. None: such data is refused.
         min_gap: the least difference between the scores of a pair; None: any.
         min_votes: the least votes that both responses must have (SHP); None: any.
         safe_rejected: only pairs whose rejected response is marked as safe (PKU-SafeRLHF).
 
     Returns:
-        A source that yields one `SourceRow` for each input row; if the responses to a prompt make several
-        pairs, or are in several rows, one for each pair. A row that cannot be used has an error and costs no
-        other row.
+        A source that yields one `SourceRow` for each input row; if a prompt has several responses, one for
+        each pair. A row that cannot be used has an error and costs no other row. (If a prompt has several
+        responses, a line that is no row at all has no `SourceRow`, but is counted in the source's `summary`.)
 
     Raises:
         InvalidArgumentError: the data is of no supported kind, a file (`MissingFileError`) or a column does
             not exist, or an option has a wrong value or does not apply to this data.
-        DataError: the columns are not recognised, the labels' coding is not certain, none of the first rows
-            can be read, a file is not what its name says, or a data set of the hub cannot be loaded.
-            Iterating the result raises it, too: a file is damaged further on, or a label contradicts how
-            earlier ones were read (`ContradictionError`).
+        DataError: the columns are not recognised, the labels' coding is not certain, a prompt has several
+            responses and `pairs` is None, none of the first rows can be read, a file is not what its name
+            says, or a data set of the hub cannot be loaded. Iterating the result raises it, too: a file is
+            damaged further on, or a label contradicts how earlier ones were read (`ContradictionError`).
         MissingExtraError: `datasets` is not installed, and a data set of the hub is read.
     """
     check_pairing(pairs, min_gap)

@@ -94,8 +94,8 @@ _NUMBER = re.compile(r"(?<![a-z])[a-z]$|\d+$")  # "a" of persona_a, "1" of respo
 def _check_sides(read: Mapping[str, str], wanted: Mapping[str, str]) -> None:
     """Raise InvalidArgumentError if the columns hold the personas of the first and the second response.
 
-    Which of the two responses is the chosen one, a label says for each row. The names tell: persona_a,
-    response_a.
+    In such data, a label says for each row which response was chosen. The columns are told by their names:
+    persona_a beside response_a, persona1 beside response1.
     """
     responses = [read[role] for role in ("response_1", "response_2") if role in read]
     ends = [

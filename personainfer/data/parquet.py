@@ -87,13 +87,13 @@ def parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
 def most_unpacked(on_disk: int) -> int:
     """Return the most bytes to which a file of `on_disk` bytes, or a part of it, may unpack.
 
-    No real data packs as well as 1,000 to 1; half a gigabyte is always allowed.
+    These are 1,000 times as many, since no real data packs so well, and at least half a gigabyte.
     """
     return max(_LARGE_GROUP, _MOST_PACKED * on_disk)
 
 
 def with_dictionaries(file: Any, metadata: Any) -> Any:
-    """Open an open file once more, for `whole_group`: each different text of a column is held once."""
+    """Open the same file again, for `whole_group`: each different text of a column is held once."""
     import pyarrow.parquet as pq
 
     texts = list(_texts(metadata.schema))

@@ -52,8 +52,8 @@ NO_ROWS: Final = "no rows"  # the shape of a source that is empty
 class PreferenceSource:
     """An iterable of `SourceRow` in the order of the input.
 
-    There is one for each input row, or one for each pair if the responses to a prompt make several. Frames,
-    files and lists can be iterated again. An iterator can be read once: a second iteration raises
+    There is one for each input row; if a prompt has several responses, one for each pair. Frames, files and
+    lists can be iterated again. An iterator can be read once: a second iteration raises
     InvalidArgumentError. If a file is damaged, or a label contradicts how earlier ones were read, iterating
     raises DataError.
 
@@ -61,8 +61,8 @@ class PreferenceSource:
         shape: the name of the recognised schema; "records" for tuples and `Preference`, "no rows" for no
             data.
         total: how many rows there are; None if only reading them tells.
-        original: the user's own frame or dataset; None for files and iterables, and if a row makes several
-            pairs.
+        original: the user's own frame or dataset; None for files and iterables, and if a prompt has several
+            responses.
     """
 
     def __init__(

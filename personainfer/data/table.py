@@ -617,8 +617,9 @@ class PersonaTable(Sequence[PersonaRow]):
     def format(self, *, limit: int | None = None, width: int = 100) -> str:
         """Write the rows as text to read.
 
-        Each row has its prompt, the beginning of both responses, and the persona that prefers each. Counts of
-        the whole table, and remarks on how the data was read, come last.
+        Each row has its prompt, the beginning of both responses, and the persona that prefers each; a row
+        without personas has its prompt and the error. Counts of the whole table, and remarks on how the data
+        was read, come last.
 
         Args:
             limit: the most rows to show; None: all.

@@ -40,8 +40,9 @@ def terminal_width() -> int:
 def text_lines(row: PersonaRow, width: int, label: str | None = None) -> list[str]:
     """Write one row as lines: the prompt, both responses beside the personas that prefer them, and the error.
 
-    A sentence for each side that no candidate explains comes before the error. Personas, these sentences and
-    the error are whole; prompts and responses are cut. Control characters are written as escapes.
+    If the row has no persona, its responses are left out. A sentence for each side that no candidate explains
+    comes before the error. Personas, these sentences and the error are whole; prompts and responses are cut.
+    Control characters are written as escapes.
 
     Args:
         row: the row.
