@@ -151,7 +151,7 @@ def benchmark_model(
         DataError: no row of `data` can be read, before any call is made.
         MissingExtraError: the model or a scorer needs a package that is not installed, before any call is
             made.
-        ModelNotFoundError: the weights of a scorer cannot be fetched, before any call is made.
+        ModelNotFoundError: the weights of the model or a scorer cannot be fetched, before any call is made.
         ModelError: the model would fail on every pair (key, model), or a scorer failed.
         CacheError: the cache of replies cannot be used.
         RowsFailedError: a pair failed, and `on_error` is "raise".
@@ -189,8 +189,8 @@ def persona_shares(
 
     Returns:
         Name -> share. For each scorer: "pairing, by NAME", the share of pairs whose two personas together fit
-        their own responses better than each other's; and "sides explained, by NAME", the share of personas
-        with a score above 0. Then "without a persona", and each of `FAULTS`: shares of sides. A pair with a
+        their own responses better than each other's; and "sides explained, by NAME", the share of sides whose
+        persona has a score above 0. Then "without a persona", and each of `FAULTS`: shares of sides. A pair with a
         missing persona counts as not paired, and this side as not explained. If the scorer gives a persona no
         score (NaN), the pair is left out of "pairing", and the persona out of "sides explained".
 

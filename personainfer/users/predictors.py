@@ -134,8 +134,8 @@ def predictor_of(scorer: ChoiceScorer, options: LLMOptions | None = None) -> Pre
         options: configure the LLM that a model's name makes.
 
     Returns:
-        The function. It raises InvalidArgumentError if the scorer's numbers are missing for all cases, and
-        what the scorer raises, such as ModelError.
+        The function. It raises InvalidArgumentError if an object with `explains` or a callable gives no
+        number for any case, and what the scorer raises, such as ModelError.
 
     Raises:
         InvalidArgumentError: the scorer is none of these, or has options and is not a name; or options that
