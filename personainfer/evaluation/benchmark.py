@@ -190,9 +190,9 @@ def persona_shares(
     Returns:
         Name -> share. For each scorer: "pairing, by NAME", the share of pairs whose two personas together fit
         their own responses better than each other's; and "sides explained, by NAME", the share of sides whose
-        persona has a score above 0. Then "without a persona", and each of `FAULTS`: shares of sides. A pair with a
-        missing persona counts as not paired, and this side as not explained. If the scorer gives a persona no
-        score (NaN), the pair is left out of "pairing", and the persona out of "sides explained".
+        persona has a score above 0. Then "without a persona", and each of `FAULTS`: shares of sides. A pair
+        with a missing persona counts as not paired, and this side as not explained. If the scorer gives a
+        persona no score (NaN), the pair is left out of "pairing", and the persona out of "sides explained".
 
     Raises:
         InvalidArgumentError, ModelError: a scorer failed for all pairs, or three times in succession.
