@@ -370,7 +370,7 @@ def read_places(
 
     Args:
         name: the argument.
-        given: the numbers, at least one.
+        given: the numbers, of an integer type; at least one.
         dimensions: how many dimensions the array may have; each number in it is allowed.
         below: each position is smaller than this; None: smaller than the number of positions.
 
@@ -378,8 +378,8 @@ def read_places(
         An array of the same shape.
 
     Raises:
-        InvalidArgumentError: there are no numbers, or some that are not whole, missing or out of bounds; or
-            the array has other dimensions.
+        InvalidArgumentError: there are no numbers, they are not of an integer type, or one is out of bounds;
+            or the array has other dimensions.
     """
     import numpy as np
 
