@@ -119,7 +119,7 @@ class BatchPart(Record):
 class PersonaBatch(Record):
     """A submitted batch, as stored in its folder: model, options, and the state of each part.
 
-    No API key is stored. Fields that the table below does not have are those of `submit_batch`.
+    No API key is stored. The fields that are not listed here are arguments of `submit_batch`.
 
     Attributes:
         path: the folder.
@@ -133,7 +133,8 @@ class PersonaBatch(Record):
         cached: how many of these had a reply in the cache, and are in no part.
         asked_singly: USD that calls of `collect_batch` took: those of `ask_missing`, and those of a judge
             (`select`) that the budget pays.
-        being_asked: USD that may be taken by a `collect_batch` that runs now, or that was killed.
+        being_asked: the most USD that single calls may take of a `collect_batch` which runs now, or was
+            killed.
         digest: a SHA-256 of all rows and the keys of their requests, which shows whether they have changed.
         parts: the parts, in the order of the numbers of their files.
     """
@@ -259,8 +260,9 @@ class PersonaBatch(Record):
         """Make the LLM that reads the replies of this batch, and calls the model for what is missing.
 
         If the user's cache was off, or another process submitted the batch, the cache of this LLM is the one
-        in the folder (`replies_folder`). The user's cache is trusted, and somebody else may have written the
-        replies that are in such a folder. What this process downloads may also go to `own_cache`.
+        in the folder (`replies_folder`). Somebody else may have written replies in such a folder. They
+        must not get into the user's cache, whose replies are trusted. What this process downloads itself may
+        go there: see `own_cache`.
 
         If another process submitted the batch, whoever wrote the folder could choose where the key goes and
         what calls cost. So the LLM takes from the folder only the options that are part of a request.
@@ -400,8 +402,8 @@ class PersonaBatch(Record):
     def count_in(self, budget: Budget, cost: float, spent: float = 0.0) -> None:
         """Replace what a budget reserved for this batch by what the batch and its single calls took.
 
-        When a part was submitted, the budget counted the most that the part could cost. That amount goes for
-        all submitted parts. A second call replaces the numbers of the first one.
+        When a part was submitted, the budget counted the most that the part could cost. For all submitted
+        parts, that amount is taken out. A second call replaces the numbers of the first one.
 
         Args:
             budget: the budget, which is changed in place.
@@ -420,23 +422,32 @@ class PersonaBatch(Record):
         It reads the file of requests.
 
         Raises:
-            OSError: the file cannot be read.
+            DataError: the file cannot be read.
         """
-        with self.requests_file(number).open("rb") as file:
+        with self._opened_requests(number) as file:
             return sum(price.most(_prompt_tokens(line), max_tokens) for line in file)
 
     def keys_of(self, number: int) -> list[bytes]:
         """Read the keys of the requests of a part from its file, in the order of the file.
 
         Raises:
-            DataError: a line is not a request.
-            OSError: the file cannot be read.
+            DataError: the file cannot be read, or a line is not a request.
+        """
+        with self._opened_requests(number) as file:
+            return [bytes.fromhex(read_json(line)["custom_id"]) for line in file]
+
+    @contextmanager
+    def _opened_requests(self, number: int) -> Iterator[IO[bytes]]:
+        """Open the file of requests of a part, to read lines of requests in the block.
+
+        Raises:
+            DataError: the file cannot be read, or the block met a line that is not a request.
         """
         path = self.requests_file(number)
         try:
             with path.open("rb") as file:
-                return [bytes.fromhex(read_json(line)["custom_id"]) for line in file]
-        except (ValueError, KeyError, TypeError) as error:
+                yield file
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{path} is not as it was written ({type(error).__name__}).",
                 hint="Submit the batch to another folder.",

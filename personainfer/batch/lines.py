@@ -151,16 +151,16 @@ def provider_words(words: object, secrets: Secrets) -> str:
 class MaskedLines:
     """Writes a provider's file of replies without the secrets that the provider repeats in it.
 
-    The names of JSON fields that are read, and each `custom_id`, stay as they are. In texts that the model
-    wrote, only secrets are replaced that no text holds by chance (`Secrets.mask_reply`); in all others, all
-    are.
+    "[key]" takes the place of each secret. The names of JSON fields that are read, and each `custom_id`, stay
+    as they are. In texts that the model wrote, a secret is replaced only if no text holds it by chance
+    (`Secrets.mask_reply`).
 
     Use it as a context manager: a last line without a line end is written when the block ends without an
     error.
 
     Args:
         file: where the lines are written.
-        secrets: what is replaced by "[key]".
+        secrets: what is replaced.
     """
 
     def __init__(self, file: IO[bytes], secrets: Secrets) -> None:
@@ -201,7 +201,7 @@ class MaskedLines:
 
 
 def _masked_line(line: bytes, secrets: Secrets) -> bytes:
-    """Return a line without secrets. A line that holds none, or is not JSON, keeps its bytes otherwise."""
+    """Return a line with "[key]" in the place of each secret. JSON without a secret keeps its bytes."""
     try:
         said = read_json(line)
         masked = _masked(said, secrets.mask, secrets)

@@ -113,14 +113,16 @@ class _NotAnswered:
 
     @property
     def waiting(self) -> int:
+        """How many jobs wait to be sent: none."""
         return 0
 
     def submit(self, jobs: Sequence[Job]) -> None:
+        """Give each job its error as the reply, at once."""
         for job in jobs:
             job.reply = Reply(error=self._failed.get(job.key, self._missing))
 
     def close(self) -> None:
-        """Nothing runs."""
+        """Do nothing: no call is in flight."""
 
 
 def _no_reply(batch: PersonaBatch) -> ReplyError:

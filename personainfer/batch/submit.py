@@ -75,7 +75,7 @@ def submit_batch(
             will hold everything that `collect_batch` needs, in any process: your data, but no key.
         options: as for `infer_personas`, but `select` is given to `collect_batch` instead. `prices` are those
             of single calls; a batch costs half. If the most that this call may cost is more than `budget`,
-            nothing is sent. An LLM counts this most as spent, until the batch is collected.
+            nothing is sent. An LLM counts this most as spent, until `collect_batch` replaces it by the cost.
 
     Returns:
         The batch as it is stored in the folder.
@@ -85,7 +85,8 @@ def submit_batch(
             other data or options. This call submitted nothing.
         DataError: no row can be read; with `on_error="raise"`, a row cannot be read; or the folder is
             damaged. This call submitted nothing.
-        BudgetExceededError: it could cost more than what is left of `budget`. This call submitted nothing.
+        BudgetExceededError: the requests could cost more than what is left of `budget`. This call submitted
+            nothing.
         BatchPendingError: another process works on the folder.
         CacheError: the cache of replies cannot be used.
         ModelError: no key, no connection, or the provider refused a step. Repeat the call to continue from
@@ -422,7 +423,12 @@ def _created(api: BatchAPI, file_id: str, patience: float, resumed: bool) -> Bat
 
 
 def _found(api: BatchAPI, file_id: str) -> BatchState | None:
-    """Return the state of the batch of a file, or None; what `find` raises also says what the user can do."""
+    """Return the state of the batch of a file, or None if there is none.
+
+    Raises:
+        ModelError: as `BatchAPI.find`. If the provider's answer does not tell whether there is a batch, the
+            error says what the user can do.
+    """
     try:
         return api.find(file_id)
     except (ModelNotFoundError, RequestRejectedError, ReplyError) as error:
@@ -460,10 +466,13 @@ def _awaited(
     timeout: float | None,
     progress: bool | None,
 ) -> PersonaBatch:
-    """Check the batch until every part is done and its files are downloaded. Return it as it is then.
+    """Check the batch until every part is done and its files are downloaded.
+
+    Returns:
+        The batch with the last states of its parts.
 
     Raises:
-        BatchPendingError: not `wait`, and it is not done; or `timeout` seconds have passed.
+        BatchPendingError: the batch is not done, and `wait` is False or `timeout` seconds have passed.
     """
     if batch.done and not any(batch.unfetched(n) for n in range(len(batch.parts))):
         return batch
@@ -505,11 +514,11 @@ def _looked(batch: PersonaBatch, api: BatchAPI, patience: float, secrets: Secret
 
 
 def _fetch(api: BatchAPI, file_id: str, place: Path, secrets: Secrets, requests: int) -> None:
-    """Download a file of replies without secrets.
+    """Download one of the provider's files to `place`, with secrets masked, whole or not at all.
 
     Raises:
-        ReplyError: it has no line of a batch.
-        TransportError: it breaks off within a line.
+        ReplyError: the file has no line of a batch.
+        TransportError: the file breaks off within a line.
     """
     with atomic_writer(place, private=True) as file:
         with MaskedLines(file, secrets) as lines:

@@ -1160,6 +1160,19 @@ def test_a_folder_never_decides_what_is_uploaded(provider: BatchServer, place: P
     }
 
 
+@pytest.mark.parametrize("step", ["POST /v1/files", CREATE])
+def test_a_file_of_requests_that_is_gone_is_named(
+    provider: BatchServer, place: Path, step: str
+) -> None:
+    provider.faults = [(step, 400)]
+    options: dict[str, Any] = {"budget": 1.0, "prices": (1.0, 1.0)}
+    with pytest.raises(ModelError):
+        submit(provider, pairs(3), place / "b", **options)
+    (place / "b" / "requests-0000.jsonl").unlink()
+    with pytest.raises(DataError, match=r"requests-0000.jsonl is not as it was written"):
+        submit(provider, pairs(3), place / "b", **options)
+
+
 def test_the_budget_of_a_batch_holds_for_a_judge_in_another_process(
     provider: BatchServer, place: Path, llm: FakeLLM
 ) -> None:
