@@ -52,8 +52,9 @@ class ScoredText(NamedTuple):
     """The score of a row, and how much of the row was cut.
 
     Attributes:
-        log_probabilities: log p of each token of the response, in nats, shape (tokens,). None: the row is
-            longer than the model's context, or the scorer failed at it.
+        log_probabilities: log p of each token of the response that was scored, in nats, shape (tokens,).
+            None: the row is too long for the model's context or for `max_prompt_tokens`, or the scorer failed
+            at it.
         turns_left_out: how many of the conversation's oldest messages were not shown to the model.
         tokens_left_out: how many tokens at the end of the response were not scored.
     """
@@ -64,12 +65,12 @@ class ScoredText(NamedTuple):
 
     @property
     def sum(self) -> float:
-        """log p of the whole response, in nats; NaN if `log_probabilities` is None."""
+        """The sum of `log_probabilities`, in nats; 0 for an empty response, NaN if they are None."""
         return np.nan if self.log_probabilities is None else float(self.log_probabilities.sum())
 
     @property
     def mean(self) -> float:
-        """log p of the response in nats a token; 0 if it is empty, NaN if `log_probabilities` is None."""
+        """The mean of `log_probabilities`, in nats a token; 0 for an empty response, NaN if they are None."""
         found = self.log_probabilities
         return self.sum if found is None or not len(found) else float(found.mean())
 

@@ -143,7 +143,7 @@ class FakeLLM:
         return self
 
     def stop(self, *_: object) -> None:
-        """Drop the requests in progress, close every socket and end the thread. It may be started again."""
+        """Drop the requests in progress, close every socket and end the thread. `start` may follow."""
         if self._thread is not None:
             self._loop.call_soon_threadsafe(self._stopping.set)
             self._thread.join()

@@ -234,7 +234,7 @@ def function_to_call(body: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def texts_of(body: Mapping[str, Any], role: str = "") -> list[str]:
-    """Return the text of each message in a request, or of each message with this role.
+    """Return the text of each message with this role, or ("") of every message, in order.
 
     The parts of a message are joined by spaces. A message without text gives "".
     """

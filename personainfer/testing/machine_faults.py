@@ -15,9 +15,9 @@ from ..local.database_checks import connected
 def full_disk(bytes: int) -> Iterator[None]:
     """Within the block, no file of this process can grow beyond this many bytes, as on a full disk.
 
-    Further writes fail with an OSError (EFBIG), in Python, Arrow and SQLite. The old limit returns when the
-    block ends. Modules that are imported in the block write no bytecode, since Python would keep files that
-    were cut off.
+    Further writes fail: in Python and Arrow with an OSError (EFBIG), in SQLite with a
+    sqlite3.OperationalError. The old limit returns when the block ends. Modules that are imported in the
+    block write no bytecode, since Python would keep files that were cut off.
 
     Raises:
         ImportError: the system is Windows.
