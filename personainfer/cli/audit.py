@@ -45,7 +45,10 @@ def audit(
     ] = None,
     baseline: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="longer, majority, similar users, … Repeatable."),
+        typer.Option(
+            metavar="NAME",
+            help="To compare with: longer, majority, similar users, … Repeatable. Default: all but latent.",
+        ),
     ] = None,
     smallest_effect: Annotated[
         float, typer.Option(help="The smallest difference in accuracy that matters.")

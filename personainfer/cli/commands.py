@@ -123,7 +123,10 @@ def infer(
     ] = False,
     retry: Annotated[
         bool,
-        typer.Option("--retry", help="DATA is a table: ask again for its failed rows, in place."),
+        typer.Option(
+            "--retry",
+            help="DATA is a table: ask again for its failed rows, in place or to --output.",
+        ),
     ] = False,
     details: Annotated[
         bool,
@@ -334,7 +337,9 @@ def cache(
     action: Annotated[
         Literal["show", "prune"], typer.Argument(help="show what is there, or prune: see below.")
     ] = "show",
-    clear: Annotated[bool, typer.Option("--clear", help="Delete replies.")] = False,
+    clear: Annotated[
+        bool, typer.Option("--clear", help="Delete all replies, or those of --model.")
+    ] = False,
     model: Annotated[
         str | None, typer.Option("--model", "-m", help="With --clear: only this model's.")
     ] = None,
@@ -344,15 +349,21 @@ def cache(
     ] = None,
     max_size: Annotated[
         int | None,
-        typer.Option(min=0, help="With prune: delete the oldest ones, until N bytes are left."),
+        typer.Option(
+            min=0, help="With prune: delete the oldest ones, until at most N bytes are left."
+        ),
     ] = None,
     cache_dir: Annotated[
-        Path | None, typer.Option(help="Default: $PERSONAINFER_CACHE_DIR.")
+        Path | None,
+        typer.Option(
+            help="The folder of the cache. Default: $PERSONAINFER_CACHE_DIR, else your own."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show how many replies are cached on disk, or delete some of them."""
     if action == "prune":
+        _refuse_beside("prune", {"--clear": clear or None, "--model": model})
         from ..local.cache import prune_cache
 
         deleted = prune_cache(older_than=older_than, max_size=max_size, cache_dir=cache_dir)

@@ -59,7 +59,10 @@ def _named(name: str) -> Any:
 
 
 def _described(weights: Any) -> dict[str, Any]:
-    """Return what is known of a model's weights. The path is None if they are not on this machine."""
+    """Return what `models --json` says of a model's weights.
+
+    "path" is None if they are not on this machine, or are damaged: "fault" then says how, and is None else.
+    """
     from ..exceptions import ModelNotFoundError
 
     try:

@@ -46,7 +46,7 @@ class Done(NamedTuple):
 
         Args:
             rows: the rows of the stream, such as an iterator that also writes them.
-            stream: the stream, whose usage is read at the end.
+            stream: the stream, which knows the usage once all rows are read.
         """
         count, failed, unexplained, errors = 0, 0, 0, list[str]()
         for row in rows:
@@ -74,13 +74,13 @@ def finish(
     following: Sequence[str] = (),
     judge: Verifier | None = None,
 ) -> None:
-    """Print the outcome of `infer`, and the next commands, on standard error.
+    """Print the outcome of `infer` and the next commands as text on standard error, or as JSON.
 
     Args:
         done: the outcome.
         path: the file that was written; None: the rows went to standard output.
-        as_json: print one JSON object in place of text: on standard output, or, if `path` is None, on
-            standard error.
+        as_json: print one JSON object in place of the text, without the next commands: on standard output,
+            or, if `path` is None, on standard error.
         following: the commands to suggest.
         judge: its usage is printed, too; None: there is none.
 

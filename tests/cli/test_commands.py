@@ -471,6 +471,8 @@ def test_rows_that_failed_are_named_up_to_three_and_then_counted(run: Run) -> No
         ("verify table.parquet", "Missing option '--judge'"),
         ("verify table.parquet --judge fake -o out.csv", "not a path that ends in .parquet"),
         ("cache --model fake", "it is for --clear"),
+        ("cache prune --older-than 1 --model fake", "it has no use with prune"),
+        ("cache prune --older-than 1 --clear", "it has no use with prune"),
     ],
 )
 def test_a_mistake_is_named_and_nothing_is_sent(
