@@ -356,20 +356,26 @@ def preference_of(
     Raises:
         DataError: pydantic refuses a turn that cannot be encoded as UTF-8, as some of its versions do.
     """
-    try:
-        asked = prompt if isinstance(prompt, str) else _messages(prompt)
-    except ValidationError:
-        raise DataError(surrogate_problem("prompt")) from None
+    asked = prompt if isinstance(prompt, str) else _messages(prompt)
     return Preference.unchecked(
         {"prompt": asked, "chosen": chosen, "rejected": rejected, "id": id, "user": user}
     )
 
 
 def _messages(turns: Turns) -> Prompt:
-    """Convert turns to messages. A single turn of the user becomes its text, so that both forms are equal."""
+    """Convert turns to messages. A single turn of the user becomes its text, so that both forms are equal.
+
+    Raises:
+        DataError: pydantic refuses a turn that cannot be encoded as UTF-8, as some of its versions do.
+    """
     if len(turns) == 1 and turns[0].role == "user" and not turns[0].extra:
         return turns[0].content
-    return tuple(Message(role=role, content=content, extra=extra) for role, content, extra in turns)
+    try:
+        return tuple(
+            Message(role=role, content=content, extra=extra) for role, content, extra in turns
+        )
+    except ValidationError:
+        raise DataError(surrogate_problem("prompt")) from None
 
 
 # Why a preference cannot be used

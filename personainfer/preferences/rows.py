@@ -452,9 +452,10 @@ def _which(row: Mapping[str, Any]) -> Verdict | None:
 
 def _check_gap(schema: Schema, gap: float) -> None:
     if schema.told.min_gap is not None and gap < schema.told.min_gap:
-        raise NoPreferenceError(
-            f"the scores differ by {gap:g}, less than min_gap={schema.told.min_gap:g}."
-        )
+        said = f"the scores differ by {gap:g}, less than min_gap={schema.told.min_gap:g}."
+        if gap < 0:
+            said = f"the chosen response scores {-gap:g} lower, and min_gap= is given."
+        raise NoPreferenceError(said)
 
 
 def _filter(schema: Schema, row: Mapping[str, Any], bad: str) -> None:

@@ -344,7 +344,9 @@ def test_equal_scores_are_counted_and_can_be_left_out() -> None:
     assert source.summary["equal_scores"] == 1
     assert source.summary["chosen_scored_lower"] == 1
     assert source.summary["pairs_scored"] == 3
-    assert [isinstance(each, str) for each in read(*rows, min_gap=0.5)] == [True, False, True]
+    equal, higher, lower = read(*rows, min_gap=0.5)
+    assert (str(equal), higher) == ("the scores differ by 0, less than min_gap=0.5.", PAIR)
+    assert str(lower) == "the chosen response scores 1 lower, and min_gap= is given."
 
 
 # Label columns
