@@ -75,8 +75,8 @@ def written_rows(
     Args:
         stream: the rows.
         out: standard output, or an open file.
-        progress: show a bar; None: in a terminal.
-        details: add the columns that `PersonaTable.to_pandas(details=True)` adds.
+        progress: whether to show a bar; None: in a terminal.
+        details: whether to add the columns that `PersonaTable.to_pandas(details=True)` adds.
 
     Raises:
         InvalidArgumentError: with `details`, the data has a column with the name of an added one.
@@ -171,11 +171,12 @@ def bar_beside_lines(progress: bool | None) -> bool | None:
     """Decide whether to show a bar while lines are written to standard output.
 
     Args:
-        progress: what the user asked for, which is returned; None: nothing.
+        progress: what the user asked for; None: nothing.
 
     Returns:
-        If the user asked for nothing: None (a bar in a terminal) if standard output is a file; else False,
-            because a terminal, or a program behind a pipe, would mix the bar into the lines.
+        `progress` if it is not None. Otherwise None (a bar if standard error is a terminal) if standard
+        output is a file, and False if it is not: a terminal, or a program behind a pipe, would mix the bar
+        into the lines.
     """
     if progress is not None:
         return progress

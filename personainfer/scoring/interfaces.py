@@ -267,10 +267,10 @@ def read_tokens(reply: Json) -> Tokens:
 
 
 def tokens_of_text(text: str, tokens: Tokens) -> Tokens:
-    """Check that a text with words has tokens, and return them.
+    """Check that a text with words has tokens, and return the tokens.
 
     Raises:
-        ReplyError: it has none. It would get the score of an empty text.
+        ReplyError: a text with words has no token. It would get the score of an empty text.
     """
     if text.strip() and not tokens:
         raise ReplyError("the endpoint's /tokenize gave no token for a text that has words.")
