@@ -7,6 +7,7 @@ user's choices, a persona, and a gold persona.
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple, get_args
 
@@ -25,6 +26,16 @@ Kind = Literal["none", "tag", "name", "few-shot", "persona", "gold"]
 Show = Literal["chosen", "rejected", "both"]
 Retrieve = Literal["random", "bm25", "embedding"]
 AnyPersona = UserPersona | Persona | str
+
+# Which arguments of `persona_prefix` a kind uses; kinds that are not here use none of these.
+_FOR_EXAMPLES = ("history", "k", "retrieve", "show", "embed", "neighbours")
+_USED = {
+    "name": ("names",),
+    "few-shot": _FOR_EXAMPLES,
+    "persona": ("personas",),
+    "gold": ("personas",),
+}
+_NEEDED = {"few-shot": "history", "persona": "personas", "gold": "personas"}
 
 
 class PrefixText(NamedTuple):
@@ -325,21 +336,17 @@ def persona_prefix(
         which each user gets the prefix of another user.
 
     Raises:
-        InvalidArgumentError: the kind needs `personas` or `history`, which is missing; or has no use for
-            `personas`, `names`, `history` or `neighbours`, which is given; or another bad argument.
+        InvalidArgumentError: the kind needs `personas` or `history`, which is missing; or has no use for an
+            argument that has another value than its default (`role` and `seed` are good for each kind); or
+            another bad argument.
         DataError: a choice in `history` has no user.
     """
     InvalidArgumentError.check("kind", kind, get_args(Kind))
     InvalidArgumentError.check("role", role, ("system", "user"))
     check_argument("seed", seed, CountFromZero)
-    needed = {"persona": "personas", "gold": "personas", "few-shot": "history"}.get(kind)
-    given = {"personas": personas, "names": names, "history": history, "neighbours": neighbours}
-    if needed is not None and given[needed] is None:
-        raise InvalidArgumentError(f"the prefix {kind!r} needs {needed}=.")
-    uses = {needed, *({"few-shot": ["neighbours"], "name": ["names"]}.get(kind, []))}
-    for name, value in given.items():
-        if value is not None and name not in uses:
-            raise InvalidArgumentError(f"the prefix {kind!r} has no use for {name}=.")
+    examples = (history, k, retrieve, show, embed, neighbours)
+    given = dict(zip(_FOR_EXAMPLES, examples, strict=True))
+    _check_use(kind, {"personas": personas, "names": names, **given})
     if kind == "few-shot":
         _check_examples(k, retrieve, show, embed)
         shown = Examples(
@@ -374,6 +381,21 @@ def _texts(name: str, given: object) -> dict[str, str]:
                 f"{name}[{user!r}]={one!r:.80} says nothing.", hint="Leave the user out."
             )
     return {str(user): str(one) for user, one in given.items()}
+
+
+def _check_use(kind: Kind, given: Mapping[str, object]) -> None:
+    """Raise InvalidArgumentError if an argument is missing that the kind needs, or given without a use."""
+    needed = _NEEDED.get(kind)
+    if needed is not None and given[needed] is None:
+        raise InvalidArgumentError(f"the prefix {kind!r} needs {needed}=.", argument=needed)
+    defaults = inspect.signature(persona_prefix).parameters
+    for name, value in given.items():
+        default = defaults[name].default
+        is_default = type(value) is type(default) and value == default
+        if not is_default and name not in _USED.get(kind, ()):
+            raise InvalidArgumentError(
+                f"the prefix {kind!r} has no use for {name}=.", hint="Leave it out.", argument=name
+            )
 
 
 def _check_examples(k: int, retrieve: str, show: str, embed: Embed | None) -> None:

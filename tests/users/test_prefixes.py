@@ -281,15 +281,26 @@ def test_a_shuffle_is_drawn_by_a_whole_number() -> None:
         ("gold", {"personas": {"ann": " "}}, "says nothing"),
         ("name", {"names": {"ann": 1}}, "says nothing"),
         ("few-shot", {"history": [{"user": "ann"}]}, "no Preference"),
+        ("persona", {"personas": {}, "k": 3}, "no use for k="),
+        ("none", {"k": True}, "no use for k="),
+        ("tag", {"retrieve": "colbert"}, "no use for retrieve="),
+        ("name", {"show": "both"}, "no use for show="),
+        ("gold", {"personas": {}, "embed": letters}, "no use for embed="),
     ],
     ids=[
         "kind", "personas", "history", "idle-personas", "idle-names", "idle-history", "k",
         "retrieve", "embed", "idle-embed", "role", "text", "no-persona", "empty", "number", "rows",
+        "idle-k", "wrong-idle-k", "idle-retrieve", "idle-show", "embed-of-no-examples",
     ],
 )  # fmt: skip
 def test_bad_arguments(kind: Any, options: Any, what: str) -> None:
     with pytest.raises(InvalidArgumentError, match=what):
         pi.persona_prefix(kind, **options)
+
+
+def test_defaults_may_be_given_to_every_kind() -> None:
+    options: dict[str, Any] = {"k": 2, "retrieve": "random", "show": "chosen", "embed": None}
+    assert pi.persona_prefix("tag", **options, seed=7, role="user").works_for("ann")
 
 
 def test_a_user_may_be_a_number() -> None:
