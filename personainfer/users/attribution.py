@@ -15,6 +15,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,7 @@ from .predictors import Case, Flags, Predictor
 from .prefixes import Prefix
 
 ABLATIONS = 64  # as ContextCite and FamousPersona
+LIMIT = 64  # choices on which the effects of a prefix are measured
 WITH_SENTENCES = ("few-shot", "persona", "gold")  # other kinds of prefixes are words of the library
 _PERMUTATIONS = 9_999
 _PENALTY = 0.01  # of the sparse fit, in standard deviations of the margin
@@ -128,7 +130,7 @@ def attribute_prefix(
     choices: Sequence[Preference],
     predict: Predictor,
     *,
-    limit: int | None = 64,
+    limit: int | None = LIMIT,
     ablations: int = ABLATIONS,
     confidence: float = CONFIDENCE,
     seed: int = 0,
@@ -161,19 +163,7 @@ def attribute_prefix(
         InvalidArgumentError, ModelError, CacheError: from `predict`.
     """
     random = np.random.default_rng(seed)
-    judged, measured, single = _halves(choices, random)
-    if limit is not None and len(measured) > limit:
-        drawn = sorted(random.permutation(len(measured))[:limit])
-        measured = [measured[place] for place in drawn]
-    texts = [prefix.before(choice).text for choice in measured]
-    written = prefix.kind in WITH_SENTENCES
-    spans = [sentences(text) if written else [] for text in texts]
-    if not any(spans):
-        if not measured and choices:
-            raise DataError(
-                "no user has two choices: one half decides who is predicted, the other gives effects."
-            )
-        raise DataError(f"the prefix {name!r} has no sentence to leave out.")
+    judged, measured, texts, spans, single = drawn_halves(name, prefix, choices, random, limit)
     masks = [_masks(len(one), ablations, random) for one in spans]
     people = {choice.user for choice in measured}
     judged = [choice for choice in judged if choice.user in people]
@@ -205,6 +195,56 @@ def attribute_prefix(
 
 
 # Which choices, and which versions of their prefix
+
+
+class Halves(NamedTuple):
+    """The choices that give the effects of a prefix.
+
+    Attributes:
+        judged: the choices that decide who is predicted.
+        measured: the choices to measure effects on.
+        texts: the text of the prefix before each measured choice.
+        spans: the start and the end of each sentence in these texts.
+        single: how many users have a single choice, which is in neither half.
+    """
+
+    judged: list[Preference]
+    measured: list[Preference]
+    texts: list[str]
+    spans: list[list[tuple[int, int]]]
+    single: int
+
+
+def drawn_halves(
+    name: str,
+    prefix: Prefix,
+    choices: Sequence[Preference],
+    random: np.random.Generator,
+    limit: int | None = LIMIT,
+) -> Halves:
+    """Draw the choices to judge and to measure, and find the sentences before the latter.
+
+    Args:
+        name, prefix, choices, limit: as for `attribute_prefix`.
+        random: draws.
+
+    Raises:
+        DataError: as `attribute_prefix`.
+    """
+    judged, measured, single = _halves(choices, random)
+    if choices and not measured:
+        raise DataError(
+            "no user has two choices: one half decides who is predicted, the other gives effects."
+        )
+    if limit is not None and len(measured) > limit:
+        drawn = sorted(random.permutation(len(measured))[:limit])
+        measured = [measured[place] for place in drawn]
+    texts = [prefix.before(choice).text for choice in measured]
+    written = prefix.kind in WITH_SENTENCES
+    spans = [sentences(text) if written else [] for text in texts]
+    if not any(spans):
+        raise DataError(f"the prefix {name!r} has no sentence to leave out.")
+    return Halves(judged, measured, texts, spans, single)
 
 
 def _halves(

@@ -15,12 +15,12 @@ from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 
-from ..arguments import Count, CountFromZero, check_argument, takes_options
+from ..arguments import Count, CountFromZero, Flag, check_argument, takes_options
 from ..evaluation.statistics import CONFIDENCE, check_confidence
 from ..exceptions import InvalidArgumentError, UnknownOptionError
 from ..llm.client import OPTIONS, LLMOptions
 from ..records import Preference
-from .attribution import ABLATIONS, WITH_SENTENCES, Attribution, attribute_prefix
+from .attribution import ABLATIONS, WITH_SENTENCES, Attribution, attribute_prefix, drawn_halves
 from .groups import Fold, check_groups, folds_of, group_values, texts_of
 from .hypotheses import users_in
 from .predictors import Case, ChoiceScorer, Predictions, Predictor, predictor_of
@@ -97,8 +97,8 @@ def evaluate_prefixes(
         InvalidArgumentError, UnknownOptionError: a bad argument, before anything is scored; or the scorer's
             numbers are missing for all choices.
         DataError: no row is a choice of a user, there are fewer users than folds, or an attribute for `folds`
-            has one value, before anything is scored. Or the texts of a prefix in `attribute` have no
-            sentence, or no user has two choices to measure effects on, after the choices were scored.
+            has one value; or the texts of a prefix in `attribute` have no sentence, or no user has two
+            choices to measure effects on. Nothing is scored then.
         MissingExtraError: the scorer needs a package that is not installed.
         ModelError: the scorer failed for all choices, or would (key, model).
         CacheError: the cache of a judge's replies cannot be used.
@@ -107,6 +107,7 @@ def evaluate_prefixes(
         options, OPTIONS.union(inspect.signature(evaluate_prefixes).parameters)
     )
     check_confidence(confidence)
+    check_argument("lift", lift, Flag)
     check_argument("draw_seed", draw_seed, CountFromZero)
     attribute = (attribute,) if isinstance(attribute, str) else tuple(attribute)
     _check(prefixes, scorer, fit, folds, questions, attribute, ablations)
@@ -126,7 +127,7 @@ def evaluate_prefixes(
         FittedFold(part, everything, predictor_of(_scorer(scorer, fit, part), options))
         for part in parts
     ]
-    _check_attribute(attribute, tests[-1])
+    _check_attribute(attribute, tests[-1], choices, draw_seed)
     settings = {"lift": lift, "folds": folds, "confidence": confidence, "draw_seed": draw_seed}
     return PrefixEvaluation.of(
         _score(tests, choices, folds is not None, lift, draw_seed, before_tuning),
@@ -139,16 +140,25 @@ def evaluate_prefixes(
     )
 
 
-def _check_attribute(names: Sequence[str], test: FittedFold) -> None:
-    """Raise InvalidArgumentError if a named prefix of the last fold is of a kind without sentences."""
+def _check_attribute(
+    names: Sequence[str], test: FittedFold, choices: Sequence[Preference], seed: int
+) -> None:
+    """Check that effects of the named prefixes can be measured on the last fold, before it is scored.
+
+    Raises:
+        InvalidArgumentError: a prefix is of a kind without sentences.
+        DataError: its texts have no sentence, or no user has two choices.
+    """
     for name in names:
-        kind = test.prefixes[name].kind
+        prefix = test.prefixes[name]
+        kind = prefix.kind
         if kind not in WITH_SENTENCES:
             raise InvalidArgumentError(
                 f"attribute= names {name!r}, a prefix of the kind {kind!r}, which has no sentences.",
                 hint=f"Name prefixes of the kinds {', '.join(map(repr, WITH_SENTENCES))}.",
                 argument="attribute",
             )
+        drawn_halves(name, prefix, _choices_of(prefix, test, choices), np.random.default_rng(seed))
 
 
 def _scorer(scorer: ChoiceScorer | None, fit: Fit | None, fold: Fold) -> ChoiceScorer:
@@ -293,6 +303,13 @@ def _places(prefix: Prefix, people: Names, choices: Sequence[Preference]) -> lis
     return [n for n, one in enumerate(choices) if one.user in who and prefix.works_for(one.user)]
 
 
+def _choices_of(
+    prefix: Prefix, test: FittedFold, choices: Sequence[Preference]
+) -> list[Preference]:
+    """Return the choices of the fold's unseen users for whom the prefix works."""
+    return [choices[place] for place in _places(prefix, test.fold.unseen, choices)]
+
+
 def _case(prefix: Prefix, choice: Preference) -> tuple[Case, int]:
     """Return the case, and how many of the k examples its prefix lacks."""
     said = prefix.before(choice)
@@ -318,11 +335,10 @@ def _attribution(
 ) -> dict[str, Attribution]:
     """Measure the effects of the sentences of each named prefix, on the users of the last fold."""
     test = tests[-1]
-    people = set(test.fold.unseen)
     found = {}
     for name in names:
         prefix = test.prefixes[name]
-        mine = [c for c in choices if c.user in people and prefix.works_for(c.user)]
+        mine = _choices_of(prefix, test, choices)
         found[name] = attribute_prefix(
             name, prefix, mine, test.predict, ablations=ablations, confidence=confidence, seed=seed
         )

@@ -565,6 +565,20 @@ def test_a_prefix_without_sentences_has_no_effects_and_is_refused_before_the_sco
             pi.evaluate_prefixes({"code": prefix}, held_out(2), never, attribute="code")
 
 
+def test_effects_that_cannot_be_measured_are_refused_before_the_scorer_is_asked() -> None:
+    def never(conversations: Sequence[Any], responses: Sequence[str]) -> list[float]:
+        raise AssertionError("the scorer was asked")
+
+    nobody: dict[str, list[str]] = {user: [] for user in TASTE}
+    empty = pi.persona_prefix("few-shot", history=[], neighbours=nobody)
+    for prefix, choices, said in (
+        (empty, held_out(2), "'p' has no sentence"),
+        (personas(), held_out(1), "no user has two choices"),
+    ):
+        with pytest.raises(DataError, match=said):
+            pi.evaluate_prefixes({"p": prefix}, choices, never, attribute="p")
+
+
 def test_an_unknown_option_names_the_nearest() -> None:
     with pytest.raises(UnknownOptionError, match=r"fold=.*folds="):
         pi.evaluate_prefixes({"p": personas()}, held_out(), obeys, fold=3)  # type: ignore[call-arg]
