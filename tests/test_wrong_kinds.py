@@ -21,6 +21,7 @@ from personainfer.personas import find_flags
 from personainfer.scoring.choice_models import MajorityVote
 from personainfer.tailoring import LowRankRewards
 from personainfer.users import UserPersonas, user_vectors
+from personainfer.users.similar_users import find_questions
 
 from .builders import table
 
@@ -52,6 +53,10 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda t: user_vectors([("q", "a", "b")], no_vectors),  # type: ignore[list-item]
         r"histories\[0\].*no Preference.*read_preferences",
     ),
+    "questions": (
+        lambda t: find_questions([{"prompt": "q"}]),  # type: ignore[list-item]
+        r"choices\[0\].*no Preference",
+    ),
     "a history": (
         lambda t: pi.persona_prefix("few-shot", history=3),  # type: ignore[arg-type]
         "history=3 holds no Preference",
@@ -61,6 +66,34 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
         r"choices\[0\] is 'q', no Preference",
     ),
 }
+
+
+NO: Any = "no"
+SCORER: Any = len
+TAGS = {"tag": pi.persona_prefix("tag")}
+SWITCHES: dict[str, Callable[[Any], Any]] = {
+    "lift": lambda t: pi.audit_personas({"ann": "calm"}, [PAIR], SCORER, lift=NO),
+    "lift ": lambda t: pi.evaluate_prefixes(TAGS, [PAIR], SCORER, lift=NO),
+    "soft": lambda t: pi.verify_personas(t, "fake", soft=NO),
+    "soft ": lambda t: pi.Verifier("fake", soft=NO),
+    "per_token": lambda t: pi.Likelihood("fake").log_likelihood([], [], [], per_token=NO),
+    "overwrite": lambda t: t.save("t.parquet", overwrite=NO),
+    "overwrite ": lambda t: USERS.save("u.jsonl", overwrite=NO),
+    "overwrite  ": lambda t: pi.export_personas(t, "e.jsonl", overwrite=NO),
+    "overwrite   ": lambda t: pi.write_report(t, "r.html", overwrite=NO),
+}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_is_true_or_false(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text such as "no" would count as true, and `overwrite="no"` would replace somebody's file."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidArgumentError, match="must be True or False") as caught:
+        SWITCHES[name](table())
+    assert caught.value.argument == name.strip()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", CALLS)

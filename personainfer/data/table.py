@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from ..api_keys import as_stored
+from ..arguments import Flag, check_argument
 from ..exceptions import (
     InvalidArgumentError,
     MissingExtraError,
@@ -513,6 +514,7 @@ class PersonaTable(Sequence[PersonaRow]):
             DataError: this is a saved table, whose file is damaged.
             OSError: the disk is full.
         """
+        check_argument("overwrite", overwrite, Flag)
         path = as_path(path)
         if path.suffix != ".parquet":
             raise InvalidArgumentError(

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator
 
+from ..arguments import Flag, check_argument
 from ..exceptions import ModelError, ReplyError, RequestRejectedError
 from ..llm.client import LLM, make_llm
 from ..llm.rate_limits import Bounds
@@ -182,6 +183,7 @@ class Judge:
     def __init__(
         self, model: str | LLM | None, options: Mapping[str, Any], *, soft: bool = False
     ) -> None:
+        check_argument("soft", soft, Flag)
         self.llm = make_llm(model, options)
         self.usage = Usage()
         self._soft = soft

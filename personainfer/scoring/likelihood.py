@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..api_keys import hide_key, hides_secrets, show_key
+from ..arguments import Flag, check_argument
 from ..exceptions import InvalidArgumentError, PersonaInferError, shown_when_made
 from ..local.weights import files_of, whole_name
 from ..personas.placement import PersonaPlace
@@ -172,6 +173,7 @@ class Likelihood:
             ModelError: the model cannot be loaded or reached, or the server failed at all texts, or at the
                 first ones.
         """
+        check_argument("per_token", per_token, Flag)
         scored = self.score(prompts, personas, responses)
         return np.array([one.mean if per_token else one.sum for one in scored], dtype=float)
 

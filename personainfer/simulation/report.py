@@ -20,6 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jinja2 import Environment, StrictUndefined, Template
 
+from ..arguments import Flag, check_argument
 from ..data.table import PersonaTable
 from ..data.table_display import embedded_json, visible_value
 from ..evaluation.results import ResponseComparison, TableFindings
@@ -97,6 +98,7 @@ def write_report(
         ModelError: `embedder` did not return one finite vector for each text.
         OSError: the disk is full.
     """
+    check_argument("overwrite", overwrite, Flag)
     path = _checked(result, path)
     check_file(path)
     if not overwrite:

@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
+from ..arguments import Flag, check_argument
 from ..data.table import PersonaTable
 from ..data.table_writer import is_table
 from ..exceptions import DataError, InvalidArgumentError, visible_in_json
@@ -160,6 +161,7 @@ def export_personas(
         OSError: the disk is full.
     """
     check_format(format)
+    check_argument("overwrite", overwrite, Flag)
     if not isinstance(title, str):
         raise InvalidArgumentError(f"title={title!r:.80} is not text.")
     target = _target(path, splits)

@@ -15,7 +15,7 @@ from typing import Literal, Unpack
 
 import numpy as np
 
-from ..arguments import Count, CountFromZero, check_argument, read_numbers, takes_options
+from ..arguments import Count, CountFromZero, Flag, check_argument, read_numbers, takes_options
 from ..evaluation.statistics import CONFIDENCE, check_confidence
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, UnknownOptionError
 from ..llm.client import OPTIONS, LLMOptions
@@ -117,6 +117,7 @@ def audit_personas(
     counts = _counts(personas, k)
     models = _models(baselines)
     _check(smallest_effect, confidence, role, fitted_users)
+    check_argument("lift", lift, Flag)
     check_argument("draw_seed", draw_seed, CountFromZero)
     predict = predictor_of(scorer, options)
     held_out, skipped = users_in(choices, user, columns, None, None)

@@ -11,6 +11,7 @@ from typing import Any, Literal, overload
 from pydantic import Field
 
 from ..api_keys import as_stored
+from ..arguments import Flag, check_argument
 from ..data.file_formats import bounded_lines, missing_file
 from ..data.table_reader import check_settings
 from ..exceptions import DataError, InvalidArgumentError, RowsFailedError, shown_when_made, visible
@@ -191,6 +192,7 @@ class UserPersonas(Sequence[UserRow]):
             DataError: a text is not Unicode, or a setting is not text or a number.
             OSError: the disk is full.
         """
+        check_argument("overwrite", overwrite, Flag)
         path = as_path(path)
         if path.suffix not in _JSON_LINES:
             raise InvalidArgumentError(

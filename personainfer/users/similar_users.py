@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -193,7 +193,7 @@ _CHOICES = 512  # compared with all others at once
 
 
 def find_questions(
-    choices: Sequence[Preference], *, near: float = 0.9, embed: Embed | None = None
+    choices: Iterable[Preference], *, near: float = 0.9, embed: Embed | None = None
 ) -> list[Question]:
     """Return for each choice whether its question is "clashing" (users disagree on it) or "personal".
 
@@ -202,7 +202,7 @@ def find_questions(
     other one rejected.
 
     Args:
-        choices: choices with `user`.
+        choices: `Preference` records with `user`.
         near: the least cosine of two prompts that are one question, from 0 to 1; 1: only the same prompt.
         embed: n texts -> vectors of shape (n, dimensions), such as `SentenceTransformer(…).encode`; None:
             counts of words.
@@ -211,11 +211,13 @@ def find_questions(
         One kind for each choice, in order.
 
     Raises:
-        InvalidArgumentError: near is not between 0 and 1, or `embed` did not return one finite vector for
-            each text.
+        DataError: a choice has no user.
+        InvalidArgumentError: something else than `Preference` records, `near` is not between 0 and 1, or
+            `embed` did not return one finite vector for each text.
     """
     if isinstance(near, bool) or not isinstance(near, int | float) or not 0 <= near <= 1:
-        raise InvalidArgumentError(f"near={near!r} must lie between 0 and 1.")
+        raise InvalidArgumentError(f"near={near!r} must lie between 0 and 1.", argument="near")
+    choices = read_choices("choices", choices)
     if not choices:
         return []
     embed = word_counts if embed is None else embed
