@@ -17,7 +17,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..exceptions import DataError, InvalidArgumentError
 from ..preferences.cells import is_null, without_na
 from ..records import PersonaRow
-from .column_values import STORED_BYTES, is_kept, json_text, kept_in_arrow, names_of, size_of
+from .column_values import (
+    STORED_BYTES,
+    is_kept,
+    json_text,
+    kept_in_arrow,
+    level_names,
+    name_as_text,
+    names_of,
+    size_of,
+)
 from .file_formats import arrow_cells
 
 if TYPE_CHECKING:
@@ -71,6 +80,23 @@ def own_names(original: Any) -> list[Any]:
     """Return the names of the columns of a frame, an Arrow table or a dataset."""
     by_name = package_of(original) in ("pandas", "polars")
     return list(original.columns if by_name else original.column_names)
+
+
+def arrow_names(original: Any, rows: Sequence[PersonaRow]) -> list[str]:
+    """Return the names that the user's own columns have in Arrow and in a file.
+
+    The levels of a pandas index are among them, also one that only counts the rows.
+
+    Args:
+        original: the user's frame, Arrow table or dataset; None: each row carries its columns.
+        rows: the rows. Only data whose rows carry their columns reads them.
+    """
+    if original is None:
+        return list(names_of([own_values(row) for row in rows]))
+    names = list(names_of([dict.fromkeys(own_names(original))]))
+    if package_of(original) == "pandas":
+        names += level_names(original.index.names, names)
+    return names
 
 
 def own_values(row: PersonaRow) -> Mapping[str, Any]:
@@ -289,13 +315,30 @@ def _arrow_of_pandas(frame: Any, index: bool | None) -> pyarrow.Table:
             if (place := len(columns) + level) in found:
                 levels[level] = pandas.Index(found[place][1].to_pylist(), name=labels.name)
         frame.index = levels[0] if len(levels) == 1 else pandas.MultiIndex.from_arrays(levels)
+    own_levels = list(frame.index.names)
+    frame.index = frame.index.set_names(level_names(own_levels, names))
     # Of several levels it would leave out one that only counts, which is wrong for picked rows.
     table = pyarrow.Table.from_pandas(
         frame, preserve_index=index or (True if len(levels) > 1 else None)
     )
+    table = _with_own_levels(table, own_levels)
     for place, (field, values) in found.items():
         table = table.set_column(place, field.with_name(table.column_names[place]), values)
     return table
+
+
+def _with_own_levels(table: pyarrow.Table, own_levels: Sequence[Any]) -> pyarrow.Table:
+    """Write the user's own names of the levels of a pandas index into the metadata of a table about them.
+
+    pandas gets these names back. The names of the columns stay: see `level_names`.
+    """
+    metadata = table.schema.metadata
+    described = json.loads(metadata[b"pandas"])
+    first = len(described["columns"]) - sum(isinstance(n, str) for n in described["index_columns"])
+    for level, (about, name) in enumerate(zip(described["index_columns"], own_levels, strict=True)):
+        about = about if isinstance(about, dict) else described["columns"][first + level]
+        about["name"] = None if name is None else name_as_text(name)
+    return table.replace_schema_metadata({**metadata, b"pandas": json.dumps(described).encode()})
 
 
 def _is_arrow(series: Any) -> bool:
@@ -416,7 +459,7 @@ def with_index_column(table: pyarrow.Table, places: Sequence[int]) -> pyarrow.Ta
     import pyarrow
 
     start, step, name = (counted[0][key] for key in ("start", "step", "name"))
-    field = "__index_level_0__" if name is None or name in table.column_names else str(name)
+    (field,) = level_names([name], table.column_names)
     described["index_columns"] = [field]
     kind = {"pandas_type": "int64", "numpy_type": "int64", "metadata": None}
     described["columns"] += [{"name": name, "field_name": field, **kind}]

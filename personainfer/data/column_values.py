@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, datetime, tzinfo
 from decimal import Decimal
 from functools import lru_cache
-from itertools import chain, compress, islice
+from itertools import chain, compress, count, islice
 from typing import TYPE_CHECKING, Any, cast
 
 from ..preferences.cells import is_null
@@ -360,6 +360,32 @@ def _with_names(value: Any) -> Any:
     if isinstance(value, list | tuple | set | frozenset):
         return list(map(_with_names, value))
     return value
+
+
+# Names of columns
+
+COLUMNS = ("chosen_persona", "rejected_persona", "persona_error")
+RECORD = "personainfer"  # the column with the records, and the key of the metadata
+TAKEN_NAMES = frozenset((*COLUMNS, RECORD))  # of the columns that each table has itself
+
+
+def level_names(levels: Iterable[object], columns: Collection[str]) -> list[str]:
+    """Choose the names that the levels of a pandas index have as columns.
+
+    A level keeps its name if it has one that is free. Otherwise it is called `__index_level_0__`, with its
+    own number or the next one that is free.
+
+    Args:
+        levels: the names of the levels.
+        columns: the names of the user's own columns.
+    """
+    found: list[str] = []
+    for number, name in enumerate(levels):
+        own = () if name is None else (name_as_text(name),)
+        numbered = (f"__index_level_{n}__" for n in count(number))
+        taken = {*columns, *TAKEN_NAMES, *found}
+        found.append(next(text for text in chain(own, numbered) if text not in taken))
+    return found
 
 
 def names_of(rows: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from ..exceptions import DataError, InvalidArgumentError
 from ..preferences.cells import is_null, parse_cell
 from ..records import Persona, PersonaRow
 from .arrow_columns import cells_of, in_narwhals, own_names, package_of
+from .column_values import COLUMNS
 from .containers import read_with_columns
 from .file_formats import CSV_NULLS, arrow_cells
 from .source_rows import PreferenceSource, SourceRow
-from .table_reader import COLUMNS
 
 Names = Mapping[str, str | None]  # side -> the column of its personas
 # How a record or a list begins that was written as JSON or by Python, perhaps within a fence.

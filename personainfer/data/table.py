@@ -27,10 +27,10 @@ from .arrow_columns import (
     NOT_OF_VALUES,
     ColumnType,
     WithAdded,
+    arrow_names,
     in_narwhals,
     not_convertible,
     own_columns,
-    own_names,
     own_values,
     package_of,
     pandas_errors,
@@ -42,7 +42,7 @@ from .arrow_columns import (
     with_whole_numbers,
     without,
 )
-from .column_values import name_as_text
+from .column_values import COLUMNS, TAKEN_NAMES, name_as_text
 from .file_formats import arrow_cells
 from .given_personas import read_personas
 from .table_display import (
@@ -54,9 +54,7 @@ from .table_display import (
     wrapped,
 )
 from .table_reader import (
-    COLUMNS,
     DETAILS,
-    RECORD,
     StoredColumns,
     StoredRows,
     StoredTable,
@@ -348,8 +346,9 @@ class PersonaTable(Sequence[PersonaRow]):
                 added.
 
         Raises:
-            InvalidArgumentError: a wrong length or type, a name that is not text, that the input's own
-                columns have, or that the table needs; or a pandas series whose index is not the table's.
+            InvalidArgumentError: a wrong length or type; a name that is not text, that the table needs, or
+                that a column of the input or a level of its pandas index has; or a pandas series whose index
+                is not the table's.
         """
         _check_columns(columns)
         self.check_free(columns)
@@ -374,17 +373,19 @@ class PersonaTable(Sequence[PersonaRow]):
         return table
 
     def check_free(self, names: Iterable[str]) -> None:
-        """Raise InvalidArgumentError if the input or the table itself has a column of one of these names."""
-        if self._original is None:
-            own = {name for row in self._rows for name in own_values(row)}
-        elif isinstance(self._original, StoredColumns):
-            own = set(self._original.names)
+        """Raise InvalidArgumentError if the input or the table has a column of one of these names.
+
+        A level of a pandas index counts as a column. The names are compared as they are in a file.
+        """
+        if isinstance(self._original, StoredColumns):
+            own = set(self._original.arrow_names)
         else:
-            own = set(own_names(self._original))
+            own = set(arrow_names(self._original, self._rows))
         for name in names:
-            if name in own or name in (*COLUMNS, RECORD):
+            if name in own or name in TAKEN_NAMES:
                 raise InvalidArgumentError(
-                    f"the data has a column {name} already.", hint="Rename it: it would be lost."
+                    f"the data has a column {name} already, or a pandas index of this name.",
+                    hint="Rename it: it would be lost.",
                 )
 
     def to_pandas(self, *, details: bool = False) -> pandas.DataFrame:

@@ -31,6 +31,7 @@ from .arrow_columns import (
     stored_type,
     with_index_column,
 )
+from .column_values import COLUMNS, RECORD
 from .file_formats import missing_file
 from .parquet import (
     least_bytes,
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow
 
-COLUMNS = ("chosen_persona", "rejected_persona", "persona_error")
 UNEXPLAINED = "persona_unexplained"
 DETAILS = (
     *(
@@ -56,7 +56,6 @@ DETAILS = (
     ),
     UNEXPLAINED,
 )
-RECORD = "personainfer"  # the column with the records, and the key of the metadata
 _BLOCK = 8192  # rows that are read at once where a table is in another order than its file
 
 
@@ -149,6 +148,12 @@ class StoredTable:
         """The names of the user's own columns."""
         ours = {*COLUMNS, RECORD, *self._added}
         return [name for name in self._file.schema_arrow.names if name not in ours]
+
+    @property
+    def arrow_names(self) -> list[str]:
+        """The names of the user's own columns, and of a pandas index that only counts the rows."""
+        table = self._file.schema_arrow.empty_table().select(self.own_names)
+        return with_index_column(table.replace_schema_metadata(self._about), ()).column_names
 
     @property
     def added(self) -> dict[str, list[Any]]:
@@ -381,12 +386,13 @@ class StoredColumns(OwnColumns):
 
     Attributes:
         names: the names of the columns.
+        arrow_names: these, and the name that a pandas index has as a column if it only counts the rows.
     """
 
     def __init__(self, file: StoredTable, places: Sequence[int] | None = None) -> None:
         self._file = file
         self._places = places
-        self.names = file.own_names
+        self.names, self.arrow_names = file.own_names, file.arrow_names
         self._group = lru_cache(maxsize=1)(lambda number: file.group(number, file.own_names))
 
     def __reduce__(self) -> tuple[Any, ...]:

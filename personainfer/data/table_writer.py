@@ -28,15 +28,13 @@ from ..local.atomic_files import (
 )
 from ..records import PersonaRow, Preference, Usage
 from .arrow_columns import OwnColumns, as_json, is_json, json_array, with_texts
-from .column_values import MOST_FIELDS, fields_of, is_kept
-from .file_formats import arrow_cells
+from .column_values import COLUMNS, MOST_FIELDS, RECORD, TAKEN_NAMES, fields_of, is_kept
+from .file_formats import arrow_cells, refuse_twins
 from .parquet import written_bytes
-from .table_reader import COLUMNS, RECORD, StoredTable, persona_columns, record_of
+from .table_reader import StoredTable, persona_columns, record_of
 
 if TYPE_CHECKING:
     import pyarrow
-
-TAKEN_NAMES = frozenset((*COLUMNS, RECORD))
 
 GROUP_ROWS = 1024  # rows of a row group: what is held in memory, written and read at once …
 GROUP_BYTES = 32_000_000  # … or fewer, where rows are so large
@@ -140,6 +138,7 @@ def write_table(
 
     Raises:
         InvalidArgumentError: a column of the data has the name of the column of records.
+        DataError: two columns have the same name.
         OSError: the disk is full, or the place cannot be written to.
         Exception: whatever `rows` raises.
     """
@@ -196,6 +195,7 @@ def _table(own: pyarrow.Table, rows: Sequence[PersonaRow]) -> pyarrow.Table:
             f"the data has a column {RECORD}, which a saved table needs for itself.",
             hint="Rename the column.",
         )
+    refuse_twins(own.column_names)  # nobody could read the file
     return with_texts(own, [*persona_columns(rows), (RECORD, [record_of(row) for row in rows])])
 
 

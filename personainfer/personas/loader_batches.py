@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequenc
 from typing import Any, NamedTuple
 
 from ..data.arrow_columns import cells_of, in_narwhals, own_names, package_of
+from ..data.column_values import COLUMNS
 from ..data.containers import KnownSchemas, read_cells
 from ..data.file_formats import arrow_cells
 from ..data.source_rows import SourceRow
 from ..data.table import PersonaTable
-from ..data.table_reader import COLUMNS, persona_columns
+from ..data.table_reader import persona_columns
 from ..exceptions import InvalidArgumentError, PersonaInferError
 from ..preferences.cells import ABSENT
 from ..preferences.schemas import Mapped

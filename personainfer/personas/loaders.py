@@ -14,9 +14,9 @@ from weakref import WeakValueDictionary
 
 from ..api_keys import hide_key, show_key
 from ..arguments import Count, check_argument, takes_options
+from ..data.column_values import COLUMNS
 from ..data.containers import KnownSchemas
 from ..data.source_rows import PreferenceSource
-from ..data.table_reader import COLUMNS
 from ..data.table_writer import check_free_names
 from ..exceptions import InvalidArgumentError, shown_when_made
 from ..llm.client import LLM, OPTIONS, make_llm

@@ -17,7 +17,8 @@ import pytest
 
 import personainfer as pi
 from personainfer.data import table_writer as writing
-from personainfer.data.table_reader import RECORD, StoredTable
+from personainfer.data.column_values import RECORD
+from personainfer.data.table_reader import StoredTable
 from personainfer.exceptions import DataError
 from personainfer.records import Candidate, Persona, PersonaRow, Preference, Usage
 

@@ -1,0 +1,131 @@
+"""Names of own columns and of a pandas index in Arrow and in files: none is there twice, none is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+import personainfer as pi
+from personainfer import PersonaRow, PersonaTable, Preference
+from personainfer.data.arrow_columns import _RowColumns
+from personainfer.data.table_writer import write_table
+from personainfer.exceptions import DataError, InvalidArgumentError
+from personainfer.records import Usage
+from personainfer.testing import FakeLLM
+
+PAIRS: dict[str, list[Any]] = {
+    "prompt": ["p", "q", "r"],
+    "chosen": ["a", "c", "e"],
+    "rejected": ["b", "d", "f"],
+}
+ROWS = [dict(zip(PAIRS, values, strict=True)) for values in zip(*PAIRS.values(), strict=True)]
+
+
+def table_of(data: Any) -> PersonaTable:
+    original = data if isinstance(data, pd.DataFrame) else None
+    rows = data if original is None else [{}] * len(data)
+    pair = Preference(prompt="p", chosen="a", rejected="b")
+    made = [PersonaRow(place, pair, error="none", columns=row) for place, row in enumerate(rows)]
+    return PersonaTable(made, original=original)
+
+
+def indexed(index: Any, more: dict[Any, Any] | None = None) -> pd.DataFrame:
+    columns = {**PAIRS, **(more or {})}
+    names = pd.Index([*columns], dtype=object)  # as text they could hold no surrogate
+    return pd.DataFrame(dict(enumerate(columns.values())), index).set_axis(names, axis=1)
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (indexed(pd.Index(["x", "y", "z"], name="user_id")), "user_id"),
+        (indexed(pd.RangeIndex(3, name="user_id")), "user_id"),
+        (indexed(pd.MultiIndex.from_product([["x"], [1, 2, 3]], names=["a", "b"])), "b"),
+        (indexed(pd.Index(["x", "y", "z"])), "__index_level_0__"),
+        (indexed(pd.RangeIndex(3), {1: [1, 2, 3]}), "1"),
+        (indexed(pd.RangeIndex(3), {"a\ud800": [1, 2, 3]}), "a\\ud800"),
+        ([{**row, 1: 5} for row in ROWS], "1"),
+        ([{**row, 1: 5, "1": 6} for row in ROWS], "1 (int)"),
+    ],
+    ids=["index", "counting index", "level", "unnamed", "number", "escaped", "key", "both keys"],
+)
+def test_no_added_column_has_the_name_that_own_data_has_in_a_file(
+    data: Any, name: str, tmp_path: Path
+) -> None:
+    table = table_of(data)
+    table.save(tmp_path / "t.parquet")
+    for each in (table, PersonaTable.load(tmp_path / "t.parquet")):
+        with pytest.raises(InvalidArgumentError, match="already"):
+            each.with_columns({name: ["u", "v", "w"]})
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pd.Index([7, 5, 9], name="chosen_persona"),
+        pd.Index([7, 5, 9], name="personainfer"),
+        pd.RangeIndex(5, 8, name="persona_error"),
+    ],
+    ids=["persona", "record", "counting"],
+)
+def test_an_index_with_the_name_of_a_column_of_ours_comes_back(
+    labels: pd.Index[Any], llm: FakeLLM, tmp_path: Path
+) -> None:
+    frame = indexed(labels)
+    path = tmp_path / "t.parquet"
+    made = pi.infer_personas(frame, "m", api_base=llm.api_base, cache=False, output=path)
+    made.save(tmp_path / "again.parquet")
+    for table in (made, PersonaTable.load(path), PersonaTable.load(tmp_path / "again.parquet")):
+        assert [*table.to_pandas().index] == [*labels]
+        assert table.to_pandas().index.name == labels.name
+        part = table[::2]
+        part.save(tmp_path / "part.parquet")
+        for each in (part, PersonaTable.load(tmp_path / "part.parquet")):
+            assert [*each.to_pandas().index] == [*labels[::2]]
+            assert each.to_pandas().index.name == labels.name
+            assert each.to_arrow().column("chosen_persona").null_count == 0
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        indexed(pd.MultiIndex.from_arrays([[1, 1, 2], [3, 4, 3]], names=["a", "a"])),
+        indexed(pd.Index(["x", "y", "z"]), {"__index_level_0__": [1, 2, 3]}),
+        indexed(pd.RangeIndex(3), {"__index_level_0__": [1, 2, 3]}),
+        indexed(pd.Index(["x", "y", "z"], name="prompt")),
+        indexed(pd.Index(["x", "y", "z"], name=("a", 1))),
+        indexed(pd.Index(["x", "y", "z"], name="a\ud800")),
+    ],
+    ids=["levels", "generated name", "counting", "of a column", "tuple", "surrogate"],
+)
+def test_no_two_columns_of_a_file_have_one_name(frame: pd.DataFrame, tmp_path: Path) -> None:
+    table = table_of(frame)
+    table.save(tmp_path / "t.parquet")
+    loaded = PersonaTable.load(tmp_path / "t.parquet")
+    for part in (loaded, loaded[::2]):
+        found = part.to_pandas()
+        labels = frame.index if part is loaded else frame.index[::2]
+        assert [*found.index] == [*labels]
+        assert [*found.columns[:-3]] == [*frame.columns]
+        assert [*map(str, found.index.names)] == [
+            str(name).encode("utf-8", "backslashreplace").decode() for name in frame.index.names
+        ]
+        names = part.to_arrow().column_names
+        assert len({*names}) == len(names)
+
+
+def test_twins_are_refused_before_a_file_is_replaced(tmp_path: Path) -> None:
+    class Twins(_RowColumns):
+        def piece(self, places: Any, rows: Any) -> pa.Table:
+            return pa.Table.from_arrays([pa.array([1])] * 2, ["x", "x"])
+
+    path = table_of(ROWS).save(tmp_path / "t.parquet")
+    before = path.read_bytes()
+    rows = [(0, PersonaRow(0, None, error="none"))]
+    with pytest.raises(DataError, match="'x' twice"):
+        write_table(path, rows, Twins(), lambda: (Usage(), {}))
+    assert path.read_bytes() == before
