@@ -86,15 +86,34 @@ CountFromZero = Annotated[
     BeforeValidator(lambda seed: int(seed) if _is_whole(seed) else seed),  # NumPy's, too
     Wanted("must be a whole number from 0 up."),
 ]
-Number = Annotated[float, Strict(), Field(allow_inf_nan=False), Wanted("must be a number.")]
+# Strict numbers are no bools; NumPy's have another type, which would pass.
+_NO_BOOL = BeforeValidator(lambda value: None if _is_bool(value) else value)
+Number = Annotated[
+    float, Strict(), Field(allow_inf_nan=False), _NO_BOOL, Wanted("must be a number.")
+]
+NumberFromZero = Annotated[
+    float,
+    Strict(),
+    Field(ge=0, le=sys.float_info.max),
+    _NO_BOOL,
+    Wanted("must be a number from 0 up."),
+]
 PositiveNumber = Annotated[
-    float, Strict(), Field(gt=0, le=sys.float_info.max), Wanted("must be a positive number.")
+    float,
+    Strict(),
+    Field(gt=0, le=sys.float_info.max),
+    _NO_BOOL,
+    Wanted("must be a positive number."),
 ]
 Flag = Annotated[bool, Strict(), Wanted("must be True or False.")]
 
 
 def _is_whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")  # NumPy's, too
 
 
 # How an endpoint is reached. No error shows what is given here.
@@ -438,7 +457,7 @@ def _number(value: object) -> float | None:
     if value is None or type(value).__name__ in _MISSING:
         return float("nan")
     try:
-        real = isinstance(value, Real | Decimal) or type(value).__name__ == "bool"  # NumPy's, too
+        real = isinstance(value, Real | Decimal) or _is_bool(value)
         return float(value) if real else None  # type: ignore[arg-type]
     except OverflowError:
         return float("inf")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Annotated, Any, Literal, TypedDict, Unpack
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,7 +27,11 @@ from personainfer.cli.commands import app
 from personainfer.exceptions import InvalidArgumentError, UnknownOptionError
 from personainfer.llm.client import OPTIONS as LLM_NAMES
 from personainfer.llm.client import LLMOptions
+from personainfer.local.cache import prune_cache
 from personainfer.personas.options import RUN_OPTIONS
+from personainfer.preferences.pairing import check_pairing
+from personainfer.scoring import SimilarUsersVote
+from personainfer.users import TasteSimilarity
 
 
 class Sorts(TypedDict, total=False):
@@ -178,3 +184,25 @@ def test_several_pairs_a_request_were_taken_out(endpoint: dict[str, Any]) -> Non
     assert not pi.infer_personas([("Why?", "A", "B")], rows_per_call=1, **endpoint).errors
     with pytest.raises(InvalidArgumentError, match="no longer supported"):
         pi.infer_personas([("Why?", "A", "B")], rows_per_call=4, **endpoint)
+
+
+SCORER: Any = SimpleNamespace(explains=len)
+NUMBERS: dict[str, Callable[[Any], object]] = {
+    "prune_cache": lambda true: prune_cache(older_than=true),
+    "prune_cache, bytes": lambda true: prune_cache(max_size=true),
+    "min_gap": lambda true: check_pairing("all", true),
+    "a scale": lambda true: TasteSimilarity(len, scale=true),
+    "alpha": lambda true: pi.SimulatedUsers.sample(2, models=["a", "b"], alpha=true),
+    "min_distance": lambda true: pi.SimulatedUsers.sample(2, models=["a", "b"], min_distance=true),
+    "temperature": lambda true: pi.PersonaPosterior(["calm"], temperature=true),
+    "bounds": lambda true: pi.PersonaPosterior(["calm"]).fit_temperature([[1.0]], (true, 2.0)),
+    "doubt": lambda true: SimilarUsersVote(doubt=true),
+    "penalty": lambda true: pi.persona_reward(SCORER, penalty=true),
+}
+
+
+@pytest.mark.parametrize("true", [True, np.True_], ids=repr)
+@pytest.mark.parametrize("name", NUMBERS)
+def test_a_number_is_no_truth_value(name: str, true: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"must be .*number"):
+        NUMBERS[name](true)

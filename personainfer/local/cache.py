@@ -24,7 +24,6 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, islice
-from numbers import Real
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -32,8 +31,8 @@ import diskcache
 import platformdirs
 from pydantic import AfterValidator
 
-from ..arguments import LARGEST, Wanted, check_argument
-from ..exceptions import CacheError, InvalidArgumentError, quoted, visible
+from ..arguments import NumberFromZero, Wanted, check_argument
+from ..exceptions import CacheError, InvalidArgumentError, visible
 from .atomic_files import (
     close_to_others,
     others_may_write,
@@ -680,18 +679,9 @@ def prune_cache(
         raise InvalidArgumentError(
             "nothing says what to delete.", hint="Give older_than= or max_size=."
         )
-    days = None if older_than is None else _from_zero("older_than", older_than)
-    most = None if max_size is None else _from_zero("max_size", max_size)
+    for name, value in {"older_than": older_than, "max_size": max_size}.items():
+        check_argument(name, value, NumberFromZero | None)
     return _opened(cache_dir).prune(
-        older_than=None if days is None else days * 86_400,
-        max_size=None if most is None else int(min(most, _LARGEST_SIZE)),
-    )
-
-
-def _from_zero(name: str, value: object) -> float:
-    with suppress(OverflowError):
-        if isinstance(value, Real) and 0 <= (number := float(value)) <= LARGEST:
-            return number
-    raise InvalidArgumentError(
-        f"{name}={quoted(value, 80)} must be a number from 0 to {LARGEST:g}.", argument=name
+        older_than=None if older_than is None else float(older_than) * 86_400,
+        max_size=None if max_size is None else int(min(max_size, _LARGEST_SIZE)),
     )

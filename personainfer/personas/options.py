@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypedDict
 
 from pydantic import Field, SkipValidation
 
-from ..arguments import Count, Flag, Wanted, options_of
+from ..arguments import Count, Flag, NumberFromZero, options_of
 from ..exceptions import InvalidArgumentError
 from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..records import Exemplar, Selector, Side
@@ -67,9 +67,8 @@ class RunOptions(TypedDict, total=False):
         Field(default=None, description="Which of several responses to a prompt make a pair."),
     ]
     min_gap: Annotated[
-        float | None,
-        Field(default=None, ge=0, description="The least difference between the scores of a pair."),
-        Wanted("must be a number from 0 up."),
+        NumberFromZero | None,
+        Field(default=None, description="The least difference between the scores of a pair."),
     ]
     min_votes: Annotated[
         Count | None,

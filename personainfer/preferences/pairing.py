@@ -13,6 +13,7 @@ from functools import cache
 from itertools import groupby, islice, pairwise, product
 from typing import Any, Final, NamedTuple, TypeVar
 
+from ..arguments import NumberFromZero, check_argument
 from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
 from .cells import is_null, plain, wrong_type
 
@@ -46,13 +47,7 @@ def check_pairing(pairs: str | None, min_gap: float | None) -> None:
     """Raise InvalidArgumentError unless `pairs` is a known rule or None, and `min_gap` from 0 up or None."""
     if pairs is not None:
         InvalidArgumentError.check("pairs", pairs, PAIR_RULES)
-    if min_gap is not None and (
-        isinstance(min_gap, bool) or not isinstance(min_gap, int | float) or not min_gap >= 0
-    ):
-        raise InvalidArgumentError(
-            f"min_gap={min_gap!r} must be a number of 0 or more.",
-            hint="It is the least difference between the scores of a pair.",
-        )
+    check_argument("min_gap", min_gap, NumberFromZero | None)
 
 
 def as_score(name: str, value: object) -> float | None:

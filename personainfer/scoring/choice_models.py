@@ -11,11 +11,12 @@ import zlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from ..arguments import NumberFromZero, check_argument, read_numbers
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, quoted
 from ..records import FloatArray, Preference, Prompt
 
@@ -23,6 +24,9 @@ from ..records import FloatArray, Preference, Prompt
 Features = Callable[[Sequence[Prompt], Sequence[str]], Any]
 Response = tuple[Prompt, str]
 Places = npt.NDArray[np.int64]
+Votes = dict[Hashable, dict[str | None, int]]  # a pair or a response -> user -> sum of votes
+
+T = TypeVar("T")
 
 _WORD = re.compile(r"\w+")
 _DIMENSIONS = 2**16  # of hashed words; a collision of two words is harmless
@@ -60,18 +64,23 @@ class Encoded:
 
 
 def read_choices(
-    name: str, given: Iterable[Preference], *, each: str = "choice {}"
+    name: str,
+    given: Iterable[Preference],
+    *,
+    each: str = "choice {}",
+    of_users: bool = True,
 ) -> list[Preference]:
     """Check an argument that holds choices of users, and return it as a list.
 
     Args:
         name: the argument's name, for errors.
-        given: `Preference` records with a user. An iterator is used up.
+        given: `Preference` records. An iterator is used up.
         each: how an error names one choice; {} is replaced by its place, from 0.
+        of_users: whether each choice must have a user.
 
     Raises:
         InvalidArgumentError: the argument holds something else than `Preference` records.
-        DataError: a choice has no user.
+        DataError: a choice has no user, and `of_users` is True.
     """
     hint = "read_preferences of personainfer.data makes such records of any data: row.preference."
     if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
@@ -84,7 +93,7 @@ def read_choices(
             raise InvalidArgumentError(
                 f"{name}[{place}] is {choice!r:.40}, no Preference.", hint=hint, argument=name
             )
-        if choice.user is None:
+        if of_users and choice.user is None:
             raise DataError(
                 f"{each.format(place)} has no user.", hint="Leave it out, or say whose it is."
             )
@@ -127,10 +136,14 @@ class LongerWins:
         return self
 
     def predict(self, choices: Sequence[Preference]) -> FloatArray:
-        """Return the length of `chosen` minus the length of `rejected`, in characters, shape (n,)."""
-        return np.array(
-            [len(c.chosen.strip()) - len(c.rejected.strip()) for c in choices], dtype=np.float64
-        )
+        """Return the length of `chosen` minus the length of `rejected`, in characters, shape (n,).
+
+        Raises:
+            InvalidArgumentError: `choices` holds something else than `Preference` records.
+        """
+        pairs = read_choices("choices", choices, of_users=False)
+        lengths = [len(one.chosen.strip()) - len(one.rejected.strip()) for one in pairs]
+        return np.array(lengths, dtype=np.float64)
 
 
 def length_only(
@@ -170,10 +183,17 @@ class MajorityVote:
     count as those of one user.
     """
 
+    def __init__(self) -> None:
+        self._votes: Votes | None = None
+
     def fit(self, choices: Sequence[Preference]) -> Self:
-        """Count the votes of each user. An earlier fit is forgotten."""
-        self._votes: dict[Hashable, dict[str | None, int]] = {}
-        for choice in choices:
+        """Count the votes of each user. An earlier fit is forgotten.
+
+        Raises:
+            InvalidArgumentError: `choices` holds something else than `Preference` records.
+        """
+        self._votes = {}
+        for choice in read_choices("choices", choices, of_users=False):
             pair, sign = _pair(choice)
             for what, vote in ((pair, sign), *_signs(choice)):
                 of_user = self._votes.setdefault(what, {})
@@ -187,23 +207,30 @@ class MajorityVote:
         votes are none, or their sum is 0, the margin is the mean vote on `chosen` minus the mean vote on
         `rejected`, in all pairs with that response. Each of these means has two votes more, one for and one
         against the response, so that few votes count less.
+
+        Raises:
+            InvalidArgumentError: `fit` was not called, or `choices` holds something else than `Preference`
+                records.
         """
-        return np.array([self._margin(choice) for choice in choices], dtype=np.float64)
+        pairs = read_choices("choices", choices, of_users=False)
+        votes = fitted(self._votes)
+        return np.array([_margin(votes, choice) for choice in pairs], dtype=np.float64)
 
-    def _margin(self, choice: Preference) -> float:
-        pair, sign = _pair(choice)
-        votes, voters = self._others(pair, choice.user)
-        if votes:
-            return sign * votes / voters
-        (chosen, _), (rejected, _) = _signs(choice)
-        one, other = (self._others(what, choice.user) for what in (chosen, rejected))
-        return one[0] / (one[1] + _DOUBT) - other[0] / (other[1] + _DOUBT)
 
-    def _others(self, what: Hashable, user: str | None) -> tuple[int, int]:
-        """Sum the votes (1, 0 or -1) of all other users on a pair or a response, and count these users."""
-        of_user = self._votes.get(what, {})
-        signs = [(vote > 0) - (vote < 0) for who, vote in of_user.items() if who != user]
-        return sum(signs), len(signs)
+def _margin(votes: Votes, choice: Preference) -> float:
+    pair, sign = _pair(choice)
+    vote, voters = _others(votes, pair, choice.user)
+    if vote:
+        return sign * vote / voters
+    (chosen, _), (rejected, _) = _signs(choice)
+    one, other = (_others(votes, what, choice.user) for what in (chosen, rejected))
+    return one[0] / (one[1] + _DOUBT) - other[0] / (other[1] + _DOUBT)
+
+
+def _others(votes: Votes, what: Hashable, user: str | None) -> tuple[int, int]:
+    """Sum the votes (1, 0 or -1) of all other users on a pair or a response, and count these users."""
+    signs = [(vote > 0) - (vote < 0) for who, vote in votes.get(what, {}).items() if who != user]
+    return sum(signs), len(signs)
 
 
 def _pair(choice: Preference) -> tuple[Hashable, int]:
@@ -226,10 +253,15 @@ class SimilarUsersVote:
 
     Args:
         doubt: shrinks the agreement of users who have few responses in common; at least 0.
+
+    Raises:
+        InvalidArgumentError: `doubt` is not a number from 0 up.
     """
 
     def __init__(self, doubt: float = 5.0) -> None:
+        check_argument("doubt", doubt, NumberFromZero)
         self.doubt = doubt
+        self._known: Encoded | None = None
 
     def fit(self, choices: Sequence[Preference]) -> Self:
         """Compute the votes and the agreement of all users. An earlier fit is forgotten.
@@ -240,8 +272,8 @@ class SimilarUsersVote:
             MissingExtraError: scipy is not installed.
         """
         sparse = MissingExtraError.require("scipy.sparse")
+        choices = read_choices("choices", choices)
         known = encode(choices)
-        self._known = known
         rows = np.concatenate([known.user, known.user])
         columns = np.concatenate([known.chosen, known.rejected])
         signs = np.repeat([1.0, -1.0], len(choices))
@@ -255,17 +287,23 @@ class SimilarUsersVote:
         pairs = common.tocoo()
         pairs.data /= norms[pairs.row] * norms[pairs.col] + self.doubt
         self._agreement = pairs.tocsr()
+        self._known = known
         return self
 
     def predict(self, choices: Sequence[Preference]) -> FloatArray:
         """Return the weighted votes on `chosen` minus those on `rejected`, shape (n,).
 
         0 for a choice of a user who was not in the fit. A response that was not in the fit has no votes.
+
+        Raises:
+            InvalidArgumentError: `fit` was not called, or `choices` holds something else than `Preference`
+                records.
         """
+        pairs, known = read_choices("choices", choices, of_users=False), fitted(self._known)
         scores = (self._agreement @ self._votes).tocsr()
-        users, responses = self._known.users, self._known.responses
-        found = np.zeros(len(choices))
-        for place, choice in enumerate(choices):
+        users, responses = known.users, known.responses
+        found = np.zeros(len(pairs))
+        for place, choice in enumerate(pairs):
             row = users.get(choice.user or "")
             for response, sign in _signs(choice):
                 column = responses.get(response)
@@ -298,11 +336,25 @@ def word_features(prompts: Sequence[Prompt], responses: Sequence[str]) -> Any:
     return sparse.diags(1.0 / np.maximum(norms, 1e-12)) @ counts
 
 
-# What models with features share
+# What models share
 
 
-def featured(features: Features | None, responses: Sequence[Response]) -> Any:
+def fitted(state: T | None) -> T:
+    """Return what `fit` has kept. Raise InvalidArgumentError if it is None: `fit` was not called."""
+    if state is None:
+        raise InvalidArgumentError("the model is not fitted.", hint="Call fit(choices) first.")
+    return state
+
+
+def featured(
+    features: Features | None, responses: Sequence[Response], *, width: int | None = None
+) -> Any:
     """Compute the features of n responses, (n, d). With `features=None` they are the identity matrix (n, n).
+
+    Args:
+        features: the function that computes them.
+        responses: the responses, each with its prompt.
+        width: the d that is needed, which is that of the fit; None: any.
 
     Returns:
         An array of floats; a sparse matrix stays one.
@@ -314,17 +366,26 @@ def featured(features: Features | None, responses: Sequence[Response]) -> Any:
     if features is None:
         sparse = MissingExtraError.require("scipy.sparse")
         return sparse.identity(len(responses), format="csr")
-    prompts, texts = zip(*responses, strict=True)
-    found = features(list(prompts), list(texts))
+    texts = [text for _, text in responses]
+    found = features([prompt for prompt, _ in responses], texts)
     if not hasattr(found, "tocsr"):
-        masked = isinstance(found, np.ma.MaskedArray)
-        found = found.astype(np.float64).filled(np.nan) if masked else np.asarray(found)
-        if found.dtype not in (np.float32, np.float64):
-            found = found.astype(np.float64)
+        narrow = str(getattr(found, "dtype", "")).endswith("float32")  # of NumPy or torch: stays so
+        if narrow and not isinstance(found, np.ma.MaskedArray):
+            found = np.asarray(found)
+        else:
+            found = read_numbers(
+                "the result of features", found, dimensions=(0, 1, 2, 3), infinite=True
+            )
     if found.ndim != 2 or found.shape[0] != len(responses):
         raise InvalidArgumentError(
             f"features= gives the shape {found.shape} for {len(responses)} responses.",
             hint="It takes n prompts and n responses, and returns (n, d).",
+            argument="features",
+        )
+    if width is not None and found.shape[1] != width:
+        raise InvalidArgumentError(
+            f"features= gives {found.shape[1]} numbers a response, and gave {width} at the fit.",
+            argument="features",
         )
     sums = np.asarray(found.sum(axis=1)).ravel()  # a single NaN would spoil the whole fit
     if not np.isfinite(sums).all():

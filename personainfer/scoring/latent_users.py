@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from ..arguments import Count, CountFromZero, PositiveNumber, check_argument
 from ..exceptions import MissingExtraError
 from ..records import FloatArray, Preference
-from .choice_models import Features, Response, encode, featured
+from .choice_models import Features, Response, encode, featured, fitted, read_choices
 
 if TYPE_CHECKING:
     import torch
@@ -56,6 +56,7 @@ class LatentUsers:
             check_argument(name, count, Count)
         check_argument("kl", kl, PositiveNumber)
         check_argument("seed", seed, CountFromZero)
+        check_argument("features", features, Callable[..., Any] | None)
         self._features, self._dimensions, self._width = features, dimensions, width
         self._kl, self._steps, self._seed = kl, steps, seed
         self._vectors: dict[str, FloatArray] = {}
@@ -74,6 +75,7 @@ class LatentUsers:
         torch = MissingExtraError.require("torch")
         known = encode(choices)
         self._places = known.responses if self._features is None else None
+        self._features_width: int | None = None  # of the responses, before a projection
         table = self._table(list(known.responses))
         random = torch.Generator().manual_seed(self._seed)
         with torch.random.fork_rng(devices=[]):
@@ -94,16 +96,21 @@ class LatentUsers:
             (loss / len(users)).backward()
             optimizer.step()
         self._vectors = {}
-        return self.fit_users(choices)
+        return self._infer(choices)
 
     def fit_users(self, choices: Sequence[Preference]) -> Self:
         """Infer the vectors of the users of these choices, new or known. Nothing is trained.
 
-        Call `fit` first. A known user's vector is replaced by one from these choices alone.
+        A known user's vector is replaced by one from these choices alone.
 
         Raises:
+            InvalidArgumentError: `fit` was not called.
             DataError, InvalidArgumentError, MissingExtraError: as `fit`.
         """
+        fitted(self._vectors or None)
+        return self._infer(choices)
+
+    def _infer(self, choices: Sequence[Preference]) -> Self:
         torch = MissingExtraError.require("torch")
         known = encode(choices)
         table, users = self._table(list(known.responses)), torch.tensor(known.user)
@@ -123,8 +130,10 @@ class LatentUsers:
         Raises:
             DataError, InvalidArgumentError, MissingExtraError: as `fit`; but there may be no choices.
         """
+        choices = read_choices("choices", choices)
         if not choices:
             return np.zeros(0)
+        fitted(self._vectors or None)
         torch = MissingExtraError.require("torch")
         known = encode(choices)
         nobody = np.zeros(self._dimensions)
@@ -192,7 +201,8 @@ class LatentUsers:
                 if response in self._places:
                     found[row, self._places[response]] = 1.0
             return torch.from_numpy(found)
-        given = featured(self._features, responses)
+        given = featured(self._features, responses, width=self._features_width)
+        self._features_width = given.shape[1]
         if hasattr(given, "tocsr"):
             draw = np.random.default_rng(0).standard_normal(
                 (given.shape[1], _PROJECTED), dtype=np.float32

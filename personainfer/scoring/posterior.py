@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from numbers import Real
-from typing import Any
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import read_numbers
+from ..arguments import PositiveNumber, Wanted, check_argument, read_numbers
 from ..exceptions import InvalidArgumentError, shown_when_made
 from ..personas.selection import explains_each
 from ..records import FloatArray, Persona, Preference, Selector
@@ -24,6 +23,7 @@ _GRID = 121  # points on a grid, of which the best is refined: the objective may
 _GOLDEN = (np.sqrt(5.0) - 1.0) / 2.0
 _REFINEMENTS = 60
 _LARGEST = 1e300
+_Bounds = Annotated[tuple[PositiveNumber, PositiveNumber], Wanted("must be two positive numbers.")]
 
 
 class PersonaPosterior:
@@ -49,7 +49,8 @@ class PersonaPosterior:
         if isinstance(personas, str) or len(personas) == 0:
             raise InvalidArgumentError("personas= is a sequence of at least one candidate.")
         self.personas = tuple(personas)
-        self.temperature = _positive("temperature", temperature)
+        check_argument("temperature", temperature, PositiveNumber)
+        self.temperature = float(temperature)
         with np.errstate(divide="ignore"):  # a candidate of weight 0 is ruled out
             self._log_prior = np.log(_prior(prior, len(self.personas)))
         self._explains = np.zeros((0, len(self.personas)))
@@ -196,7 +197,8 @@ class PersonaPosterior:
             raise InvalidArgumentError(
                 f"{len(posteriors)} posteriors and {len(held_out)} held-out arrays: one each is needed."
             )
-        low, high = (_positive("bounds", bound) for bound in bounds)
+        check_argument("bounds", bounds, _Bounds)
+        low, high = map(float, bounds)
         if low > high:
             raise InvalidArgumentError(
                 f"bounds={bounds!r} must be the smaller one, then the larger."
@@ -251,12 +253,6 @@ def _prior(weights: npt.ArrayLike | None, size: int) -> FloatArray:
     prior = prior / prior.max()  # else the sum may be too large for a float
     normalised: FloatArray = prior / prior.sum()
     return normalised
-
-
-def _positive(name: str, value: Any) -> float:
-    if not isinstance(value, Real) or not 0 < float(value) < np.inf:
-        raise InvalidArgumentError(f"{name}={value!r:.80} must be a positive number.")
-    return float(value)
 
 
 def _log_choice(explains: FloatArray, temperature: float) -> FloatArray:

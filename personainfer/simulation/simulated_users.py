@@ -14,10 +14,18 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import Count, CountFromZero, check_argument, read_numbers, read_places
+from ..arguments import (
+    Count,
+    CountFromZero,
+    NumberFromZero,
+    PositiveNumber,
+    check_argument,
+    read_numbers,
+    read_places,
+)
 from ..exceptions import DataError, InvalidArgumentError, shown_when_made
 from ..records import FloatArray, Preference
-from .reward_matrix import RewardMatrix, check_models, is_real
+from .reward_matrix import RewardMatrix, check_models
 from .user_weights import draw_weights
 
 Integers = npt.NDArray[np.int64]
@@ -100,10 +108,8 @@ class SimulatedUsers:
         names = check_models(models)
         check_argument("n", n, Count)
         check_argument("seed", seed, CountFromZero)
-        if not is_real(alpha) or not 0 < alpha < np.inf:
-            raise InvalidArgumentError(f"alpha={alpha!r} must be a positive number.")
-        if not is_real(min_distance) or not 0 <= min_distance < np.inf:
-            raise InvalidArgumentError(f"min_distance={min_distance!r} must be a number from 0 up.")
+        check_argument("alpha", alpha, PositiveNumber)
+        check_argument("min_distance", min_distance, NumberFromZero)
         ordered = sorted(names)
         drawn, redrawn = draw_weights(n, len(names), alpha, min_distance, seed)
         users = cls(drawn[:, [ordered.index(name) for name in names]], models=names)
@@ -147,7 +153,7 @@ class SimulatedUsers:
             InvalidArgumentError: the matrix has other models, or a bad argument.
         """
         weights = self.weights_for(matrix)
-        _check_temperature(temperature)
+        check_argument("temperature", temperature, NumberFromZero)
         check_argument("seed", seed, CountFromZero)
         offered = None if pairs is None else _pairs(pairs, len(self), matrix.rewards.shape[:2])
         chosen = np.empty((len(self), len(matrix)), dtype=np.int64)
@@ -198,7 +204,7 @@ class SimulatedUsers:
             DataError: fewer than `pairs_per_user` prompts have two different responses.
         """
         weights = self.weights_for(matrix)
-        _check_temperature(temperature)
+        check_argument("temperature", temperature, NumberFromZero)
         check_argument("pairs_per_user", pairs_per_user, Count)
         check_argument("seed", seed, CountFromZero)
         InvalidArgumentError.check("offered", offered, ("random", "extremes"))
@@ -390,8 +396,3 @@ def _pairs(given: npt.ArrayLike, users: int, shape: tuple[int, ...]) -> Integers
             "pairs= must name two different responses each.", argument="pairs"
         )
     return np.broadcast_to(pairs, (users, shape[0], 2))
-
-
-def _check_temperature(value: object) -> None:
-    if not is_real(value) or not 0 <= value < np.inf:
-        raise InvalidArgumentError(f"temperature={value!r} must be a number from 0 up.")

@@ -30,15 +30,18 @@ def embed(embedder: Embedder, texts: Sequence[str]) -> Floats:
     Args:
         embedder: a function from n texts to vectors, shape (n, dimensions). Its own errors are raised
             unchanged.
-        texts: the texts, at least one.
+        texts: the texts. With none, the embedder is not called.
 
     Returns:
-        Shape (texts, dimensions), in the order of the texts. A vector of zeros stays as it is.
+        Shape (texts, dimensions), in the order of the texts; (0, 0) for none. A vector of zeros stays as it
+        is.
 
     Raises:
         ModelError: the embedder did not return one finite vector for each distinct text.
     """
     distinct = list(dict.fromkeys(texts))
+    if not distinct:
+        return np.zeros((0, 0), dtype=np.float32)
     returned = embedder(distinct)
     try:
         found = np.asarray(returned, dtype=np.float64)  # in float32 a length can be 0, or infinite

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..arguments import Number, PositiveNumber, check_argument
+from ..arguments import Number, NumberFromZero, PositiveNumber, check_argument
 from ..exceptions import DataError, InvalidArgumentError, ReplyError, shown_when_made
 from ..llm.replies import plain_text, read_reply
 from ..personas.flags import find_flags
@@ -111,9 +111,7 @@ class PersonaReward:
         if columns is not None and choices is not None:
             raise InvalidArgumentError("give columns= or choices=, not both.")
         check_argument("temperature", temperature, PositiveNumber)
-        check_argument("penalty", penalty, Number)
-        if penalty < 0:
-            raise InvalidArgumentError(f"penalty={penalty!r} would reward flags: give 0 or more.")
+        check_argument("penalty", penalty, NumberFromZero)  # less would reward flags
         check_argument("no_persona", no_persona, Number)
         usual = {"prompt": "question", "chosen": "chosen", "rejected": "rejected"}
         self._scorer, self._columns, self._choices = scorer, usual | dict(columns or {}), choices

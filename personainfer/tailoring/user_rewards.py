@@ -8,13 +8,21 @@ together. For a new user only the weights are fitted, which takes few choices.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import Count, PositiveNumber, check_argument, read_numbers, read_places
+from ..arguments import (
+    Count,
+    CountFromZero,
+    Flag,
+    PositiveNumber,
+    check_argument,
+    read_numbers,
+    read_places,
+)
 from ..exceptions import InvalidArgumentError
 from ..records import FloatArray, Preference, Prompt
 from ..scoring.choice_models import (
@@ -23,12 +31,15 @@ from ..scoring.choice_models import (
     Response,
     encode,
     featured,
+    fitted,
     incidence,
     log_loss,
     margins_of,
     minimise,
     one_hot,
+    read_choices,
 )
+from ..scoring.interfaces import check_lengths
 
 
 class LowRankRewards:
@@ -43,7 +54,7 @@ class LowRankRewards:
             its own, and any other response has rewards of 0.
         fixed_basis: take the features themselves as the basis, such as the rewards of several models. Only
             the users' weights are fitted, and `rank` becomes the number of features. `ridge` and `seed` are
-            not used. The features must be a dense array.
+            not used. The features must be a dense array: `word_features` are sparse, and too many.
         ridge: the penalty on the basis is ridge / 2 times the sum of its squares.
         shrink: the penalty on the logits of the weights is shrink / 2 times the sum of their squares. It
             pulls each user's weights towards equal ones.
@@ -73,6 +84,9 @@ class LowRankRewards:
             check_argument(name, count, Count)
         for name, size in {"ridge": ridge, "shrink": shrink}.items():
             check_argument(name, size, PositiveNumber)
+        check_argument("seed", seed, CountFromZero)
+        check_argument("features", features, Callable[..., Any] | None)
+        check_argument("fixed_basis", fixed_basis, Flag)
         if fixed_basis and features is None:
             raise InvalidArgumentError("fixed_basis=True needs features=, which are the basis.")
         self.rank, self._features, self._fixed = rank, features, fixed_basis
@@ -88,15 +102,21 @@ class LowRankRewards:
 
         Raises:
             DataError: a choice has no user, or there are no choices.
-            InvalidArgumentError: the features are of another shape, not finite, or too large.
+            InvalidArgumentError: `choices` holds something else than `Preference` records, or the features
+                are of another shape, not finite, or too large.
             MissingExtraError: scipy is not installed.
         """
         known = encode(choices)
         self._places = known.responses
         features = featured(self._features, list(known.responses))
         if self._fixed:
+            if hasattr(features, "tocsr"):
+                raise InvalidArgumentError(
+                    "features= are sparse, and fixed_basis=True would fit a weight on each for each user.",
+                    hint="Give the few numbers of a dense array, or leave fixed_basis= out.",
+                    argument="features",
+                )
             self.rank = features.shape[1]
-            self._basis = np.eye(self.rank)
             weights = fit_user_weights(
                 margins_of(np.asarray(features, dtype=np.float64), known),
                 known.user,
@@ -137,6 +157,7 @@ class LowRankRewards:
             DataError: a choice has no user.
             InvalidArgumentError: `fit` was not called, or the features are of another shape or not finite.
         """
+        choices = read_choices("choices", choices)
         if not choices:
             return np.zeros(0)
         known = encode(choices)
@@ -150,20 +171,25 @@ class LowRankRewards:
         """Compute the basis rewards of n responses to n prompts, shape (n, rank).
 
         Raises:
-            InvalidArgumentError: `fit` was not called, or the features are of another shape or not finite.
-            ValueError: the numbers of prompts and responses differ.
+            InvalidArgumentError: `fit` was not called, the numbers of prompts and responses differ, or the
+                features are of another shape or not finite.
         """
+        check_lengths(prompts=prompts, responses=responses)
         return self._rewards(list(zip(prompts, responses, strict=True)))
 
     def _rewards(self, responses: Sequence[tuple[Prompt, str]]) -> FloatArray:
-        _check_fitted(self.weights)
+        fitted(self.weights or None)
+        if not responses:
+            return np.zeros((0, self.rank))
         if self._features is None:
             found = np.zeros((len(responses), self.rank))
             places = [self._places.get(response, -1) for response in responses]
             known = np.array(places) >= 0
             found[known] = self._basis[np.array(places)[known]]
             return found
-        return np.asarray(featured(self._features, responses) @ self._basis, dtype=np.float64)
+        width = self.rank if self._fixed else len(self._basis)
+        features = featured(self._features, responses, width=width)
+        return np.asarray(features if self._fixed else features @ self._basis, dtype=np.float64)
 
     def _fit(self, features: Any, known: Encoded) -> tuple[FloatArray, FloatArray]:
         """Fit the basis (d, rank) and the weights (users, rank), by maximum a posteriori."""
@@ -207,7 +233,8 @@ def fit_user_weights(
             one.
         users: shape (choices,): the number of the user who made the choice, from 0, and below the number of
             choices.
-        shrink: the penalty on the logits of the weights is shrink / 2 times the sum of their squares.
+        shrink: the penalty on the logits of the weights is shrink / 2 times the sum of their squares; above
+            0.
         steps: the most iterations of L-BFGS.
 
     Returns:
@@ -215,10 +242,12 @@ def fit_user_weights(
         number without choices gets equal weights.
 
     Raises:
-        InvalidArgumentError: the shapes do not fit, a margin is NaN or infinite, or `users` holds something
-            else than such numbers.
+        InvalidArgumentError: the shapes do not fit, a margin is NaN or infinite, `users` holds something else
+            than such numbers, `shrink` is not a positive number, or `steps` not a whole number from 1 up.
         MissingExtraError: scipy is not installed.
     """
+    check_argument("shrink", shrink, PositiveNumber)
+    check_argument("steps", steps, Count)
     given, place = read_numbers("margins", margins, dimensions=(2,)), read_places("users", users)
     if place.shape != given.shape[:1]:
         raise InvalidArgumentError(
@@ -265,7 +294,7 @@ class BradleyTerry:
         steps: the most iterations of L-BFGS.
 
     Raises:
-        InvalidArgumentError: `ridge` or `user_ridge` is not a positive number.
+        InvalidArgumentError: a bad argument.
     """
 
     def __init__(
@@ -279,6 +308,9 @@ class BradleyTerry:
     ) -> None:
         for name, size in {"ridge": ridge, "user_ridge": user_ridge}.items():
             check_argument(name, size, PositiveNumber)
+        check_argument("steps", steps, Count)
+        for name, function in {"features": features, "user_features": user_features}.items():
+            check_argument(name, function, Callable[..., Any] | None)
         self._features, self._user_features = features, user_features
         self._ridge, self._user_ridge, self._steps = ridge, user_ridge, steps
         self._effects: dict[str, FloatArray] = {}
@@ -291,7 +323,8 @@ class BradleyTerry:
 
         Raises:
             DataError: a choice has no user, or there are no choices.
-            InvalidArgumentError: the features are of another shape, not finite, or too large.
+            InvalidArgumentError: `choices` holds something else than `Preference` records, or the features
+                are of another shape, not finite, or too large.
             MissingExtraError: scipy is not installed.
         """
         known = encode(choices)
@@ -312,14 +345,16 @@ class BradleyTerry:
             DataError: a choice has no user.
             InvalidArgumentError: `fit` was not called, or the features are of another shape or not finite.
         """
+        choices = read_choices("choices", choices)
         if not choices:
             return np.zeros(0)
         known = encode(choices)
         responses = list(known.responses)
         margins = margins_of(self._shared(responses), known)
         if self._user_features is not None:
-            own = featured(self._user_features, responses)
-            nothing = np.zeros(own.shape[1])
+            width = len(next(iter(self._effects.values())))
+            own = featured(self._user_features, responses, width=width)
+            nothing = np.zeros(width)
             effects = np.array([self._effects.get(user, nothing) for user in known.users])
             differences = _dense(incidence(known, len(responses)) @ own)
             margins = margins + np.einsum("nd,nd->n", differences, effects[known.user])
@@ -329,17 +364,21 @@ class BradleyTerry:
         """Compute the reward that all users share, for each of n responses to n prompts, shape (n,).
 
         Raises:
-            InvalidArgumentError: `fit` was not called, or the features are of another shape or not finite.
-            ValueError: the numbers of prompts and responses differ.
+            InvalidArgumentError: `fit` was not called, the numbers of prompts and responses differ, or the
+                features are of another shape or not finite.
         """
+        check_lengths(prompts=prompts, responses=responses)
         return self._shared(list(zip(prompts, responses, strict=True)))
 
     def _shared(self, responses: Sequence[Response]) -> FloatArray:
-        _check_fitted(self._effects)
+        fitted(self._effects or None)
+        if not responses:
+            return np.zeros(0)
         if self._features is None:
             strengths = np.append(self._strengths, 0.0)  # of a response that was not fitted
             return strengths[[self._places.get(one, -1) for one in responses]]
-        return np.asarray(featured(self._features, responses) @ self._strengths, dtype=np.float64)
+        features = featured(self._features, responses, width=len(self._strengths))
+        return np.asarray(features @ self._strengths, dtype=np.float64)
 
     def _fit(self, known: Encoded, shared: Any, own: Any) -> tuple[FloatArray, FloatArray]:
         """Fit b, shape (d,), and the effects d_u of all users, shape (users, d'), by maximum a posteriori."""
@@ -366,12 +405,6 @@ class BradleyTerry:
 
         x = minimise(loss, np.zeros(width + users * depth), self._steps)
         return x[:width], x[width:].reshape(users, depth)
-
-
-def _check_fitted(users: Mapping[str, FloatArray]) -> None:
-    """Raise InvalidArgumentError if a model has no users, because `fit` was not called."""
-    if not users:
-        raise InvalidArgumentError("the model is not fitted.", hint="Call fit(choices) first.")
 
 
 def _dense(matrix: Any) -> Any:

@@ -383,8 +383,7 @@ class TasteSimilarity:
 
     def _embed(self, texts: Sequence[str]) -> None:
         new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
-        if new:
-            self._vectors |= dict(zip(new, embed(self._embedder, new), strict=True))
+        self._vectors |= dict(zip(new, embed(self._embedder, new), strict=True))
 
 
 def tastes_in(text: str) -> Tastes:

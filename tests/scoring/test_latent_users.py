@@ -9,10 +9,29 @@ import pytest
 
 import personainfer as pi
 from personainfer.exceptions import InvalidArgumentError
-from personainfer.records import FloatArray
+from personainfer.records import FloatArray, Prompt
 from personainfer.scoring import LatentUsers
 
 pytestmark = pytest.mark.heavy
+
+
+def read(prompts: Sequence[Prompt], texts: Sequence[str]) -> FloatArray:
+    return np.ones((len(texts), 3))
+
+
+def test_a_model_that_is_not_fitted_and_features_of_another_width_are_named() -> None:
+    few = choices(range(2), 1, seed=0)
+    for call in (LatentUsers().predict, LatentUsers().fit_users):
+        with pytest.raises(InvalidArgumentError, match="Call fit"):
+            call(few)
+    with pytest.raises(InvalidArgumentError, match="choices=None"):
+        LatentUsers().predict(None)  # type: ignore[arg-type]
+    with pytest.raises(InvalidArgumentError, match="features="):
+        LatentUsers("word")  # type: ignore[arg-type]
+    model = LatentUsers(read, steps=1).fit(few)
+    model._features = lambda prompts, texts: read(prompts, texts)[:, :2]
+    with pytest.raises(InvalidArgumentError, match="2 numbers a response, and gave 3"):
+        model.predict(few)
 
 
 def choices(users: range, each: int, seed: int) -> list[pi.Preference]:

@@ -26,6 +26,7 @@ from personainfer.exceptions import (
 )
 from personainfer.records import PersonaRow
 from personainfer.tailoring.bm25 import BM25, words
+from personainfer.tailoring.embeddings import embed
 from personainfer.tailoring.retriever import RetrievedPersona, first_person_prompt
 from personainfer.tailoring.system_persona import choose_system_persona
 
@@ -230,6 +231,14 @@ def test_equal_texts_are_embedded_once() -> None:
 def test_an_embedder_that_returns_something_else_is_an_error(vectors: Any) -> None:
     with pytest.raises(ModelError, match=r"for 3 texts|no array of numbers"):
         pi.PersonaRetriever(PROMPTS, PERSONAS, model=lambda texts: vectors)
+
+
+def test_no_texts_are_embedded_without_a_call() -> None:
+    assert embed(no_call, []).shape == (0, 0)
+
+
+def no_call(texts: Sequence[str]) -> Any:
+    raise AssertionError(texts)
 
 
 def test_an_embedder_that_changes_its_mind_is_an_error() -> None:

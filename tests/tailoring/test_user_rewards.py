@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,14 @@ import pytest
 import personainfer as pi
 from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.records import FloatArray, Prompt
-from personainfer.scoring.choice_models import LongerWins, MajorityVote, SimilarUsersVote
+from personainfer.scoring.choice_models import (
+    ChoiceModel,
+    Features,
+    LongerWins,
+    MajorityVote,
+    SimilarUsersVote,
+    word_features,
+)
 from personainfer.tailoring import BradleyTerry, LowRankRewards, fit_user_weights
 
 pytest.importorskip("scipy")
@@ -199,19 +208,103 @@ def test_a_penalty_may_be_a_number_of_numpy() -> None:
     BradleyTerry(ridge=np.float32(0.5))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("model", [LowRankRewards(), BradleyTerry()])
-def test_a_model_that_is_not_fitted_says_so(model: LowRankRewards | BradleyTerry) -> None:
+@pytest.mark.parametrize(
+    "model", [LowRankRewards(), BradleyTerry(), MajorityVote(), SimilarUsersVote()]
+)
+def test_a_model_that_is_not_fitted_says_so(model: ChoiceModel) -> None:
     choices = [choice("a", "b", "u")]
     with pytest.raises(InvalidArgumentError, match="Call fit"):
         model.predict(choices)
-    with pytest.raises(InvalidArgumentError, match="Call fit"):
-        model.rewards(["p"], ["a"])
+    if isinstance(model, LowRankRewards | BradleyTerry):
+        with pytest.raises(InvalidArgumentError, match="Call fit"):
+            model.rewards(["p"], ["a"])
     if isinstance(model, LowRankRewards):
         with pytest.raises(InvalidArgumentError, match="Call fit"):
             model.fit_users(choices)
 
 
+@pytest.mark.parametrize(
+    "features", [None, lambda prompts, texts: [[float(len(t))] for t in texts]]
+)
+def test_rewards_of_no_responses_are_none(features: Features | None) -> None:
+    data = [choice("a", "bb", "ann")]
+    assert LowRankRewards(2, features=features).fit(data).rewards([], []).shape == (0, 2)
+    assert BradleyTerry(features).fit(data).rewards([], []).shape == (0,)
+    with pytest.raises(InvalidArgumentError, match="2 prompts, 1 responses"):
+        BradleyTerry(features).fit(data).rewards(["p", "q"], ["a"])
+    with pytest.raises(InvalidArgumentError, match="2 prompts, 1 responses"):
+        LowRankRewards(features=features).fit(data).rewards(["p", "q"], ["a"])
+
+
+def test_features_have_the_width_of_the_fit() -> None:
+    wide = 3
+
+    def read(prompts: Sequence[Prompt], texts: Sequence[str]) -> FloatArray:
+        return np.ones((len(texts), wide))
+
+    data = [choice("a", "b", "ann")]
+    models: list[ChoiceModel] = [
+        LowRankRewards(2, features=read),
+        LowRankRewards(features=read, fixed_basis=True),
+    ]
+    models += [BradleyTerry(read), BradleyTerry(None, read)]
+    fits = [model.fit(data) for model in models]
+    wide = 2
+    for model in fits:
+        with pytest.raises(InvalidArgumentError, match="2 numbers a response, and gave 3"):
+            model.predict(data)
+
+
+@pytest.mark.parametrize("given", [None, [["x"], ["y"]], [[1.0], [1.0, 2.0]]], ids=str)
+def test_features_that_are_no_numbers_are_named(given: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"features"):
+        BradleyTerry(lambda prompts, texts: given).fit([choice("a", "b", "ann")])
+
+
+def test_sparse_features_are_no_fixed_basis() -> None:
+    with pytest.raises(InvalidArgumentError, match="sparse"):
+        LowRankRewards(features=word_features, fixed_basis=True).fit([choice("a", "b", "ann")])
+
+
+def test_a_large_fixed_basis_takes_no_square_of_memory() -> None:
+    def read(prompts: Sequence[Prompt], texts: Sequence[str]) -> FloatArray:
+        return np.eye(len(texts), 200_000)
+
+    model = LowRankRewards(features=read, fixed_basis=True, steps=1)
+    assert model.fit([choice("a", "b", "ann")]).rewards(["p"], ["a"]).shape == (1, 200_000)
+
+
+@pytest.mark.parametrize(
+    "model", [LongerWins(), MajorityVote(), SimilarUsersVote(), LowRankRewards(), BradleyTerry()]
+)
+@pytest.mark.parametrize("choices", [None, "ab", [("p", "a", "b")]], ids=str)
+def test_choices_are_records(model: Any, choices: Any) -> None:
+    for call in (model.predict, *([] if isinstance(model, LongerWins) else [model.fit])):
+        with pytest.raises(InvalidArgumentError, match=r"choices(=|\[0\])"):
+            call(choices)
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong"),
+    [
+        (BradleyTerry, {"steps": 0}),
+        (BradleyTerry, {"features": "word"}),
+        (BradleyTerry, {"user_features": 3}),
+        (LowRankRewards, {"seed": -1}),
+        (LowRankRewards, {"features": "word"}),
+        (LowRankRewards, {"fixed_basis": "no"}),
+        (partial(fit_user_weights, np.zeros((3, 2)), np.zeros(3, dtype=int)), {"shrink": "x"}),
+        (partial(fit_user_weights, np.zeros((3, 2)), np.zeros(3, dtype=int)), {"steps": 1.5}),
+    ],
+)
+def test_a_bad_option_of_a_model_is_named(make: Any, wrong: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError, match=f"{next(iter(wrong))}="):
+        make(**wrong)
+
+
 def test_bad_arguments() -> None:
+    with pytest.raises(InvalidArgumentError, match="doubt=-1"):
+        SimilarUsersVote(doubt=-1)
     with pytest.raises(InvalidArgumentError, match="rank=0"):
         LowRankRewards(0)
     with pytest.raises(InvalidArgumentError, match="ridge=-1"):
