@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from ..arguments import takes_options
 from ..data.table import PersonaTable
-from ..exceptions import InvalidArgumentError
+from ..exceptions import InvalidArgumentError, quoted
 from ..llm.client import LLM
 from ..local.weights import find_weights, has_chat_template
 from ..personas.flags import flags_in_text, pair_text, want_the_same
@@ -308,9 +308,10 @@ def _scorers(
 ) -> Mapping[str, Selector]:
     if given is None:
         given = [_OTHER_SCORER if _is_same_model(_SCORER, model) else _SCORER]
-    if isinstance(given, str) or not given:
+    names = [] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+    if not names or not all(isinstance(name, str) for name in names):
         raise InvalidArgumentError(
-            f"scorers={given!r} is not a list of scorers.",
+            f"scorers={quoted(given)} is not a list of scorers.",
             hint='Give names of models, such as ["local:smollm2"].',
             argument="scorers",
         )
@@ -322,7 +323,7 @@ def _scorers(
                     argument="scorers",
                 )
         return given
-    return {name: likelihood_scorer(name) for name in given}
+    return {name: likelihood_scorer(name) for name in names}
 
 
 def _partiality(scorers: Mapping[str, Selector], model: str, chooser: object) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections import Counter
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Unpack
 from weakref import WeakKeyDictionary
 
@@ -251,31 +251,44 @@ class _FunctionAsker:
         return [Verdict((self._opinion(one), self._opinion(two).swapped())) for one, two in orders]
 
     def _ask(self, questions: Iterable[Asked], done: Callable[[], object]) -> None:
-        waiting: dict[Asked, Awaitable[Answer]] = {}
-        for question in questions:
+        left = iter(questions)
+        for question in left:
             answer = self._judge(*question)
             if inspect.isawaitable(answer):
-                waiting[question] = answer
+                event_loop.run(self._ask_on(question, answer, left, done))
             else:
                 self._answers[question] = answer
                 done()
-        if waiting:
-            event_loop.run(self._gather(waiting, done))
 
-    async def _gather(
-        self, waiting: Mapping[Asked, Awaitable[Answer]], done: Callable[[], object]
+    async def _ask_on(
+        self,
+        question: Asked,
+        answer: Awaitable[Answer],
+        left: Iterator[Asked],
+        done: Callable[[], object],
     ) -> None:
-        free = asyncio.Semaphore(_AT_ONCE)
+        """Wait for the first answer that has to be awaited, and ask all questions that are left.
 
-        async def one(question: Asked, answer: Awaitable[Answer]) -> None:
-            async with free:
-                self._answers[question] = await answer
+        Each of the tasks asks its next question after it has an answer: if one fails, no coroutine is left
+        that nobody awaits.
+        """
+
+        async def ask_in_turn() -> None:
+            for one in left:
+                said = self._judge(*one)
+                self._answers[one] = await said if inspect.isawaitable(said) else said
+                done()
+
+        async def begin() -> None:
+            self._answers[question] = await answer
             done()
+            await ask_in_turn()
 
         try:
             async with asyncio.TaskGroup() as group:
-                for question, answer in waiting.items():
-                    group.create_task(one(question, answer))
+                group.create_task(begin())
+                for _ in range(_AT_ONCE - 1):
+                    group.create_task(ask_in_turn())
         except BaseExceptionGroup as errors:  # raise what the function raised
             raise errors.exceptions[0] from None
 
@@ -288,6 +301,10 @@ class _FunctionAsker:
 
 
 def _asker(judge: Any, options: Mapping[str, Any], rubrics: Mapping[Rubric, str] | None) -> Asker:
+    if rubrics is not None and not isinstance(rubrics, Mapping):
+        raise InvalidArgumentError(
+            f"rubrics={rubrics!r:.40} is not a mapping of rubrics to criteria.", argument="rubrics"
+        )
     for name, text in (rubrics or {}).items():
         InvalidArgumentError.check("rubrics", name, ("quality", "personalization"))
         if not isinstance(text, str) or not text.strip():

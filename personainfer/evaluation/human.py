@@ -11,7 +11,7 @@ import hashlib
 import json
 import random
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from itertools import combinations
@@ -24,7 +24,8 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
-from ..data.file_formats import open_rows
+from ..arguments import Count, CountFromZero, check_argument
+from ..data.file_formats import missing_file, open_rows
 from ..data.table import PersonaTable
 from ..data.table_display import embedded_json
 from ..exceptions import DataError, InvalidArgumentError, visible
@@ -92,17 +93,20 @@ def write_rating_sheet(
         The paths of the files.
 
     Raises:
-        InvalidArgumentError: a bad argument, or a folder that holds files or cannot be made.
-        DataError: the table has no persona of these sides, or `items` is not a whole number from 1 to the
-            number of these personas.
+        InvalidArgumentError: a bad argument, such as more `items` than the table has personas of these sides;
+            or a folder that holds files or cannot be made.
+        DataError: the table has no persona of these sides.
         OSError: the disk is full.
     """
     InvalidArgumentError.check("question", question, _FIELDS)
     InvalidArgumentError.check("sides", sides, ("both", "chosen", "rejected"))
     if not isinstance(table, PersonaTable):
         raise InvalidArgumentError(
-            f"a sheet is made of a PersonaTable, not {type(table).__name__}."
+            f"a sheet is made of a PersonaTable, not {type(table).__name__}.", argument="table"
         )
+    if items is not None:
+        check_argument("items", items, Count)
+    check_argument("seed", seed, CountFromZero)
     folder = as_path(folder, "folder")
     remove_abandoned(folder)
     with place_errors(folder, "folder"):
@@ -110,11 +114,16 @@ def write_rating_sheet(
             raise InvalidArgumentError(
                 f"folder={str(folder)!r} is not empty.",
                 hint="Name a new folder: a key is not replaced.",
+                argument="folder",
             )
     found = _items(table, ("chosen", "rejected") if sides == "both" else (sides,))
+    if not found:
+        raise DataError("the table has no persona of these sides.")
     count = len(found) if items is None else items
-    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= len(found):
-        raise DataError(f"items={items!r}: the table has {len(found)} personas of these sides.")
+    if count > len(found):
+        raise InvalidArgumentError(
+            f"items={items}: the table has {len(found)} personas of these sides.", argument="items"
+        )
     shown, key = _blinded(table, found, count, question, random.Random(seed))
     about = {"question": question, "rows": len(table), "items": key}
     with place_errors(folder, "folder"), atomic_folder(folder) as unfinished:
@@ -290,25 +299,28 @@ def read_rating_sheet(
         The means, the agreement of the raters and the judge, and what could not be read.
 
     Raises:
-        InvalidArgumentError: no ratings, two files of one name, a file of ratings that does not exist, or a
-            table of other rows.
+        InvalidArgumentError: no ratings, two files of one name, a file that does not exist, a table of other
+            rows, or another bad argument.
         DataError: a file is not the key or ratings of this sheet, or there is no rating in any of them.
     """
     check_confidence(confidence)
-    about = _read_key(key)
-    question: Question = about["question"]
-    names = [] if isinstance(ratings, str | Path) else [Path(path).stem for path in ratings]
+    if table is not None and not isinstance(table, PersonaTable):
+        raise InvalidArgumentError(f"table={table!r:.60} is no PersonaTable.", argument="table")
+    are_files = isinstance(ratings, Iterable) and not isinstance(ratings, str | Path)
+    paths = [as_path(path, "ratings") for path in ratings] if are_files else []
+    names = [path.stem for path in paths]
     if not names or len(set(names)) < len(names):
         raise InvalidArgumentError(
             "ratings= is a list of files of different names, one a rater.",
             hint="Rename one of them.",
+            argument="ratings",
         )
+    about = _read_key(as_path(key, "key"))
+    question: Question = about["question"]
     keys = about["items"]
     problems: list[str] = []
-    read = [_read_file(path, keys, question, problems) for path in ratings]
-    empty = [
-        Path(path).name for path, one in zip(ratings, read, strict=True) if not any(one.values())
-    ]
+    read = [_read_file(path, keys, question, problems) for path in paths]
+    empty = [path.name for path, one in zip(paths, read, strict=True) if not any(one.values())]
     problems += [f"{name}: it holds no rating." for name in empty]
     if len(empty) == len(read):
         raise DataError(
@@ -346,9 +358,9 @@ def read_rating_sheet(
     )
 
 
-def _read_key(path: str | Path) -> dict[str, Any]:
+def _read_key(path: Path) -> dict[str, Any]:
     try:
-        about: dict[str, Any] = read_json(read_small_file(Path(path)))
+        about: dict[str, Any] = read_json(read_small_file(path))
         items, rows = about["items"], about["rows"]
         if (
             about["question"] in _FIELDS
@@ -356,6 +368,8 @@ def _read_key(path: str | Path) -> dict[str, Any]:
             and all(_is_item(one, rows) for one in items.values())
         ):
             return about
+    except FileNotFoundError:
+        raise missing_file(path, (".json",)) from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         pass
     raise DataError(f"{path} is not the key.json of a sheet.", hint="write_rating_sheet wrote it.")
@@ -368,7 +382,7 @@ def _is_item(item: Mapping[str, Any], rows: int) -> bool:
 
 
 def _read_file(
-    path: str | Path, keys: Mapping[str, Any], question: str, problems: list[str]
+    path: Path, keys: Mapping[str, Any], question: str, problems: list[str]
 ) -> dict[str, dict[str, float]]:
     """Read a file of ratings: item -> field -> a number as in `HumanRatings.values`.
 
@@ -396,7 +410,7 @@ def _read_file(
             if value is not None:
                 found[item][name] = value
             elif said:
-                problems.append(f"{Path(path).name}, item {item}: {name} is {said!r:.20}.")
+                problems.append(f"{path.name}, item {item}: {name} is {said!r:.20}.")
     return found
 
 

@@ -225,6 +225,9 @@ def test_a_model_never_scores_its_own_words_unasked(
         {"max_tokens": 0},
         {"scorers": ["local:nobody"]},
         {"scorers": {"words": 7}},
+        {"scorers": [3]},
+        {"scorers": 3},
+        {"scorers": {3: Words()}},
     ],
     ids=str,
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import math
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -562,6 +564,26 @@ def test_what_an_async_function_raises_is_its_callers_to_see() -> None:
         two_prompts(judge)
 
 
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_an_async_function_that_fails_leaves_no_answer_that_nobody_awaits() -> None:
+    begun: list[Any] = []
+
+    async def judge(prompt: Any, *_: Any) -> int:
+        begun.append(prompt)
+        if prompt == "p 9":
+            raise KeyError(prompt)
+        await asyncio.sleep(0)
+        return 1
+
+    prompts, base, test = ([f"{kind} {n}" for n in range(40)] for kind in ("p", "base", "test"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(KeyError):
+            pi.compare_responses(prompts, base, test, judge)
+        gc.collect()
+    assert 18 < len(begun) < 80
+
+
 @pytest.mark.parametrize("is_async", [False, True])
 def test_a_function_is_asked_each_question_once(is_async: bool) -> None:
     asked: list[Any] = []
@@ -641,7 +663,7 @@ def test_a_rubric_may_be_the_users_own() -> None:
     assert "correct, helpful, clear, safe" not in mine[0]
 
 
-@pytest.mark.parametrize("rubrics", [{"humour": "x"}, {"quality": " "}, {"quality": 5}])
+@pytest.mark.parametrize("rubrics", [{"humour": "x"}, {"quality": " "}, {"quality": 5}, "quality"])
 def test_a_rubric_that_cannot_be_used_is_refused(rubrics: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="rubrics"):
         two_prompts("judge", rubrics=rubrics)

@@ -153,13 +153,17 @@ def test_text_of_the_data_runs_nowhere(tmp_path: Path) -> None:
     [
         ({"items": 7}, "6 personas"),
         ({"items": 0}, "items=0"),
+        ({"items": True}, "items=True"),
         ({"question": "x"}, "question="),
         ({"sides": "x"}, "sides="),
+        ({"seed": -1}, "seed=-1"),
+        ({"seed": []}, "seed="),
     ],
 )
 def test_a_sheet_that_cannot_be_made_is_refused(options: Any, words: str, tmp_path: Path) -> None:
-    with pytest.raises((InvalidArgumentError, DataError), match=words):
+    with pytest.raises(InvalidArgumentError, match=words) as caught:
         write_rating_sheet(table(3), tmp_path / "sheet", **options)
+    assert [caught.value.argument] == list(options)
     assert not (tmp_path / "sheet").exists()
 
 
@@ -233,6 +237,21 @@ def test_one_file_of_ratings_must_stand_in_a_list(tmp_path: Path) -> None:
     for ratings in (sheet.csv, str(sheet.csv)):
         with pytest.raises(InvalidArgumentError, match="ratings= is a list of files"):
             read_rating_sheet(sheet.key, ratings)  # type: ignore[arg-type]
+
+
+def test_ratings_are_read_from_paths_of_files_that_exist(tmp_path: Path) -> None:
+    sheet = write_rating_sheet(table(2), tmp_path / "sheet")
+    arguments: dict[str, Any] = {"key": sheet.key, "ratings": [sheet.csv], "table": None}
+    wrong: list[tuple[str, Any]] = [
+        ("ratings", 3),
+        ("ratings", [3]),
+        ("key", 3),
+        ("key", sheet.key.with_name("other.json")),
+        ("table", [3]),
+    ]
+    for name, value in wrong:
+        with pytest.raises(InvalidArgumentError, match=r"ratings=|key=|table=|file not found"):
+            read_rating_sheet(**{**arguments, name: value})
 
 
 def test_neither_is_wrong_and_an_empty_cell_is_no_answer(tmp_path: Path) -> None:
