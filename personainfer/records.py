@@ -207,10 +207,10 @@ _OWN_PERSON = {
     "first": re.compile(r"(?:I|I['\u2019]m|My)\b", re.IGNORECASE),
     "second": re.compile(r"(?:You|You['\u2019]re|Your)\b", re.IGNORECASE),
 }
-_SUBJECTS = {
-    "third": ("The user is", "prefers"),
-    "first": ("I am", "prefer"),
-    "second": ("You are", "prefer"),
+_WORDS = {  # subject, "is", "prefers"
+    "third": ("The user", "is", "prefers"),
+    "first": ("I", "am", "prefer"),
+    "second": ("You", "are", "prefer"),
 }
 _FRAMES = {"first": "This describes me: ", "second": "This describes you: "}
 
@@ -303,7 +303,9 @@ class Persona(Record):
         return (self.trait, self.preference)
 
     def render(self, person: Person = "third") -> str:
-        """Write the persona as a sentence.
+        """Write the persona as a sentence: "The user is calm and prefers lists."
+
+        Without a preference it is "The user is calm.", and without a trait "The user prefers lists."
 
         `person` chooses its subject: "third" for "The user", "first" for "I", "second" for "You".
 
@@ -314,15 +316,21 @@ class Persona(Record):
         Raises:
             InvalidArgumentError: `person` is another text.
         """
-        InvalidArgumentError.check("person", person, _SUBJECTS)
+        InvalidArgumentError.check("person", person, _WORDS)
         kept = self.sentence is not None and (
             person == "third" or not self.trait or _THIRD_PERSON.search(" | ".join(self.phrases))
         )
         if kept and self.sentence is not None:
             mine = _OWN_PERSON[person].match(self.sentence.lstrip())
             return self.sentence if mine else _FRAMES[person] + self.sentence
-        subject, verb = _SUBJECTS[person]
-        return f"{subject} {self.trait} and {verb} {self.preference}."
+        subject, is_, prefers = _WORDS[person]
+        if self.trait and self.preference:
+            return f"{subject} {is_} {self.trait} and {prefers} {self.preference}."
+        return (
+            f"{subject} {is_} {self.trait}."
+            if self.trait
+            else f"{subject} {prefers} {self.preference}."
+        )
 
     def __str__(self) -> str:
         return self.render()

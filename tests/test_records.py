@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
@@ -12,7 +12,9 @@ from pydantic import BaseModel, ValidationError
 
 import personainfer as pi
 from personainfer.exceptions import InvalidArgumentError
-from personainfer.records import Exemplar, Message, Persona, Preference, Usage
+from personainfer.records import Exemplar, Message, Person, Persona, Preference, Usage
+
+PERSONS: tuple[Person, ...] = get_args(Person)
 
 PAIR = Preference(prompt="q", chosen="yes", rejected="no", id="7", user="u")
 PERSONA = Persona(
@@ -62,6 +64,23 @@ def test_a_persona_speaks_in_three_persons() -> None:
     assert PERSONA.render("first") == "I am busy and prefer short answers."
     assert PERSONA.render("second") == "You are busy and prefer short answers."
     assert str(PERSONA) == PERSONA.render("third")
+
+
+def test_a_persona_without_a_trait_or_a_preference_says_what_there_is() -> None:
+    calm = Persona(trait="calm", preference="")
+    assert [calm.render(person) for person in PERSONS] == [
+        "The user is calm.",
+        "I am calm.",
+        "You are calm.",
+    ]
+    lists = Persona(trait="", preference="lists")
+    assert [lists.render(person) for person in PERSONS] == [
+        "The user prefers lists.",
+        "I prefer lists.",
+        "You prefer lists.",
+    ]
+    for persona in (calm, lists):
+        assert str(Persona.parse(str(persona))) == str(persona)
 
 
 def test_messages_of_a_prompt_may_be_given_as_dicts() -> None:

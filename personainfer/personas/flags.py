@@ -9,7 +9,7 @@ Flags come from word lists and patterns, so they depend on the wording, not on t
     protected_attribute  age, gender, race, nationality, religion, politics, orientation, disability,
                          health, family status or income
     named_person         the name of a person
-    ungrammatical        a phrase that cannot complete the sentence
+    ungrammatical        a phrase that is missing, or cannot complete the sentence
     same_as_other_side   both sides of the pair got the same preference
 """
 

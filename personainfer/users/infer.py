@@ -187,8 +187,8 @@ def _likeliest(one: UserAtWork, temperature: float) -> UserPersona | str:
     evidence += [PairEvidence(pair=pair, shows=_PREDICTED) for pair in predicted if pair != source]
     return UserPersona(
         user=one.name,
-        background=f"The user is {persona.trait}.",
-        preferences=f"The user prefers {persona.preference}.",
+        background=f"The user is {persona.trait}." if persona.trait else "",
+        preferences=f"The user prefers {persona.preference}." if persona.preference else "",
         evidence=tuple(evidence),
         pairs=len(one.choices),
         score=float(posterior[best]),

@@ -418,6 +418,15 @@ def test_the_likeliest_explanation_is_kept_in_its_own_words(
     assert persona.score == pytest.approx(odds[1] / odds.sum())
 
 
+def test_an_explanation_without_a_trait_leaves_no_sentence_without_an_end(
+    llm: FakeLLM, endpoint: dict[str, Any]
+) -> None:
+    llm.reply = lambda body: {**answer(body), "trait": "."}
+    data = choices("ann", 3)
+    found = pi.infer_user_personas(data, method="posterior", select=ByLength(), **endpoint)
+    assert str(found.personas["ann"]) == "The user prefers short."
+
+
 class Fixed:
     """A score for each trait."""
 
