@@ -25,6 +25,7 @@ from unittest import mock
 
 import personainfer as pi
 from personainfer.evaluation.human import write_rating_sheet
+from personainfer.local.cache import ReplyCache
 from personainfer.testing.kills import KilledRun, killed_at_write
 from personainfer.users.records import UserPersonas, UserRow
 
@@ -101,7 +102,7 @@ def infer_to_a_file(folder: Path, base: str) -> object:
 
 def empty_cache(folder: Path, base: str) -> None:
     """What "infer" makes, killed at each write there: elsewhere it would be the most of the points."""
-    pi.cache_info(folder / "cache")
+    ReplyCache(folder / "cache").close()
 
 
 def old_table(folder: Path, base: str) -> None:

@@ -72,7 +72,8 @@ _WRITE = (
     " mode = excluded.mode, filename = NULL, value = excluded.value"
 )
 _LARGEST_SIZE = 2**62  # bytes: SQLite's integers end at 2**63
-_SET_ASIDE = "cache.db.broken-"  # and a number: what a damaged database is renamed to
+_DATABASE = "cache.db"
+_SET_ASIDE = f"{_DATABASE}.broken-"  # and a number: what a damaged database is renamed to
 
 
 def default_cache_dir() -> Path:
@@ -123,11 +124,8 @@ class ReplyCache:
     """
 
     def __init__(self, directory: Path) -> None:
-        try:
-            self.directory = directory.expanduser().resolve()
-        except (OSError, ValueError, RuntimeError) as error:  # a null in it, or no such user
-            raise unusable(directory, error) from error
-        self._path = self.directory / "cache.db"
+        self.directory = _resolved(directory)
+        self._path = self.directory / _DATABASE
         self._here = threading.local()  # this thread's connection for reading, and its uses now
         self._read_only = True  # until it is known that nobody else may write
         self._is_given_up = False  # whether a database that is only read has failed
@@ -135,7 +133,7 @@ class ReplyCache:
         try:
             private_folder(self.directory)
             if self.directory == platformdirs.user_cache_path("personainfer").resolve():
-                close_to_others(self.directory, "cache.db*")
+                close_to_others(self.directory, f"{_DATABASE}*")
             # Made before SQLite makes it, which would let everybody read it; journals get its permissions.
             with suppress(FileExistsError):
                 os.close(os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
@@ -615,22 +613,45 @@ _ModelName = Annotated[str, AfterValidator(_encodable), Wanted("is not the name 
 _Folder = Annotated[str | Path | None, Wanted("is not the path of a folder.")]
 
 
-def _opened(cache_dir: str | Path | None) -> ReplyCache:
+def _resolved(directory: Path) -> Path:
+    try:
+        return directory.expanduser().resolve()
+    except (OSError, ValueError, RuntimeError) as error:  # a null in it, or no such user
+        raise unusable(directory, error) from error
+
+
+def _named(cache_dir: str | Path | None) -> Path:
     check_argument("cache_dir", cache_dir, _Folder)
-    return ReplyCache(Path(cache_dir) if cache_dir else default_cache_dir())
+    return _resolved(Path(cache_dir) if cache_dir else default_cache_dir())
+
+
+def _opened(directory: Path) -> ReplyCache | None:
+    """Open the cache in a folder; None if there is none: who only reads or deletes makes nothing."""
+    try:
+        there = any(name.startswith(_DATABASE) for name in os.listdir(directory))
+    except FileNotFoundError:
+        there = False
+    except OSError as error:
+        raise unusable(directory, error) from error
+    return ReplyCache(directory) if there else None
 
 
 def cache_info(cache_dir: str | Path | None = None) -> CacheInfo:
-    """Return what a cache directory holds. A directory that does not exist is made.
+    """Return what a cache directory holds. Where there is no cache, nothing is made.
 
     Args:
         cache_dir: None: $PERSONAINFER_CACHE_DIR, or the user's cache.
+
+    Returns:
+        The counts, all 0 if there is no cache.
 
     Raises:
         InvalidArgumentError: `cache_dir` is not a path.
         CacheError: the directory cannot be used as a cache.
     """
-    return _opened(cache_dir).info()
+    directory = _named(cache_dir)
+    cache = _opened(directory)
+    return CacheInfo(directory, 0, 0, {}) if cache is None else cache.info()
 
 
 def clear_cache(*, model: str | None = None, cache_dir: str | Path | None = None) -> int:
@@ -641,7 +662,7 @@ def clear_cache(*, model: str | None = None, cache_dir: str | Path | None = None
         cache_dir: None: $PERSONAINFER_CACHE_DIR, or the user's cache.
 
     Returns:
-        How many replies were deleted. A model without replies gives 0.
+        How many replies were deleted. A model without replies, and a directory without a cache, give 0.
 
     Raises:
         InvalidArgumentError: `model` is not a name, or `cache_dir` is not a path.
@@ -649,7 +670,8 @@ def clear_cache(*, model: str | None = None, cache_dir: str | Path | None = None
             program keeps it locked.
     """
     check_argument("model", model, _ModelName | None)
-    return _opened(cache_dir).clear(model)
+    cache = _opened(_named(cache_dir))
+    return 0 if cache is None else cache.clear(model)
 
 
 def prune_cache(
@@ -667,7 +689,7 @@ def prune_cache(
         cache_dir: None: $PERSONAINFER_CACHE_DIR, or the user's cache.
 
     Returns:
-        How many replies were deleted.
+        How many replies were deleted; 0 if there is no cache.
 
     Raises:
         InvalidArgumentError: both `older_than` and `max_size` are None; or one is negative, NaN or no number;
@@ -681,7 +703,10 @@ def prune_cache(
         )
     for name, value in {"older_than": older_than, "max_size": max_size}.items():
         check_argument(name, value, NumberFromZero | None)
-    return _opened(cache_dir).prune(
+    cache = _opened(_named(cache_dir))
+    if cache is None:
+        return 0
+    return cache.prune(
         older_than=None if older_than is None else float(older_than) * 86_400,
         max_size=None if max_size is None else int(min(max_size, _LARGEST_SIZE)),
     )

@@ -87,15 +87,17 @@ def place_persona(
             end of the system message, or as a new one. "plain": labelled text without a chat template, on
             which tailored models are trained ("Whose Boat Does it Float?", arXiv 2501.11549, section 4).
         template: your own wording for that place, with the same fields as in `TEMPLATES` (see
-            `check_template`, which is not called here); None: that of `TEMPLATES`.
+            `check_template`); None: that of `TEMPLATES`.
 
     Returns:
         What stands before the response: a chat, or one text if the place is "plain".
 
     Raises:
-        InvalidArgumentError: there is no such place.
+        InvalidArgumentError: there is no such place, or `template` does not have the fields for it.
     """
     InvalidArgumentError.check("place", place, TEMPLATES)
+    if template is not None:
+        check_template(template, place)
     chat, said = _chat(prompt), None if persona is None else disarm(_said(persona, place))
     template = TEMPLATES[place] if template is None else template
     if place == "plain":

@@ -163,6 +163,8 @@ def parse_cell(name: str, value: object) -> object:
         pass
     try:
         return _of_python(bounded_json(value, _MOST_PRINTED).strip())
+    except TooManyValuesError as error:
+        raise DataError(f"{name!r} is not JSON, and {error}", hint=LEAVE_OUT) from None
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         raise DataError(
             f"{name!r} is not JSON, as the column has in other rows: {value!r:.60}.",

@@ -55,6 +55,7 @@ _SIDES: Mapping[str, Verdict] = {
 }  # fmt: skip
 _PLACES: Mapping[str, Verdict] = {"0": "first", "1": "second"}
 _NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
+_WHOLE = re.compile(r"([+-]?)(\d+)(?:\.0*)?")
 
 
 def check_labels(labels: Mapping[Any, str] | None) -> dict[str, Verdict]:
@@ -105,7 +106,7 @@ def check_labels(labels: Mapping[Any, str] | None) -> dict[str, Verdict]:
 
 
 def label_key(value: object) -> str:
-    """Convert a label to text that is the same for equal labels: 1, 1.0, "1" and " 1.0" become "1".
+    """Convert a label to text that is the same for equal labels: 1, 1.0, "+1" and " 1.0" become "1".
 
     Words become lower case, without white space around them.
     """
@@ -113,7 +114,10 @@ def label_key(value: object) -> str:
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         value = int(value)
     text = str(value).strip().lower()
-    return re.sub(r"\A\+?(-?\d+)\.0+\Z", r"\1", text) if text[-1:] == "0" else text
+    if text.isdigit() or not (whole := _WHOLE.fullmatch(text)):
+        return text
+    sign, digits = whole.groups()
+    return f"-{digits}" if sign == "-" and digits.strip("0") else digits
 
 
 def _words(key: str) -> str:

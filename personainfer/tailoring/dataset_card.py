@@ -149,11 +149,12 @@ def _code(value: object) -> str:
 
 
 def _size_category(rows: int) -> str:
-    """Return Hugging Face's name for the size of a data set, from "n<1K" to "10M<n<100M"."""
+    """Return Hugging Face's name for the size of a data set, from "n<1K" to "n>1T"."""
     if rows < 1_000:
         return "n<1K"
-    names = ["1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M"]
-    return names[min(len(str(rows)) - 4, len(names) - 1)]
+    bounds = [f"{digits}{unit}" for unit in "KMB" for digits in (1, 10, 100)] + ["1T"]
+    place = len(str(rows)) - 4
+    return f"{bounds[place]}<n<{bounds[place + 1]}" if place < len(bounds) - 1 else "n>1T"
 
 
 @cache

@@ -13,6 +13,7 @@ from personainfer.cli.commands import app
 from personainfer.data.containers import read_preferences
 from personainfer.evaluation.human import write_rating_sheet
 from personainfer.exceptions import InvalidArgumentError
+from personainfer.local.cache import ReplyCache
 from personainfer.testing import FakeLLM, Fault
 
 BAD = ["\x1b[2J", "\x1b]0;title\x07", "\u202e", "\u2066", "\x9b", "\x08", "\u200b"]
@@ -84,7 +85,7 @@ def test_control_characters_of_a_path_are_escaped_in_warnings(bad: str, tmp_path
     with pytest.warns(UserWarning, match="no row came") as told:
         read_preferences(empty)
     folder = tmp_path / f"c{bad}d"
-    pi.cache_info(folder)
+    ReplyCache(folder)
     (folder / "cache.db").chmod(0o666)
     with pytest.warns(UserWarning, match="others may write") as more:
         pi.cache_info(folder)

@@ -152,6 +152,17 @@ def test_the_directory_is_named_by_argument_or_environment(
     assert cache_info(str(tmp_path / "named")).replies == 0
 
 
+def test_who_asks_or_deletes_makes_no_cache(tmp_path: Path) -> None:
+    for folder in (tmp_path / "mistyped", tmp_path):
+        info = cache_info(folder)
+        assert (info.directory, info.replies, info.bytes, info.models) == (folder, 0, 0, {})
+        assert clear_cache(cache_dir=folder) == prune_cache(max_size=0, cache_dir=folder) == 0
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file").touch()
+    with pytest.raises(CacheError, match="file"):
+        cache_info(tmp_path / "file")
+
+
 def test_a_new_database_is_the_one_that_diskcache_makes(tmp_path: Path) -> None:
     def found(folder: Path) -> list[object]:
         with closing(sqlite3.connect(folder / "cache.db")) as connection:

@@ -53,6 +53,15 @@ def test_a_place_that_does_not_exist_is_refused_by_name() -> None:
             place_persona("q", "The user is a cook.", cast("Any", "footer"), template)
 
 
+@pytest.mark.parametrize(
+    ("place", "template"),
+    [("user", "{persona}"), ("system", "{prompt} {persona}"), ("plain", "{prompt} {persona}")],
+)
+def test_a_template_without_the_fields_of_its_place_is_refused(place: Any, template: str) -> None:
+    with pytest.raises(InvalidArgumentError, match="template="):
+        place_persona("q", "The user is a cook.", place, template)
+
+
 def test_other_text_stays_as_it_is() -> None:
     for text in ("<b>bold</b> [1] a < b, x[i] <a href='x'>", "[TODO] <br> List<int>", "1 <2> [a]"):
         assert disarm(text) == text

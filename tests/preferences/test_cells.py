@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import personainfer as pi
-from personainfer.preferences.cells import TooManyValuesError, bounded_json, read_json
+from personainfer.exceptions import DataError
+from personainfer.preferences import cells
+from personainfer.preferences.cells import TooManyValuesError, bounded_json, parse_cell, read_json
 
 from ..builders import examples
 
@@ -26,6 +28,14 @@ def test_values_are_counted_and_signs_within_texts_are_not() -> None:
         read_json("[[],[],[],[]]", 4)
     with pytest.raises(TooManyValuesError):
         bounded_json(b'{"a": {}, "b": {}, "c": {}}', 4)
+
+
+def test_a_printed_value_that_holds_too_many_values_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cells, "_MOST_PRINTED", 5)
+    with pytest.raises(DataError, match=r"'choices' .*more than 5 values"):
+        parse_cell("choices", repr(["a"] * 9))
 
 
 VALUES = st.recursive(

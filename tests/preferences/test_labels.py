@@ -31,6 +31,13 @@ CODINGS: list[dict[object, str]] = [
 ]
 
 
+@pytest.mark.parametrize("same", [1, 1.0, "1", "+1", " 1.0", "+1.00 ", "1."])
+def test_equal_numbers_are_one_label(same: object) -> None:
+    assert label_key(same) == "1"
+    assert label_key("-0.0") == label_key("-0") == label_key("+0") == label_key(-0.0) == "0"
+    assert (label_key("-1.0"), label_key("1.5"), label_key("+")) == ("-1", "1.5", "+")
+
+
 @given(st.sampled_from(CODINGS), st.data())
 def test_no_coding_is_read_the_wrong_way_round(
     coding: dict[object, str], data: st.DataObject

@@ -17,6 +17,7 @@ import pytest
 import personainfer as pi
 from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.local.weights import find_weights
+from personainfer.tailoring.dataset_card import _size_category
 from personainfer.tailoring.export import EXPORT_FORMATS
 from personainfer.testing import FakeLLM, Reply
 
@@ -431,3 +432,19 @@ def test_what_a_strangers_table_says_acts_on_no_card(llm: FakeLLM, tmp_path: Pat
     assert text.count("configs:\n") == text.count("\n---\n") == 1
     shown = [part for place, part in enumerate(text.split("`")) if place % 2 == 0]
     assert "<img" not in " ".join(shown).replace("<!--", "")
+
+
+@pytest.mark.parametrize(
+    ("rows", "name"),
+    [
+        (999, "n<1K"),
+        (1_000, "1K<n<10K"),
+        (10**8 - 1, "10M<n<100M"),
+        (10**8, "100M<n<1B"),
+        (10**9, "1B<n<10B"),
+        (10**12 - 1, "100B<n<1T"),
+        (10**12, "n>1T"),
+    ],
+)
+def test_a_size_has_the_name_that_the_hub_knows(rows: int, name: str) -> None:
+    assert _size_category(rows) == name

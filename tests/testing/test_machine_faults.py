@@ -15,7 +15,7 @@ import pytest
 import personainfer as pi
 from personainfer.evaluation.human import write_rating_sheet
 from personainfer.exceptions import CacheError
-from personainfer.local.cache import ReplyCache
+from personainfer.local.cache import ReplyCache, default_cache_dir
 from personainfer.testing import (
     FakeLLM,
     Fault,
@@ -88,7 +88,7 @@ def test_a_full_disk_leaves_the_old_file_of_every_kind(place: Path) -> None:
         write_rating_sheet(table(3), place / "sheets")
     with full_disk(500), pytest.raises(OSError, match="too large"):
         pi.export_personas(table(30), place / "out", format="trl-sft")
-    pi.cache_info()  # SQLite's own files are larger than 500 bytes
+    ReplyCache(default_cache_dir())  # SQLite's own files are larger than 500 bytes
     with full_disk(150_000), pytest.raises(OSError, match="too large"):
         pi.submit_batch(pairs(1000), "fake", place / "batch", api_base="http://127.0.0.1:9/v1")
     assert path.read_bytes() == old
