@@ -30,7 +30,9 @@ from .column_values import (
 from .file_formats import arrow_cells
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow
+    from numpy.typing import NDArray
 
 _JSON = {b"personainfer": b"json"}  # metadata of a field whose text is JSON
 _NO_ARROW = re.compile(r"\b(Object|U?Int128)\b")  # types of polars that Arrow has none for
@@ -71,6 +73,8 @@ def own_columns(original: Any, *, gaps: bool = False) -> OwnColumns:
         return original
     if package_of(original) == "datasets":
         return _DatasetColumns(original)
+    if package_of(original) == "pyarrow":
+        return _TableColumns(original)
     if package_of(original) == "pandas":  # keeps the index, which narwhals drops
         return _TableColumns(_arrow_of_pandas(original, True if gaps else None))
     return _TableColumns(_arrow_of_narwhals(in_narwhals(original)))
@@ -149,8 +153,15 @@ def cells_of(frame: Any, name: str) -> list[Any]:
 
 
 def package_of(value: object) -> str:
-    """Return the package that an object's class comes from, such as "pandas"; import nothing."""
-    return type(value).__module__.split(".", 1)[0]
+    """Return the package that an object's class comes from, such as "pandas"; import nothing.
+
+    A class that is derived from one of a library of frames counts as that library's.
+    """
+    packages = [kind.__module__.partition(".")[0] for kind in type(value).__mro__]
+    return next((package for package in packages if package in _OF_FRAMES), packages[0])
+
+
+_OF_FRAMES = {"pandas", "polars", "pyarrow", "datasets"}
 
 
 def pandas_of(source: Any) -> Any:
@@ -269,18 +280,23 @@ class _DatasetColumns(OwnColumns):
         return int(self._size)
 
 
-def taken(table: pyarrow.Table, places: Sequence[int]) -> pyarrow.Table:
+def taken(table: pyarrow.Table, places: Sequence[int] | NDArray[np.int64]) -> pyarrow.Table:
     """Return the rows of an Arrow table at some positions (from 0), in the order of the positions."""
     import numpy as np
     import pyarrow
 
-    if not places:
+    at = np.asarray(places, dtype=np.int64)
+    if not len(at):
         return table.slice(0, 0)
     try:
-        return table.take(np.asarray(places, dtype=np.int64))
+        return table.take(at)
     except (pyarrow.ArrowNotImplementedError, pyarrow.ArrowInvalid):
+        if table.num_columns > 1:  # most likely Arrow can take the others, and in less time
+            columns = [taken(table.select([n]), at).column(0) for n in range(table.num_columns)]
+            return pyarrow.Table.from_arrays(columns, schema=table.schema)
         # It can slice what it cannot take, such as views.
-        return pyarrow.concat_tables([table.slice(place, 1) for place in places]).combine_chunks()
+        rows = [table.slice(place, 1) for place in at.tolist()]
+        return pyarrow.concat_tables(rows).combine_chunks()
 
 
 def _gapless(places: Sequence[int]) -> bool:

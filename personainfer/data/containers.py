@@ -33,6 +33,7 @@ from .source_rows import (
 )
 
 _BATCH = 1024
+_NO_ROWS = {"pandas.Series", "polars.Series", "builtins.bytes", "builtins.bytearray"}
 
 
 def read_preferences(
@@ -146,7 +147,8 @@ def _read(data: object, told: Mapped) -> PreferenceSource:
         return _from_frame(data, told)
     if isinstance(data, str | Path):
         return _from_path(data, told)
-    if hasattr(type(data), "__arrow_c_stream__"):  # such as a relation of DuckDB
+    # Such as a relation of DuckDB. Of a series of dicts, pandas would cut values to a common type.
+    if hasattr(type(data), "__arrow_c_stream__") and not kinds & _NO_ROWS:
         return _from_table(_whole_table(data), told)
     return _from_iterable(data, told)
 
@@ -392,8 +394,7 @@ def _from_iterable(data: object, told: Mapped) -> PreferenceSource:
         problem = "a single (prompt, chosen, rejected) tuple is not rows."
     if problem:
         raise InvalidArgumentError(problem, hint="Pass a list of rows: [row].")
-    no_rows = {"pandas.Series", "polars.Series", "builtins.bytes", "builtins.bytearray"}
-    if _kinds(data) & no_rows or not _is_iterable(data):
+    if _kinds(data) & _NO_ROWS or not _is_iterable(data):
         raise InvalidArgumentError(
             f"data of type {type(data).__name__} cannot be read.", hint=SUPPORTED
         )

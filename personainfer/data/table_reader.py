@@ -29,6 +29,7 @@ from .arrow_columns import (
     pandas_errors,
     pandas_of,
     stored_type,
+    taken,
     with_index_column,
 )
 from .column_values import COLUMNS, RECORD
@@ -46,6 +47,7 @@ from .table_display import unexplained_texts
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow
+    from numpy.typing import NDArray
 
 UNEXPLAINED = "persona_unexplained"
 DETAILS = (
@@ -205,7 +207,7 @@ class StoredTable:
         found = pyarrow.concat_tables(pieces or [group(0).slice(0, 0)])
         if np.array_equal(rising, wanted):
             return found
-        return found.take(np.argsort(order))
+        return taken(found, np.argsort(order))
 
     def group(self, number: int, names: Sequence[str]) -> pyarrow.Table:
         """Read some columns of a row group; it blocks while another thread reads a table file.
@@ -263,11 +265,11 @@ class StoredTable:
             )
 
 
-def _picked(group: pyarrow.Table, places: np.ndarray[Any, np.dtype[np.int64]]) -> pyarrow.Table:
+def _picked(group: pyarrow.Table, places: NDArray[np.int64]) -> pyarrow.Table:
     """Return the rows of a row group at rising positions; without gaps, as a slice, which copies nothing."""
     if places[-1] - places[0] + 1 == len(places):
         return group.slice(int(places[0]), len(places))
-    return group.take(places)
+    return taken(group, places)
 
 
 class StoredRows(Sequence[PersonaRow]):

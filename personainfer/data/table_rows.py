@@ -153,7 +153,8 @@ def in_row_order(name: str, values: Any, original: Any, count: int) -> Any:
     index = pd.RangeIndex(count) if index is None else index
     if values.index.equals(index):
         return values
-    if values.index.is_unique and index.is_unique and values.index.isin(index).all():
+    is_alike = values.index.nlevels == index.nlevels
+    if is_alike and values.index.is_unique and index.is_unique and values.index.isin(index).all():
         return values.reindex(index)
     raise InvalidArgumentError(
         f"{name}: the series has another index than the table, so its values cannot be matched to rows.",

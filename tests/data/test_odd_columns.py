@@ -124,6 +124,57 @@ def test_no_memory_and_no_package_are_not_errors_of_columns(
         getattr(table, method)()
 
 
+VIEWS = {
+    "texts": pa.array(["x", "y", None], pa.string_view()),
+    "bytes": pa.array([b"x", b"\xff", None], pa.binary_view()),
+    "listed": pa.array([["x"], ["y", None], None], pa.list_(pa.string_view())),
+    "lists": pa.array([[1], [2], None], pa.list_view(pa.int8())),
+}
+
+
+@pytest.mark.parametrize("values", VIEWS.values(), ids=VIEWS)
+def test_rows_of_views_are_picked_from_a_file(values: Any, tmp_path: Path) -> None:
+    texts = {name: [*each, "x"] for name, each in PAIRS.items()}
+    data = pa.table({**texts, "chosen_persona": ["A", "B", "C"], "z": values, "n": [1, 2, 3]})
+    table = pi.PersonaTable.from_data(data, rejected_persona=None)
+    stored = pi.PersonaTable.load(table.save(tmp_path / "t.parquet"))
+    kept = stored.to_arrow().column("z").to_pylist()
+    for part, places in (
+        (stored[::2], [0, 2]),
+        (stored[::-1], [2, 1, 0]),
+        (stored.filter([False, True, True]), [1, 2]),
+        (stored.sort("n", reverse=True), [2, 1, 0]),
+    ):
+        for each in (part, pi.PersonaTable.load(part.save(tmp_path / "part.parquet"))):
+            assert each.to_arrow().column("z").to_pylist() == [kept[place] for place in places]
+            assert each.to_arrow().column("n").to_pylist() == [place + 1 for place in places]
+
+
+def test_numbers_of_a_negative_scale_cost_their_column_its_type(tmp_path: Path) -> None:
+    numbers = pa.array([Decimal("1500"), None], pa.decimal128(5, -2))
+    data = pa.table({**PAIRS, "chosen_persona": ["A", "B"], "z": numbers})
+    table = pi.PersonaTable.from_data(data, rejected_persona=None)
+    assert table.to_arrow().column("z").equals(pa.chunked_array([numbers]))
+    assert table[::-1].to_arrow().column("z").to_pylist() == [None, Decimal("1500")]
+    assert column(table.save(tmp_path / "t.parquet")) == ['"1.5E+3"', "null"]
+
+
+class Frame(pd.DataFrame):
+    """A frame of another library, such as geopandas."""
+
+    @property
+    def _constructor(self) -> Any:
+        return Frame
+
+
+def test_a_class_of_pandas_frames_is_a_pandas_frame(tmp_path: Path) -> None:
+    frame = Frame({**PAIRS, "chosen_persona": ["A", "B"]}, index=["x", "y"])
+    table = pi.PersonaTable.from_data(frame, rejected_persona=None)
+    for each in (table, pi.PersonaTable.load(table.save(tmp_path / "t.parquet"))):
+        assert [*each[::-1].to_pandas().index] == ["y", "x"]
+        assert each.to_arrow().column("chosen").to_pylist() == PAIRS["chosen"]
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize(
     "values",

@@ -687,6 +687,7 @@ def test_missing_files_and_other_strings(tmp_path: Path) -> None:
         (None, "Supported are"),
         (b"bytes", "Supported are"),
         (pd.Series(["q"]), "Supported are"),
+        (pd.Series([{**ROW, "x": True}, {**ROW, "x": 1.5}]), "Supported are"),
         (ROW, "list of rows"),
         (PAIR, "list of rows"),
         (

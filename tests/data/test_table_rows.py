@@ -269,7 +269,8 @@ def test_a_series_is_matched_to_the_rows_by_its_index(
 @pytest.mark.parametrize("kind", ["pandas, named index", "polars", "dicts"])
 def test_a_series_of_another_index_is_refused(kind: str, tmp_path: Path) -> None:
     table = table_of(kind, tmp_path, stored=False)
-    for index in (range(100, 100 + COUNT), [0] * COUNT):
+    levels = pd.MultiIndex.from_product([["a"], range(COUNT)])
+    for index in (range(100, 100 + COUNT), [0] * COUNT, levels):
         series = pd.Series([True] * COUNT, index=index)
         with pytest.raises(InvalidArgumentError, match=r"another index.*to_numpy"):
             table.filter(series)
