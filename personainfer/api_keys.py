@@ -25,8 +25,9 @@ from .exceptions import AuthenticationError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-# Of several "@" the last one ends the password: one with a "/" is then not shown either.
-ADDRESS = re.compile(
+# Of several "@" the last one ends the password: one with a "/" is then not shown either. It matches every
+# text, since each part may be empty, and the rest of a text without "?" and "#" is its place.
+_ADDRESS = re.compile(
     r"(?P<scheme>[^:/?#]*://|)(?P<user>.*@)?(?P<place>[^?#]*)(?:\?(?P<query>[^#]*))?(?:#(?P<fragment>.*))?",
     re.DOTALL,
 )
@@ -84,15 +85,20 @@ def shown_address(address: str) -> str:
     which Azure's addresses have, is shown. A part of the path that looks like a key becomes a digest of it,
     so that the addresses of two keys differ.
     """
-    found = ADDRESS.fullmatch(address)
-    if found is None:
-        return "…"
+    found = _parts(address)
     user = "…@" if found["user"] else ""
     query = "&".join(map(_shown_field, found["query"].split("&"))) if found["query"] else ""
     fragment = "#…" if found["fragment"] else ""
     host, *parts = found["place"].split("/")
     place = "/".join([host, *(_digest(one) if is_key(one) else one for one in parts)])
     return f"{found['scheme']}{user}{place}{query and '?'}{query}{fragment}"
+
+
+def _parts(address: str) -> dict[str, str]:
+    """Split any text as an address: scheme, user, place, query and fragment, "" for each that is missing."""
+    found = _ADDRESS.fullmatch(address)
+    assert found is not None
+    return found.groupdict("")
 
 
 def is_key(part: str) -> bool:
@@ -127,8 +133,8 @@ def route_of(addresses: Iterable[str], headers: Mapping[str, str]) -> str:
     fields = [
         field
         for address in addresses
-        if (found := ADDRESS.fullmatch(address)) is not None and found["query"]
-        for field in found["query"].split("&")
+        if (query := _parts(address)["query"])
+        for field in query.split("&")
         if not _is_shown(field) and not _is_key_field(field)
     ]
     named = sorted(
@@ -642,18 +648,16 @@ def _in_secret_header(name: str, text: str) -> Iterator[str]:
 
 def _in_address(address: str) -> Iterator[str]:
     """Yield what `shown_address` hides of an address, and the header that user and password become."""
-    found = ADDRESS.fullmatch(address)
-    if found is None:
-        return
-    if user := (found["user"] or "")[:-1]:
+    found = _parts(address)
+    if user := found["user"][:-1]:
         yield from _in_user(user)
         yield from _in_user(unquote(user))
     yield from filter(is_key, found["place"].split("/")[1:])
-    for field in (found["query"] or "").split("&"):
+    for field in found["query"].split("&"):
         name, equals, value = field.partition("=")
         if name != "api-version":
             yield value if equals else name
-    yield found["fragment"] or ""
+    yield found["fragment"]
 
 
 def _in_user(user: str) -> Iterator[str]:

@@ -12,6 +12,8 @@ from types import TracebackType
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import personainfer as pi
@@ -19,7 +21,7 @@ from personainfer.api_keys import shown_address
 from personainfer.cli.commands import app
 from personainfer.exceptions import AuthenticationError, InvalidArgumentError, PersonaInferError
 
-from .builders import AnyServer, pairs
+from .builders import AnyServer, examples, pairs
 
 SECRET = "s3cret-0123456789"
 MESSAGES = [{"role": "user", "content": "Say hello."}]
@@ -35,6 +37,13 @@ TAKERS: dict[str, Call] = {
 }
 
 every_taker = pytest.mark.parametrize("take", TAKERS.values(), ids=TAKERS)
+
+
+@given(st.text(st.sampled_from("ab:/?#@&=.\n\r\0\u2028-é"), max_size=12) | st.text(max_size=30))
+@examples(60)
+def test_every_text_can_be_shown_as_an_address(text: str) -> None:
+    assert shown_address(f"{text}#{SECRET}").endswith("#…")
+    assert SECRET not in shown_address(f"{text}?{SECRET}")
 
 
 @every_taker
@@ -196,7 +205,7 @@ def test_no_public_function_has_a_key_among_its_variables(function: Callable[...
         for one in inspect.signature(function).parameters.values()
         if one.default is one.empty and one.kind is one.POSITIONAL_OR_KEYWORD
     ]
-    for given in ([], needed, [pairs(1), "m", *needed[2:]][: len(needed)]):
+    for passed in ([], needed, [pairs(1), "m", *needed[2:]][: len(needed)]):
         misspelt = {
             "apikey": SECRET,
             "headers": {"Authorization": SECRET},
@@ -204,7 +213,7 @@ def test_no_public_function_has_a_key_among_its_variables(function: Callable[...
         }
         for more in ({}, {"no_such_option": 1}, {"timeout": -1}, misspelt):
             with pytest.raises((TypeError, ValueError, PersonaInferError)) as caught:
-                finish(function(*given, **SECRETS, **more))
+                finish(function(*passed, **SECRETS, **more))
             assert not list(leaks(caught.value, SECRET))
 
 
