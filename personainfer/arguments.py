@@ -477,8 +477,8 @@ def read_labels(name: str, given: Iterable[Hashable]) -> tuple[list[Any], NDArra
         shape (items,), with the position of each item's label among them.
 
     Raises:
-        InvalidArgumentError: a label is missing (None, NaN) or cannot be one, such as a list; or `given` is a
-            single text, a mapping, or nothing that has items.
+        InvalidArgumentError: a label is missing (None, NaN, or a tuple that holds one) or cannot be one, such
+            as a list; or `given` is a single text, a mapping, or nothing that has items.
     """
     import numpy as np
 
@@ -508,5 +508,8 @@ def read_labels(name: str, given: Iterable[Hashable]) -> tuple[list[Any], NDArra
 
 
 def _is_missing(label: object) -> bool:
-    nan = isinstance(label, float) and label != label
-    return label is None or nan or type(label).__name__ in _MISSING
+    if isinstance(label, tuple):
+        return any(map(_is_missing, label))
+    if label is None or type(label).__name__ in _MISSING:
+        return True
+    return isinstance(label, Hashable) and bool(label != label)  # NaN and NaT, of any class

@@ -373,6 +373,23 @@ def test_nulls_of_pandas_are_missing_values() -> None:
         mean_by_group([1, 2, 3], pd.Series(["a", None, "b"]))
 
 
+@pytest.mark.parametrize(
+    "label",
+    [
+        ("a", NAN),
+        ("a", None),
+        ("a", ("b", NAN)),
+        Decimal("nan"),
+        np.datetime64("NaT"),
+        complex(NAN),
+    ],
+    ids=str,
+)
+def test_a_label_that_equals_nothing_is_missing(label: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"groups\[1\] is missing"):
+        read_labels("groups", [("a", 1), label])
+
+
 # No certainty from a few equal items
 
 
