@@ -218,9 +218,10 @@ _FRAMES = {"first": "This describes me: ", "second": "This describes you: "}
 class Persona(Record):
     """Someone who would prefer one response, and why.
 
-    The constructor raises pydantic's `ValidationError` if trait, preference and sentence are all empty. It
-    cuts subject, verb and full stop from trait and preference, and begins these in lower case: "The user is
-    calm." becomes "calm".
+    The constructor raises pydantic's `ValidationError` if trait, preference and sentence are all empty, or if
+    a text holds half of a surrogate pair, which neither requests nor files can hold. It cuts subject, verb
+    and full stop from trait and preference, and begins these in lower case: "The user is calm." becomes
+    "calm".
 
     Attributes:
         evidence: what in the contrast between the responses supports the persona; "": nothing is known.
@@ -239,9 +240,11 @@ class Persona(Record):
     sentence: str | None = None
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _says_something_in_utf_8(self) -> Self:
         if not (self.trait or self.preference or (self.sentence and self.sentence.strip())):
             raise ValueError("a persona needs a trait, a preference or a sentence")
+        texts = (self.evidence, self.trait, self.preference, self.sentence or "", *self.flags)
+        "".join(texts).encode()  # UnicodeEncodeError is a ValueError
         return self
 
     @classmethod

@@ -235,6 +235,8 @@ def test_a_table_that_was_inferred_is_read_back_from_its_frame(endpoint: dict[st
         ({"trait": "", "preference": ""}, "without a trait or a preference"),
         ({"trait": "busy", "preference": "tea", "age": 4}, "cannot be used"),
         ([SENTENCE], "of type list"),
+        *(({**RECORD, name: "a\ud83d"}, "cannot be used") for name in ("trait", "sentence")),
+        ({**RECORD, "flags": ["a\ud83d"]}, "cannot be used"),
     ],
 )
 def test_a_persona_that_cannot_be_read_costs_its_row(value: Any, error: str) -> None:

@@ -35,6 +35,13 @@ def phrase(text: str) -> str:
     return Persona(trait=text, preference="x").trait
 
 
+@pytest.mark.parametrize("name", ["evidence", "trait", "preference", "sentence", "flags"])
+def test_a_persona_holds_no_half_of_a_surrogate_pair(name: str) -> None:
+    value = ["a\ud83d"] if name == "flags" else "a\ud83d"
+    with pytest.raises(ValidationError, match="surrogates not allowed"):
+        Persona(**{"trait": "busy", "preference": "tea", name: value})  # type: ignore[arg-type]
+
+
 @records
 def test_a_record_is_frozen(record: BaseModel) -> None:
     for name in type(record).model_fields:

@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from ..exceptions import DataError
 from ..local.atomic_files import check_file
 from ..preferences.cells import read_json
-from ..records import Candidate, Persona, PersonaRow, Preference, Usage
+from ..records import Candidate, Persona, PersonaRow, Preference, Record, Usage
 from .arrow_columns import (
     ColumnType,
     OwnColumns,
@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow
     from numpy.typing import NDArray
+
+R = TypeVar("R", bound=Record)
 
 UNEXPLAINED = "persona_unexplained"
 DETAILS = (
@@ -640,7 +642,8 @@ def _is_of_pandas(about: Any, schema: pyarrow.Schema, rows: int) -> bool:
     names = set(schema.names)
     fields = {"name", "field_name", "pandas_type", "numpy_type", "metadata"}
     return (
-        all(_is_index(one, names, rows) for one in about["index_columns"])
+        all(isinstance(about[key], list) for key in ("index_columns", "columns", "column_indexes"))
+        and all(_is_index(one, names, rows) for one in about["index_columns"])
         and all(fields <= column.keys() for column in about["columns"])
         and all({"pandas_type", "numpy_type"} <= one.keys() for one in about["column_indexes"])
         and not any(one["pandas_type"] == "categorical" for one in about["column_indexes"])
@@ -691,12 +694,19 @@ def _read_record(record: dict[str, Any]) -> PersonaRow:
         side: tuple(Candidate(Persona(**fields), _score(score)) for fields, score in kept)
         for side, kept in record["candidates"].items()
     }
+    preference = _validated(Preference, record["preference"])
+    if preference is not None and preference.prompt == ():
+        raise ValueError("a conversation without a turn")
     return PersonaRow(
         record["index"],
-        record["preference"] and Preference.model_validate(record["preference"]),
-        chosen=record["chosen"] and Persona.model_validate(record["chosen"]),
-        rejected=record["rejected"] and Persona.model_validate(record["rejected"]),
+        preference,
+        chosen=_validated(Persona, record["chosen"]),
+        rejected=_validated(Persona, record["rejected"]),
         error=_without_finding(record["error"]),
         chosen_candidates=tried["chosen"],
         rejected_candidates=tried["rejected"],
     )
+
+
+def _validated(kind: type[R], fields: object) -> R | None:
+    return None if fields is None else kind.model_validate(fields)

@@ -405,14 +405,18 @@ def pair_problem(preference: Preference) -> str | None:
 
 
 def encoding_problem(preference: Preference) -> str | None:
-    """Return the error message for the first field that cannot be encoded as UTF-8; None for none."""
+    """Return the error message for the first field that cannot be written as JSON in UTF-8; None for none."""
     one = preference
-    texts = f"{one.prompt}{one.chosen}{one.rejected}{one.id}{one.user}"
-    if type(one.prompt) is str and texts.isascii():  # as in most rows
-        return None
+    if type(one.prompt) is str:  # as in most rows
+        texts = f"{one.prompt}{one.chosen}{one.rejected}{one.id}{one.user}"
+        if texts.isascii():
+            return None
     for name in ("prompt", "chosen", "rejected", "id", "user"):
-        if not _encodable(getattr(preference, name)):
-            return surrogate_problem(name)
+        try:
+            if not _encodable(getattr(preference, name)):
+                return surrogate_problem(name)
+        except (TypeError, ValueError, RecursionError):  # of `json`
+            return f"{name} has a turn with a field that JSON cannot hold. {LEAVE_OUT}"
     return None
 
 

@@ -255,9 +255,13 @@ def _prompt(prompt: Prompt) -> Any:
         return prompt
     return [
         {"role": message.role, "content": message.content}
-        | {k: v for k, v in (message.extra or {}).items() if k != TOOL_DEFINITIONS}
+        | {k: v for k, v in (message.extra or {}).items() if k not in _NO_EXTRAS}
         for message in prompt
     ]
+
+
+# A turn says itself who speaks and what; definitions of tools have a column.
+_NO_EXTRAS = {TOOL_DEFINITIONS, "role", "content"}
 
 
 def _response(prompt: Prompt, response: str) -> Any:

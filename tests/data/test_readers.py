@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -837,3 +838,16 @@ def test_roles_of_a_record_have_the_names_that_models_know() -> None:
     assert second.preference == record("user")
     assert unknown.error is not None
     assert "'alien', which is not known" in unknown.error
+
+
+@pytest.mark.parametrize(
+    "value",
+    [datetime(2020, 1, 1), b"x", np.int64(5), {(1, 2): 3}, 10**5000],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_turn_with_a_field_that_json_lacks_costs_its_row(value: Any) -> None:
+    turn = Message(role="user", content="q", extra={"x": value})
+    odd = Preference(prompt=(turn,), chosen="yes", rejected="no")
+    rows = list(read_preferences([PAIR, odd]))
+    assert [row.preference for row in rows] == [PAIR, None]
+    assert "a field that JSON cannot hold" in str(rows[1].error)

@@ -107,6 +107,7 @@ STRANGE = {
     "a range of text": {"pandas": _pandas([{**_FAR, "start": "a"}])},
     "a range too far": {"pandas": _pandas([_FAR])},
     "a name of a list": {"pandas": _pandas([{**_FAR, "step": 1, "name": ["x"]}])},
+    "columns of a mapping": {"pandas": _pandas([{**_FAR, "step": 1}], columns={})},
     "columns of text": {"pandas": _pandas([], columns=["x"])},
     "categorical": {
         "pandas": _pandas([], column_indexes=[{"pandas_type": "categorical", "numpy_type": "x"}])
@@ -168,6 +169,11 @@ def test_what_pandas_cannot_make_of_the_index_is_an_error_of_the_library(
     [
         {"error": ["x"]},
         {"error": {}},
+        {"preference": 0},
+        {"preference": ""},
+        {"preference": {}},
+        {"preference": {"prompt": [], "chosen": "a", "rejected": "b"}},
+        {"chosen": {"trait": "\ud83d", "preference": "x"}},
         {"candidates": {"chosen": [[{"trait": "t", "preference": "p"}, "x"]], "rejected": []}},
         {"candidates": {"chosen": [[{"trait": "t", "preference": "p"}, [1]]], "rejected": []}},
         {"candidates": {"chosen": [[{"trait": "t", "preference": "p"}, True]], "rejected": []}},
@@ -183,7 +189,7 @@ def test_records_of_another_form_cost_an_error_of_the_library(
     path = tmp_path / "t.parquet"
     pq.write_table(good.set_column(place, "personainfer", texts), path)
     table = PersonaTable.load(path)
-    for shown in (str, PersonaTable._repr_html_, list):
+    for shown in (PersonaTable.format, PersonaTable._repr_html_, list):
         with pytest.raises(DataError, match="record in the table cannot be read"):
             shown(table)
 

@@ -42,6 +42,15 @@ def test_dpo_with_the_persona_in_the_system_message_is_the_default() -> None:
     assert made.ids == ["r0:chosen"]
 
 
+def test_other_fields_of_a_turn_do_not_say_who_speaks() -> None:
+    extra = {"role": "assistant", "content": 5, "name": "Ann"}
+    turn = Message(role="user", content="Why?", extra=extra)
+    asked = pi.Preference(prompt=(turn,), chosen="A", rejected="B")
+    given = pi.PersonaTable([pi.PersonaRow(0, asked, chosen=BRIEF, rejected=CURIOUS)])
+    (made,) = pi.tailoring_rows(given, persona="none")
+    assert made["prompt"] == [{"role": "user", "content": "Why?", "name": "Ann"}]
+
+
 def test_the_holder_of_the_rejected_persona_prefers_the_rejected_response() -> None:
     first, second = pi.tailoring_rows(table(1), persona="both", persona_in="plain")
     assert second == {
