@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from ..exceptions import DataError, InvalidArgumentError
 from ..local.atomic_files import as_path, opened_file
-from ..preferences.cells import is_null, plain
+from ..preferences.cells import is_null, plain, wrong_type
 from ..preferences.conversations import pair_problem, read_pair
 from ..records import Message, Preference
 from ..tailoring.published import load_split
@@ -111,15 +111,17 @@ def read_famous_persona(
             continue
         if not names:
             names = _found(row, ("name",), ("prompt",), ("chosen", "yw"), ("rejected", "yl"))
-        found = _pair(row, names, f"{split}:{number}")
-        if isinstance(found, str):
-            dropped[found] += 1
+        try:
+            found = _pair(row, names, f"{split}:{number}")
+            kind, axis = _optional(row, "question_type"), _optional(row, "axis")
+        except DataError as error:
+            dropped[str(error)] += 1
             continue
         preferences.append(found)
-        if kind := row.get("question_type"):
-            questions[f"{split}:{number}"] = _QUESTIONS.get(kind, str(kind))
-        if (axis := row.get("axis")) and found.user:
-            axes.setdefault(found.user, set()).add(str(axis))
+        if kind:
+            questions[f"{split}:{number}"] = _QUESTIONS.get(kind, kind)
+        if axis and found.user:
+            axes.setdefault(found.user, set()).add(axis)
     _require(preferences, dropped)
     known = {} if demographics is None else _demographics(demographics)
     users = {
@@ -188,8 +190,14 @@ def read_prism(
     InvalidArgumentError.check("against", against, ("lowest", "each"))
     if isinstance(source, str | Path):
         utterances, survey = _rows(source, "utterances"), _rows(source, "survey")
-    else:
+    elif isinstance(source, tuple | list) and len(source) == 2:
         utterances, survey = map(_no_frame, source)
+    else:
+        raise InvalidArgumentError(
+            f"source={source!r:.80} is neither a name, nor a folder, nor two lists of rows.",
+            hint="Give (utterances, survey).",
+            argument="source",
+        )
     preferences: list[Preference] = []
     questions: dict[str, str] = {}
     dropped: Counter[str] = Counter()
@@ -198,15 +206,20 @@ def read_prism(
         for answers in turns:
             try:
                 found, asked = _turn(answers, asked, against, dropped)
+                kind = _optional(answers[0], "conversation_type")
             except (ValueError, TypeError, ArithmeticError, LookupError):
                 dropped["a score or a text of the turn cannot be read"] += 1
                 found, asked = [], None
             preferences += found
-            kind = answers[0].get("conversation_type")
             questions.update({choice.id: kind for choice in found if choice.id and kind})
     _require(preferences, dropped)
     answered = {choice.user for choice in preferences}
-    users = {row["user_id"]: _flat(row) for row in survey if str(row.get("user_id")) in answered}
+    users = {}
+    for row in survey:
+        if not isinstance(row, Mapping):
+            dropped[f"a row of the survey is of type {type(row).__name__}"] += 1
+        elif (user := str(row.get("user_id"))) in answered:
+            users[user] = _flat(row)
     return UserData(tuple(preferences), users, questions, dict(dropped))
 
 
@@ -223,7 +236,12 @@ def _rows(source: Source, config: str | None = None, *, split: str = "train") ->
 
 
 def _no_frame(rows: Rows) -> Rows:
-    """Return the rows. Raise InvalidArgumentError for a frame, because a loop over it gives column names."""
+    """Return the rows. Raise InvalidArgumentError for what is no rows.
+
+    A loop over a frame, or over a dict of columns, would give the names of columns.
+    """
+    if isinstance(rows, Mapping | str | bytes) or not isinstance(rows, Iterable):
+        raise InvalidArgumentError(f"{rows!r:.80} is not rows.", hint="Give a list of dicts.")
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
         raise InvalidArgumentError(
             f"a {type(rows).__name__} is not rows.",
@@ -257,19 +275,27 @@ def _require(preferences: Sequence[Preference], dropped: Mapping[str, int]) -> N
 # FamousPersona
 
 
-def _pair(row: Mapping[str, Any], names: Sequence[str], id: str) -> Preference | str:
-    """Read the preference of a row. If the row cannot be used, return a text that says why."""
+def _pair(row: Mapping[str, Any], names: Sequence[str], id: str) -> Preference:
+    """Read the preference of a row. Raise DataError, which says why, if the row cannot be used."""
     name, prompt, chosen, rejected = names
     user = row.get(name)
     if not isinstance(user, str) or not user:
-        return f"{name!r} is missing."
-    try:
-        places = (prompt, chosen, rejected)
-        values = (row.get(prompt), row.get(chosen), row.get(rejected))
-        found = read_pair(places, *values, id=id, user=user)
-    except DataError as error:
-        return str(error)
-    return pair_problem(found) or found
+        raise DataError(f"{name!r} is missing.")
+    values = (row.get(prompt), row.get(chosen), row.get(rejected))
+    found = read_pair((prompt, chosen, rejected), *values, id=id, user=user)
+    if problem := pair_problem(found):
+        raise DataError(problem)
+    return found
+
+
+def _optional(row: Mapping[str, Any], name: str) -> str:
+    """Read a text or a number as text; "" where the row has none. Raise DataError for another type."""
+    value = plain(row.get(name))
+    if is_null(value):
+        return ""
+    if not isinstance(value, str | int | float):
+        raise wrong_type(name, value, "text")
+    return str(value)
 
 
 def _demographics(source: str | Path | Rows) -> dict[str, dict[str, Any]]:
@@ -285,11 +311,18 @@ def _demographics(source: str | Path | Rows) -> dict[str, dict[str, Any]]:
                 argument="demographics",
             ) from None
     rows = list(_no_frame(source))
-    if not all(isinstance(row.get("name"), str) for row in rows):
-        raise DataError("demographics= has a row without a name.", argument="demographics")
+    for number, row in enumerate(rows):
+        if not isinstance(row, Mapping) or not isinstance(row.get("name"), str):
+            raise DataError(
+                f"row {number} of demographics= has no text 'name'.", argument="demographics"
+            )
     return {
         row["name"]: {
-            k: v for k, v in row.items() if k != "name" and v not in ("NA", "") and not is_null(v)
+            name: value
+            for name, value in row.items()
+            if name != "name"
+            and not is_null(value)
+            and not (isinstance(value, str) and value in ("NA", ""))
         }
         for row in rows
     }
@@ -306,12 +339,17 @@ def _conversations(
     A row without a conversation or a turn is counted in `dropped`. Raise DataError if a column is missing.
     """
     rated: dict[str, dict[float, list[Mapping[str, Any]]]] = {}
-    for number, row in enumerate(utterances):
-        if number == 0:
+    checked = False
+    for row in utterances:
+        if not isinstance(row, Mapping):
+            dropped[f"a row is of type {type(row).__name__}"] += 1
+            continue
+        if not checked:
             _found(row, *((name,) for name in _PRISM))
+            checked = True
         conversation, turn = plain(row.get("conversation_id")), plain(row.get("turn"))
         # A turn is a float where its column has gaps.
-        if not isinstance(turn, int | float) or is_null(turn):
+        if not isinstance(turn, int | float) or isinstance(turn, bool) or is_null(turn):
             turn = None
         if turn is None or not isinstance(conversation, str | int):
             dropped["it names no conversation or no turn"] += 1

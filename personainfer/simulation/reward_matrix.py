@@ -26,7 +26,7 @@ Scorer = Callable[[Sequence[Prompt], Sequence[str]], npt.ArrayLike]
 # PersonalLLM's name for the model PKU-Alignment/beaver-7b-v1.0-cost
 _KNOWN_COSTS = frozenset(["beaver_7b"])
 _COST = re.compile(r"(?:^|[^a-z])cost(?:$|[^a-z])")
-_RESPONSE = re.compile(r"response_(\d+)")
+_RESPONSE = re.compile(r"response_(\d{1,9})")
 _HEAD = 100  # rows in which reward columns are looked for, because a single row may lack a reward
 
 
@@ -193,6 +193,8 @@ class RewardMatrix:
                 reward.
             InvalidArgumentError: the rows are not dicts, or a bad argument.
         """
+        if not isinstance(rows, Iterable):
+            raise InvalidArgumentError(f"rows={rows!r:.80} is not rows.", hint="Give dicts.")
         stream = iter(rows)
         head = list(islice(stream, _HEAD))
         if not head:
@@ -425,7 +427,8 @@ def _columns(
     if not isinstance(row, Mapping):
         hint = 'Give frame.to_dict("records") of a pandas frame.'
         raise InvalidArgumentError(f"rows= gives {row!r:.40}, which is not a dict.", hint=hint)
-    numbers = sorted(int(m[1]) for name in row if (m := _RESPONSE.fullmatch(name)))
+    columns = [name for name in row if isinstance(name, str)]
+    numbers = sorted(int(m[1]) for name in columns if (m := _RESPONSE.fullmatch(name)))
     if prompt not in row or not numbers:
         raise DataError(
             f"the columns are {_listed(row)}: not {prompt!r}, 'response_1', 'response_1_<model>', ….",
@@ -434,8 +437,9 @@ def _columns(
     start = f"response_{numbers[0]}_"
     scored = [
         name.removeprefix(start)
-        for name in row
-        if name.startswith(start) and any(is_real(one.get(name)) for one in head)
+        for name in columns
+        if name.startswith(start)
+        and any(is_real(one.get(name)) for one in head if isinstance(one, Mapping))
     ]
     names = check_models(models if models is not None else sorted(scored))
     for name in (f"response_{number}_{model}" for number in numbers for model in names):
@@ -458,11 +462,16 @@ def _read_row(
 
     The rewards have the shape (responses, models). If the row cannot be used, both lists are empty.
     """
+    if not isinstance(row, Mapping):
+        return f"a row is of type {type(row).__name__}", [], []
     texts = [row.get(f"response_{number}") for number in numbers]
     if not all(isinstance(text, str) and text.strip() for text in (row.get(prompt), *texts)):
         return "text missing", [], []
     values = [[row.get(f"response_{number}_{model}") for model in models] for number in numbers]
-    scores = [[float(v) for v in line if is_real(v)] for line in values]
+    try:
+        scores = [[float(v) for v in line if is_real(v)] for line in values]
+    except OverflowError:
+        return "reward too large", [], []
     if not all(len(line) == len(models) and np.isfinite(line).all() for line in scores):
         return "reward missing", [], []
     return None, [str(text) for text in texts], scores

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import personainfer as pi
 from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.records import Message
 from personainfer.simulation.datasets import read_famous_persona, read_personal_llm, read_prism
+from personainfer.tailoring import read_persona_tailoring
 from personainfer.users.groups import folds_of
 from personainfer.users.prefixes import Prefix
 
@@ -318,3 +320,78 @@ def test_demographics_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:
             read_famous_persona(rows, demographics=tmp_path / name)
     with pytest.raises(DataError, match="cannot be loaded"):
         read_famous_persona(str(tmp_path / "nowhere"))
+
+
+# Cells and rows of other types than the data sets have
+
+ODD: list[Any] = [
+    None, float("nan"), float("inf"), pd.NA, True, 10**400, "x", "", b"x", [], [1], ["x"], {}, {"a": [1]},
+    (1,), {1}, object(), 1j, np.array([1, 2]), np.float32(3), "\ud800",
+]  # fmt: skip
+ODD_ROWS: list[Any] = [None, 3, "row", ["row"], {}, {1: 2}, {"prompt": 5}]
+PERSONAL = {
+    "prompt": "Why?", "response_1": "A", "response_2": "B",
+    "response_1_m": 1.0, "response_2_m": 2.0,
+}  # fmt: skip
+
+
+TAILORING = {
+    "prompt": "Q?", "chosen": "A", "rejected": "B",
+    "chosen_persona_gold": "The user is calm.", "rejected_persona_gold": "The user is loud.",
+}  # fmt: skip
+
+
+def read_demographics(rows: Any) -> Any:
+    return read_famous_persona([famous("Ada", 1)], demographics=rows)
+
+
+def read_utterances(rows: Any) -> Any:
+    return read_prism((rows, SURVEY))
+
+
+@pytest.mark.parametrize(
+    ("read", "rows"),
+    [
+        pytest.param(
+            read_famous_persona, [famous("Ada", 1, axis="diet"), famous("Bo", 2)], id="famous"
+        ),
+        pytest.param(read_utterances, UTTERANCES, id="utterances"),
+        pytest.param(lambda rows: read_prism((UTTERANCES, rows)), SURVEY, id="survey"),
+        pytest.param(read_demographics, [{"name": "Ada", "diet": "x"}], id="demographics"),
+        pytest.param(read_personal_llm, [PERSONAL, {**PERSONAL, "prompt": "Who?"}], id="personal"),
+        pytest.param(read_persona_tailoring, [TAILORING], id="tailoring", marks=pytest.mark.heavy),
+    ],
+)
+def test_cells_and_rows_of_other_types_are_left_out_or_errors_of_the_data(
+    read: Callable[[Any], Any], rows: list[dict[str, Any]]
+) -> None:
+    spoilt = [[*rows[:-1], {**rows[-1], name: odd}] for name in rows[-1] for odd in ODD]
+    for given in [*spoilt, *([*rows, odd] for odd in ODD_ROWS), *([odd] for odd in ODD_ROWS)]:
+        with suppress(DataError, InvalidArgumentError):
+            read(given)
+
+
+@pytest.mark.parametrize("source", [None, 3, {"prompt": ["q"]}, b"rows"], ids=repr)
+def test_what_is_no_rows_is_named(source: Any) -> None:
+    for read in (read_famous_persona, read_prism, read_personal_llm):
+        with pytest.raises(InvalidArgumentError, match=r"is (not rows|neither a name)"):
+            read(source)
+    for both in ((UTTERANCES,), (UTTERANCES, SURVEY, SURVEY)):
+        with pytest.raises(InvalidArgumentError, match="nor two lists of rows"):
+            read_prism(both)  # type: ignore[arg-type]
+
+
+def test_an_optional_column_may_have_gaps_and_no_lists() -> None:
+    rows = [
+        famous("Ada", 1, question_type=float("nan"), axis=pd.NA),
+        famous("Bo", 1, question_type=["personal"]),
+        famous("Cy", 1, axis={"diet": 1}),
+    ]
+    found = read_famous_persona(rows)
+    assert (found.questions, found.users) == ({}, {"Ada": {}})
+    assert [reason.partition(",")[0] for reason in found.dropped] == [
+        "'question_type' is of type list",
+        "'axis' is of type dict",
+    ]
+    with pytest.raises(DataError, match="row 1 of demographics="):
+        read_famous_persona([famous("Ada", 1)], demographics=[{"name": "Ada"}, {"name": 5}])
