@@ -229,7 +229,7 @@ def test_a_model_never_scores_its_own_words_unasked(
         {"scorers": 3},
         {"scorers": {3: Words()}},
     ],
-    ids=str,
+    ids=lambda wrong: next(iter(wrong)),
 )
 def test_what_cannot_work_fails_before_any_call(wrong: dict[str, Any]) -> None:
     with FakeLLM(reply) as llm:
