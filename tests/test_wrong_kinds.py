@@ -11,13 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from pydantic import ValidationError
 
 import personainfer as pi
 from personainfer.data import read_preferences
+from personainfer.evaluation.grouped import mean_by_group
+from personainfer.evaluation.statistics import bootstrap_mean
 from personainfer.exceptions import InvalidArgumentError, MissingExtraError, MissingFileError
 from personainfer.personas import find_flags
+from personainfer.personas.placement import place_persona
+from personainfer.personas.prompts import PersonaPrompt
 from personainfer.scoring.choice_models import MajorityVote
 from personainfer.tailoring import LowRankRewards
 from personainfer.users import UserPersonas, user_vectors
@@ -61,6 +66,25 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda t: pi.persona_prefix("few-shot", history=3),  # type: ignore[arg-type]
         "history=3 holds no Preference",
     ),
+    "a name": (lambda t: pi.Verifier(b"local"), "model=b'local' must be the name"),  # type: ignore[arg-type]
+    "exemplars": (
+        lambda t: PersonaPrompt(exemplars=np.zeros(2)),  # type: ignore[arg-type]
+        "exemplars=array.* is not known",
+    ),
+    "exemplars' phrases": (
+        lambda t: find_flags(PERSONA, PAIR, exemplar_phrases=None),  # type: ignore[arg-type]
+        "exemplar_phrases=None is not a set",
+    ),
+    "a chat": (lambda t: place_persona([3], PERSONA, "user"), r"prompt=\[3\] is neither"),  # type: ignore[arg-type]
+    "no chat": (lambda t: place_persona(None, PERSONA, "user"), "prompt=None is neither"),  # type: ignore[arg-type]
+    "stop words": (lambda t: pi.salient_words(t, stop_words=None), "stop_words=None is not"),  # type: ignore[arg-type]
+    "lemmas": (
+        lambda t: pi.salient_words(t, lemmatize=np.zeros(2)),  # type: ignore[arg-type]
+        "lemmatize=array.* is not a function",
+    ),
+    "bounds": (lambda t: bootstrap_mean([0.5], bounds=3), "bounds="),  # type: ignore[arg-type]
+    "bounds of texts": (lambda t: bootstrap_mean([0.5], bounds="01"), "bounds="),  # type: ignore[arg-type]
+    "three bounds": (lambda t: mean_by_group([0.5], ["a"], bounds=(0, 1, 2)), "bounds="),  # type: ignore[arg-type]
     "a model": (
         lambda t: LowRankRewards().fit(["q"]),  # type: ignore[list-item]
         r"choices\[0\] is 'q', no Preference",

@@ -211,7 +211,7 @@ def _lemmatizer(
     """
     if callable(given):
         return cache(partial(_lemma, given)), getattr(given, "__name__", type(given).__name__)
-    if given is not None and given != "installed":
+    if given is not None and not (isinstance(given, str) and given == "installed"):
         raise InvalidArgumentError(
             f"lemmatize={given!r:.40} is not a function.",
             hint='Give a function from a word to its lemma, "installed" or None.',
@@ -257,9 +257,9 @@ def _counts(
 
 
 def _check(floor: int, prior: float | None, correction: str, stop_words: Collection[str]) -> None:
-    if isinstance(stop_words, str):
+    if isinstance(stop_words, str) or not isinstance(stop_words, Collection):
         raise InvalidArgumentError(
-            f"stop_words={stop_words!r:.40} is one text, not several words.", argument="stop_words"
+            f"stop_words={stop_words!r:.40} is not a list of words.", argument="stop_words"
         )
     check_argument("floor", floor, Count)
     check_argument("prior", prior, PositiveNumber | None)

@@ -490,10 +490,15 @@ def check_resampling(confidence: float, resamples: int, seed: int) -> None:
 
 
 def check_within(values: FloatArray, bounds: tuple[float, float]) -> None:
-    """Raise InvalidArgumentError for bounds in the wrong order, or a value outside of them. NaN passes."""
-    lowest, highest = bounds
+    """Raise InvalidArgumentError for a value outside of the bounds, or bounds that are not two numbers.
+
+    They must rise. A value that is NaN is within all bounds.
+    """
+    lowest, highest = read_numbers("bounds", bounds, infinite=True, length=2)
     if not lowest < highest:
-        raise InvalidArgumentError(f"bounds={bounds!r} must be the lower one, then the higher.")
+        raise InvalidArgumentError(
+            f"bounds={bounds!r} must be the lower one, then the higher.", argument="bounds"
+        )
     outside = values[(values < lowest) | (values > highest)]
     if len(outside):
         raise InvalidArgumentError(

@@ -96,7 +96,9 @@ def _check_model(model: str) -> str:
     return model
 
 
-ModelName = Annotated[str, AfterValidator(_check_model), Wanted("must be the name of a model.")]
+ModelName = Annotated[
+    str, Strict(), AfterValidator(_check_model), Wanted("must be the name of a model.")
+]
 JsonObject = dict[str, JsonValue]
 
 

@@ -173,7 +173,8 @@ def find_flags(
         "same_as_other_side", which needs both personas, is never among them.
 
     Raises:
-        InvalidArgumentError: `persona` is no Persona, or `preference` is no Preference.
+        InvalidArgumentError: `persona` is no Persona, `preference` is no Preference, or `exemplar_phrases` is
+            no set.
     """
     for name, given, kind in (
         ("persona", persona, Persona),
@@ -185,6 +186,11 @@ def find_flags(
                 hint="Persona.parse makes one of a sentence." if kind is Persona else "",
                 argument=name,
             )
+    if not isinstance(exemplar_phrases, Set):
+        raise InvalidArgumentError(
+            f"exemplar_phrases={exemplar_phrases!r:.60} is not a set of texts.",
+            argument="exemplar_phrases",
+        )
     (flags,) = flags_in_text([persona], pair_text(preference), exemplar_phrases)
     return flags
 

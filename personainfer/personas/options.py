@@ -139,7 +139,7 @@ def planned(
 
 
 def _check_rows_per_call(rows: Any) -> None:
-    if rows != 1 or isinstance(rows, bool):
+    if not isinstance(rows, int) or isinstance(rows, bool) or rows != 1:
         raise InvalidArgumentError(
             f"rows_per_call={rows!r}: each pair has a request of its own.",
             hint="Several pairs in one request are no longer supported: nothing showed that personas stay as"

@@ -65,6 +65,9 @@ def prompt_messages(prompt: Prompt) -> tuple[Message, ...]:
     """Return the prompt as a chat, with the marks of chat templates in its texts made harmless by `disarm`.
 
     Tool calls of a message become JSON at the end of its text.
+
+    Raises:
+        InvalidArgumentError: the prompt is neither a text nor messages.
     """
     return tuple(Message(role=one.role, content=disarm(one.text)) for one in _chat(prompt))
 
@@ -93,7 +96,8 @@ def place_persona(
         What stands before the response: a chat, or one text if the place is "plain".
 
     Raises:
-        InvalidArgumentError: there is no such place, or `template` does not have the fields for it.
+        InvalidArgumentError: there is no such place, `template` does not have the fields for it, or the
+            prompt is neither a text nor messages.
     """
     InvalidArgumentError.check("place", place, TEMPLATES)
     if template is not None:
@@ -105,17 +109,24 @@ def place_persona(
     if said is None:
         return chat
     if place == "system":
-        head, rest = (chat[:1], chat[1:]) if chat[0].role == "system" else ((), chat)
+        has_head = bool(chat) and chat[0].role == "system"
+        head, rest = (chat[:1], chat[1:]) if has_head else ((), chat)
         told = "\n\n".join([*(one.content for one in head), _filled(template, "", said)])
         return (Message(role="system", content=told), *rest)
-    if chat[-1].role == "user":
+    if chat and chat[-1].role == "user":
         asked = _filled(template, chat[-1].content.rstrip(), said)
         return (*chat[:-1], chat[-1].model_copy(update={"content": asked}))
     return (*chat, Message(role="user", content=_filled(template, "", said).lstrip("\n")))
 
 
 def _chat(prompt: Prompt) -> tuple[Message, ...]:
-    return (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
+    if isinstance(prompt, str):
+        return (Message(role="user", content=prompt),)
+    if not isinstance(prompt, tuple | list) or not all(isinstance(one, Message) for one in prompt):
+        raise InvalidArgumentError(
+            f"prompt={prompt!r:.60} is neither a text nor a tuple of Message.", argument="prompt"
+        )
+    return tuple(prompt)
 
 
 def _labelled(chat: tuple[Message, ...], persona: str | None, template: str) -> str:

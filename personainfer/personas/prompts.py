@@ -248,10 +248,8 @@ def rating_message(persona: Persona, preference: Preference) -> Message:
 
 
 def _exemplars(given: object) -> tuple[Exemplar, ...]:
-    if given == "default":
-        return default_exemplars()
-    if given == "none":
-        return ()
+    if isinstance(given, str) and given in ("default", "none"):
+        return default_exemplars() if given == "default" else ()
     if isinstance(given, list | tuple) and all(isinstance(one, Exemplar) for one in given):
         personas = [persona for one in given for persona in (one.chosen, one.rejected)]
         if bad := next((one for one in personas if not (one.trait and one.preference)), None):
@@ -263,6 +261,7 @@ def _exemplars(given: object) -> tuple[Exemplar, ...]:
     raise InvalidArgumentError(
         f"exemplars={given!r:.80} is not known.",
         hint='Use "default", "none" or a sequence of personainfer.Exemplar.',
+        argument="exemplars",
     )
 
 
