@@ -26,7 +26,7 @@ from personainfer.personas.prompts import PersonaPrompt
 from personainfer.scoring.choice_models import MajorityVote
 from personainfer.tailoring import LowRankRewards
 from personainfer.users import UserPersonas, user_vectors
-from personainfer.users.similar_users import find_questions
+from personainfer.users.similar_users import find_questions, nearest_users
 
 from .builders import table
 
@@ -34,6 +34,11 @@ ROOT = Path(__file__).parents[1]
 PAIR = pi.Preference(prompt="q", chosen="a", rejected="b", user="ann")
 PERSONA = pi.Persona(trait="calm", preference="order")
 USERS = UserPersonas(())
+MODEL = pi.LLM("none", api_base="http://127.0.0.1:9/v1", cache=False)
+JUDGE = pi.Verifier(MODEL)
+SCORER: Any = len
+TAGS = {"tag": pi.persona_prefix("tag")}
+VECTORS = {"ann": [1.0], "bob": [1.0]}
 
 
 def no_vectors(texts: list[str]) -> Any:
@@ -77,6 +82,10 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "a chat": (lambda t: place_persona([3], PERSONA, "user"), r"prompt=\[3\] is neither"),  # type: ignore[arg-type]
     "no chat": (lambda t: place_persona(None, PERSONA, "user"), "prompt=None is neither"),  # type: ignore[arg-type]
+    "lists of stop words": (
+        lambda t: pi.salient_words(t, stop_words=[["a"]]),  # type: ignore[list-item]
+        "stop_words=.* is not a list of words",
+    ),
     "stop words": (lambda t: pi.salient_words(t, stop_words=None), "stop_words=None is not"),  # type: ignore[arg-type]
     "lemmas": (
         lambda t: pi.salient_words(t, lemmatize=np.zeros(2)),  # type: ignore[arg-type]
@@ -85,6 +94,24 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "bounds": (lambda t: bootstrap_mean([0.5], bounds=3), "bounds="),  # type: ignore[arg-type]
     "bounds of texts": (lambda t: bootstrap_mean([0.5], bounds="01"), "bounds="),  # type: ignore[arg-type]
     "three bounds": (lambda t: mean_by_group([0.5], ["a"], bounds=(0, 1, 2)), "bounds="),  # type: ignore[arg-type]
+    "pairs of a judge": (lambda t: JUDGE.explains(["q"], [PERSONA]), r"preferences\[0\]='q' is no"),  # type: ignore[list-item]
+    "no pairs": (lambda t: JUDGE.explains(None, [PERSONA]), "preferences=None is not a list"),  # type: ignore[arg-type]
+    "a judge's personas": (lambda t: JUDGE.explains([PAIR], [None]), r"personas\[0\]=None is no"),  # type: ignore[list-item]
+    "requests": (lambda t: MODEL.ask_many(None), "requests=None is not a list"),  # type: ignore[arg-type]
+    "messages": (lambda t: MODEL.ask(np.zeros(2)), "messages=.* is not a non-empty sequence"),  # type: ignore[arg-type]
+    "no prefixes": (
+        lambda t: pi.evaluate_prefixes(TAGS, [PAIR], SCORER, attribute=None),  # type: ignore[arg-type]
+        "attribute=None is not a list",
+    ),
+    "no vectors": (lambda t: nearest_users(None), "vectors=None is not a mapping"),  # type: ignore[arg-type]
+    "users": (lambda t: nearest_users(VECTORS, of=3), "of=3 is not a list"),  # type: ignore[arg-type]
+    "lists of users": (
+        lambda t: nearest_users(VECTORS, among=[["ann"]]),  # type: ignore[list-item]
+        r"among= names user \['ann'\]",
+    ),
+    "no function": (lambda t: user_vectors([PAIR], None), "embed=None"),  # type: ignore[arg-type]
+    "rows": (lambda t: pi.PersonaTable(["q"]), r"rows\[0\]='q' is no PersonaRow.*from_data"),  # type: ignore[list-item]
+    "no rows": (lambda t: pi.PersonaTable(None), "rows=None is not a list"),  # type: ignore[arg-type]
     "a model": (
         lambda t: LowRankRewards().fit(["q"]),  # type: ignore[list-item]
         r"choices\[0\] is 'q', no Preference",
@@ -93,8 +120,6 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
 
 
 NO: Any = "no"
-SCORER: Any = len
-TAGS = {"tag": pi.persona_prefix("tag")}
 SWITCHES: dict[str, Callable[[Any], Any]] = {
     "lift": lambda t: pi.audit_personas({"ann": "calm"}, [PAIR], SCORER, lift=NO),
     "lift ": lambda t: pi.evaluate_prefixes(TAGS, [PAIR], SCORER, lift=NO),

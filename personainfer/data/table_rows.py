@@ -34,7 +34,15 @@ class MemoryRows(Sequence[PersonaRow]):
         self._errors: list[str | None] = []
         self._columns: list[Mapping[str, Any]] = []
         self._candidates: dict[int, tuple[tuple[Candidate, ...], tuple[Candidate, ...]]] = {}
+        if not isinstance(rows, Iterable):
+            raise InvalidArgumentError(f"rows={rows!r:.60} is not a list of rows.", argument="rows")
         for row in rows:
+            if not isinstance(row, PersonaRow):
+                raise InvalidArgumentError(
+                    f"rows[{len(self)}]={row!r:.60} is no PersonaRow.",
+                    hint="PersonaTable.from_data makes a table of data with personas.",
+                    argument="rows",
+                )
             if row.chosen_candidates or row.rejected_candidates:
                 candidates = (row.chosen_candidates, row.rejected_candidates)
                 self._candidates[len(self)] = candidates

@@ -257,7 +257,8 @@ def _counts(
 
 
 def _check(floor: int, prior: float | None, correction: str, stop_words: Collection[str]) -> None:
-    if isinstance(stop_words, str) or not isinstance(stop_words, Collection):
+    are_words = isinstance(stop_words, Collection) and not isinstance(stop_words, str)
+    if not are_words or not all(isinstance(word, str) for word in stop_words):
         raise InvalidArgumentError(
             f"stop_words={stop_words!r:.40} is not a list of words.", argument="stop_words"
         )

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
-from typing import Annotated, Any, Literal, NamedTuple, Unpack
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,8 @@ from .statistics import (
     check_confidence,
     paired_difference,
 )
+
+T = TypeVar("T")
 
 Sides = Literal["both", "chosen", "rejected"]
 
@@ -355,7 +357,7 @@ class Verifier:
         these.
 
         Raises:
-            InvalidArgumentError: the arguments differ in length.
+            InvalidArgumentError: the arguments differ in length, or hold something else.
             ModelError: the judge never gave a usable reply, in this call or before it; or every question
                 would fail in the same way (key, model).
             CacheError: the cache of replies cannot be used.
@@ -371,6 +373,8 @@ class Verifier:
 
         "first" is the preferred response. Arguments, warnings and errors are those of `explains`.
         """
+        preferences = _listed("preferences", preferences, Preference)
+        personas = _listed("personas", personas, Persona | str)
         if len(preferences) != len(personas):
             raise InvalidArgumentError(
                 f"{len(preferences)} preferences, {len(personas)} personas: one of each is needed."
@@ -551,3 +555,17 @@ def _check(
 
 def _check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:
     UnknownOptionError.check(options, OPTIONS.union(inspect.signature(function).parameters))
+
+
+def _listed(name: str, given: Iterable[T], kind: Any) -> list[T]:
+    """Return an argument as a list. Raise InvalidArgumentError if it holds something else than the kind."""
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise InvalidArgumentError(f"{name}={given!r:.60} is not a list.", argument=name)
+    found = list(given)
+    for place, one in enumerate(found):
+        if not isinstance(one, kind):
+            raise InvalidArgumentError(
+                f"{name}[{place}]={one!r:.60} is no {'Preference' if kind is Preference else 'persona'}.",
+                argument=name,
+            )
+    return found

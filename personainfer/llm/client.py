@@ -397,6 +397,10 @@ class LLM:
             ModelError: every request would fail (the key, the model, the endpoint).
             CacheError: the cache fails.
         """
+        if isinstance(requests, str) or not isinstance(requests, Iterable):
+            raise InvalidArgumentError(
+                f"requests={quoted(requests, 80)} is not a list of requests.", argument="requests"
+            )
         checked = [(None, [_request(number, one)]) for number, one in enumerate(requests)]
         return [replies[0] for _, replies in self.run(checked)]
 
@@ -526,11 +530,11 @@ def _request(number: int, request: Request | tuple[Any, ...]) -> Request:
 
 
 def _messages(messages: Sequence[Message | Mapping[str, str]]) -> tuple[Message, ...]:
-    if not isinstance(messages, str) and messages:
+    if not isinstance(messages, str):
         with suppress(TypeError, ValidationError):
-            return tuple(
-                m if isinstance(m, Message) else Message.model_validate(m) for m in messages
-            )
+            read = [m if isinstance(m, Message) else Message.model_validate(m) for m in messages]
+            if read:
+                return tuple(read)
     raise InvalidArgumentError(
         f"messages={quoted(messages, 80)} is not a non-empty sequence of Message or dicts.",
         hint='A dict has the texts "role" and "content".',

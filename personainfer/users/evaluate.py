@@ -109,7 +109,7 @@ def evaluate_prefixes(
     check_confidence(confidence)
     check_argument("lift", lift, Flag)
     check_argument("draw_seed", draw_seed, CountFromZero)
-    attribute = (attribute,) if isinstance(attribute, str) else tuple(attribute)
+    attribute = (attribute,) if isinstance(attribute, str) else attribute
     _check(prefixes, scorer, fit, folds, questions, attribute, ablations)
     known = group_values(groups)
     # With another untuned scorer than a name, the options are those of `scorer` alone.
@@ -377,8 +377,12 @@ def _check(
         raise InvalidArgumentError(f"fit={fit!r:.80} is not a function (names of users) -> scorer.")
     if not (questions is None or questions == "find" or isinstance(questions, Mapping)):
         raise InvalidArgumentError(f'questions={questions!r} is neither "find" nor kinds by id.')
+    if not isinstance(attribute, Sequence):
+        raise InvalidArgumentError(
+            f"attribute={attribute!r:.60} is not a list of names of prefixes.", argument="attribute"
+        )
     for name in attribute:
-        if name not in prefixes:
+        if not isinstance(name, str) or name not in prefixes:
             raise InvalidArgumentError(f"attribute= names {name!r}, which prefixes= does not.")
     check_argument("ablations", ablations, Count)
     if ablations < 2:

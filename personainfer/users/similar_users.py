@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -95,13 +95,17 @@ def nearest_users(
         DataError: a vector is not finite.
     """
     check_argument("k", k, Count)
+    if not isinstance(vectors, Mapping):
+        raise InvalidArgumentError(
+            f"vectors={vectors!r:.60} is not a mapping of users to vectors.", argument="vectors"
+        )
     names = list(vectors)
     place = {name: row for row, name in enumerate(names)}
     asked = _named("of", names if of is None else of, place)
     tested = set() if of is None else set(asked)
     searched = _named(
         "among",
-        [name for name in names if name not in tested] if among is None else list(among),
+        [name for name in names if name not in tested] if among is None else among,
         place,
     )
     if of is not None and not searched:
@@ -136,19 +140,27 @@ def nearest_users(
 
 def _named(argument: str, users: Sequence[str], place: Mapping[str, int]) -> list[str]:
     """Return the users of an argument, each once. Raise InvalidArgumentError if one has no vector."""
-    if isinstance(users, str):
-        raise InvalidArgumentError(f"{argument}={users!r:.80} is one text, not several users.")
-    if unknown := [name for name in users if name not in place]:
-        raise InvalidArgumentError(f"{argument}= names user {unknown[0]!r}, who has no vector.")
-    return list(dict.fromkeys(users))
+    if isinstance(users, str) or not isinstance(users, Iterable):
+        raise InvalidArgumentError(
+            f"{argument}={users!r:.80} is not a list of users.", argument=argument
+        )
+    found = list(users)
+    for name in found:
+        if not isinstance(name, Hashable) or name not in place:
+            raise InvalidArgumentError(
+                f"{argument}= names user {name!r:.80}, who has no vector.", argument=argument
+            )
+    return list(dict.fromkeys(found))
 
 
 def embedded(texts: Sequence[str], embed: Embed) -> FloatArray:
     """Embed texts, each distinct one once: n texts -> vectors of shape (n, dimensions).
 
     Raises:
-        InvalidArgumentError: `embed` returns another shape, or numbers that are not finite.
+        InvalidArgumentError: `embed` is no function, or returns another shape, or numbers that are not
+            finite.
     """
+    check_argument("embed", embed, Callable[..., Any])
     distinct = list(dict.fromkeys(texts))
     vectors = read_numbers(
         "the result of embed", embed(distinct), dimensions=(0, 1, 2, 3), infinite=True
