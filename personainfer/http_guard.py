@@ -48,10 +48,16 @@ _PIECES = (
     re.compile(r"[^\s\"\\]+"),
 )  # the same in any JSON, if it can be
 
+_Place = tuple[str, int | None]  # a host and a port; None: the scheme has none of its own
+_PORTS = {"http": 80, "https": 443}
+_HERE = "localhost"  # each name of this machine
+
 _lock = Lock()
 
 # Sends a request of httpx, and gives the status, the headers and the unpacked body of the answer.
 Deliver = Callable[[Any], Awaitable[tuple[int, Mapping[str, str], bytes]]]
+# Changes a request of httpx in place; also gets its client, and whether the request is the call itself.
+Prepare = Callable[[Any, Any, bool], None]
 
 
 class Rules(TypedDict, total=False):
@@ -64,9 +70,10 @@ class Rules(TypedDict, total=False):
         texts: what the call carries. By these texts the call is told from other requests within the block:
             only responses to the call count as `answers`. Without texts, each request is the call.
         hidden: what no error may quote.
-        base: the address that the user gave: the call may only go to its host, or to this machine. None: it
-            may go to any host. Requests with these texts that follow the call, such as a callback's, may go
-            anywhere.
+        base: the address that the user gave: until the call is answered, no request with these texts goes to
+            another host, but for this machine. None: they may go to any host.
+        prepare: changes the call, and each other request to `base`, before it is sent, whoever sends it. What
+            it raises is raised, and nothing is sent.
         deliver: sends the call in place of the library's client, which then only writes the request and reads
             the answer. None: the client sends it.
     """
@@ -76,6 +83,7 @@ class Rules(TypedDict, total=False):
     texts: Iterable[str]
     hidden: Secrets
     base: str | None
+    prepare: Prepare
     deliver: Deliver | None
 
 
@@ -103,10 +111,12 @@ class Exchange:
         self.deliver = rules.get("deliver")
         self.by_client = False
         self._piece = _piece(rules.get("texts", ()))
-        self._base = _host(rules.get("base"))
+        base = rules.get("base")
+        self._base = _place(base) if base else None
+        self._prepare = rules.get("prepare")
         self._hidden = rules.get("hidden") or Secrets()
         self._called: str | None = None  # the host to which the call goes
-        self._placed = False  # whether the call was sent
+        self._placed: _Place | None = None  # where the call was sent
         self._sent: list[tuple[Any, Any]] = []  # headers and addresses
 
     @property
@@ -131,36 +141,64 @@ class Exchange:
         """Return a text that an endpoint sent, without the secrets of the call and of its requests."""
         return self._hidden.with_texts(self.secrets).mask(text)
 
-    def expect(self, request: Any) -> _Sending:
+    def expect(self, request: Any, client: Any) -> _Sending:
         """Prepare a request that is about to be sent: its headers change in place.
 
         A request that failed is not sent again, but its error is raised: our own policy decides what is sent
         again. It counts what was paid for, and honours Retry-After.
 
+        Args:
+            request: the library's request.
+            client: the library's client, which was asked to send it.
+
         Raises:
-            ModelError: the call would go to another host than `base`. It is fatal, and nothing is sent.
-            Exception: what an equal request raised before.
+            ModelError: the text would go to another host than `base`. It is fatal, and nothing is sent.
+            Exception: what an equal request raised before, or what `prepare` raises.
         """
-        host = request.url.host
-        carries = self._carries(request)
-        sending = _Sending(self, request, carries, carries or self._called in (None, host))
+        host, place = request.url.host, _place(str(request.url))
+        has_text = self._carries(request)
+        is_call = has_text and self._is_call(place)
+        sending = _Sending(self, request, is_call, is_call or self._called in (None, host))
         if self.failed is not None and _is_same(request, self.failed[0]):
             raise self.failed[1]
         if sending.counts:
             self.error = None
-        if carries and not self._placed:
+        if is_call:
             self._called = host
-            if self._base not in (None, host) and not is_loopback(host):
-                sending.refuse(_elsewhere(host))
-            self._placed = True
+        if has_text and self._keeps_texts_from(place):
+            sending.refuse(_elsewhere(host))
+        if is_call:
+            self._placed = place
+        if self._prepare is not None and (is_call or place == self._base):
+            try:
+                self._prepare(request, client, is_call)
+            except ModelError as error:
+                sending.refuse(error)
         self._sent.append((request.headers, request.url))
         request.headers["accept-encoding"] = _PACKING
         return sending
 
-    def _carries(self, request: Any) -> bool:
-        """Whether a request is the call itself.
+    def _is_call(self, place: _Place) -> bool:
+        """Whether a request that carries the texts of the call is the call, by where it goes.
 
-        Other requests ask for a tokenizer, sign in, or come from a callback.
+        A callback may send them to a server of its own at any time, such as one on this machine.
+        """
+        if self._placed is not None and self._piece:
+            return place == self._placed
+        if self._base is None or place == self._base:
+            return True
+        return place[0] != _HERE  # on this machine each port is another server
+
+    def _keeps_texts_from(self, place: _Place) -> bool:
+        """Whether texts may not go somewhere, or not yet: the call has not ended."""
+        if self._base is None or place[0] in (self._base[0], _HERE):
+            return False
+        return self._placed is None or not (self.answers or self.failed)
+
+    def _carries(self, request: Any) -> bool:
+        """Whether a request carries the texts of the call.
+
+        Others ask for a tokenizer, sign in, or come from a callback that sends no texts.
         """
         if not self._piece:
             return True
@@ -294,10 +332,11 @@ def _piece(texts: Iterable[str]) -> str:
     return ""
 
 
-def _host(address: str | None) -> str | None:
-    if not address:
-        return None
-    return urlsplit(address if "//" in address else f"//{address}").hostname
+def _place(address: str) -> _Place:
+    """Return the host and the port of an address. All names of this machine are one host."""
+    parts = urlsplit(address if "//" in address else f"//{address}")
+    host = parts.hostname or ""
+    return _HERE if is_loopback(host) else host, parts.port or _PORTS.get(parts.scheme)
 
 
 def is_loopback(host: str) -> bool:
@@ -422,7 +461,7 @@ def _async_send(send: Callable[..., Any]) -> Callable[..., Any]:
         exchange = _exchange.get()
         if exchange is None or exchange.closed:
             return await send(self, request, stream=stream, **options)
-        sending = exchange.expect(request)
+        sending = exchange.expect(request, self)
         options |= {"stream": True, "follow_redirects": False}
         response, token = None, _sending.set(sending)
         try:
@@ -470,7 +509,7 @@ def _sync_send(send: Callable[..., Any]) -> Callable[..., Any]:
         exchange = _exchange.get()
         if exchange is None or exchange.closed:
             return send(self, request, stream=stream, **options)
-        sending = exchange.expect(request)
+        sending = exchange.expect(request, self)
         options |= {"stream": True, "follow_redirects": False}
         response, token = None, _sending.set(sending)
         try:

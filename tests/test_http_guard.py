@@ -293,6 +293,64 @@ def test_a_call_goes_to_no_other_host_than_the_one_that_was_given(library: Any, 
             client.post("https://here.invalid", json={"prompt": " ".join(TEXTS)})
 
 
+def test_texts_that_another_place_gets_beside_the_call_are_no_call(library: Any) -> None:
+    """Each port of this machine is another server: a callback may send the texts to one at any time."""
+    body = {"prompt": " ".join(TEXTS)}
+    prepared: list[tuple[str, bool, bool]] = []
+
+    def prepare(request: Any, client: Any, is_call: bool) -> None:
+        prepared.append((str(request.url), client is sender, is_call))
+        request.headers["x-mine"] = "secret"
+
+    with AnyServer() as log, AnyServer() as server, library.Client(verify=PLAIN) as sender:
+        rules: Any = {"texts": TEXTS, "prepare": prepare}
+        for base in (f"{server.address}/v1", None):
+            with guarded_http(**rules, base=base) as exchange:
+                if base:
+                    sender.post(log.address, json=body)
+                    assert exchange.answers == 0
+                sender.post(server.address, json=body)
+                sender.post(log.address, json=body)
+                assert (exchange.answers, exchange.error) == (1, None)
+                assert str(exchange.answer.request.url) == server.address
+                sender.get(server.address)
+        assert all("x-mine" not in one.headers for one in log.asked)
+    asked = (server.address, True, True)
+    assert prepared == [asked, (server.address, True, False), asked]
+
+
+def test_texts_go_to_no_other_host_before_the_call_is_answered(library: Any) -> None:
+    body = {"prompt": " ".join(TEXTS)}
+    found: list[str] = []
+
+    def handle(request: Any) -> Any:
+        if request.url.host == "here.invalid":  # while the call is on its way
+            with pytest.raises(ModelError, match=r"calls log\.invalid: nothing was sent"):
+                sender.post("https://log.invalid", json=body)
+        found.append(request.url.host)
+        return library.Response(200)
+
+    with (
+        library.Client(transport=library.MockTransport(handle)) as sender,
+        guarded_http(texts=TEXTS, base="https://here.invalid/v1") as exchange,
+    ):
+        sender.post("https://here.invalid/v1", json=body)
+        sender.post("https://log.invalid", json=body)
+    assert found == ["here.invalid", "log.invalid"]
+    assert (exchange.answers, exchange.error) == (1, None)
+
+
+def test_what_prepares_a_request_may_refuse_it(library: Any) -> None:
+    def prepare(*_: Any) -> None:
+        raise ModelError("not this one")
+
+    with AnyServer() as server, library.Client(verify=PLAIN) as sender:
+        with guarded_http(prepare=prepare) as exchange, pytest.raises(ModelError) as caught:
+            sender.post(server.address)
+        assert exchange.error is caught.value
+    assert server.asked == []
+
+
 def test_hooks_of_a_client_read_no_more_than_we_do(library: types.ModuleType) -> None:
     """A hook runs before the client returns the response; elsewhere it reads what it likes."""
     found: list[int] = []

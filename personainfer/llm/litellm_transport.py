@@ -20,6 +20,7 @@ from ..api_keys import (
     SecretText,
     can_be_sent,
     hide_secrets,
+    key_headers,
     openai_headers,
     route_of,
     shown_address,
@@ -166,6 +167,7 @@ class LiteLLMTransport(DialectTransport):
             "texts": message_texts(fields["messages"]),
             "hidden": self.secrets,
             "base": None if self.provider in self._own() else self.options.get("api_base"),
+            "prepare": self._prepare,
             "deliver": partial(self._deliver, is_sent),
         }
         if not _sends_as_it_came(self._litellm):
@@ -188,29 +190,62 @@ class LiteLLMTransport(DialectTransport):
             self._check_is_in_this_process()
         return self._read_exchange(body, timeout, exchange, reply, failure)
 
-    async def _deliver(self, is_sent: Sent, request: Any) -> Answer:
-        """Send a request that litellm has written, by our own connections. Return the answer.
+    def _prepare(self, request: Any, client: Any, is_call: bool) -> None:
+        """Write the headers of a request that is about to be sent, whoever sends it.
 
-        The headers of OpenAI's in the environment are left out if another address was given, and the user's
-        own take the place of others.
+        If another address than OpenAI's own was given, the openai SDK's request keeps the headers that are
+        known to belong there. Its client has others of the environment, as that was when it was made, which
+        may be long ago and by other code. The user's own headers take the place of others, in the call alone.
         """
+        headers, is_sdks = request.headers, _is_of_openais_sdk(request)
+        added = self.options.get("extra_headers") or {} if is_call else {}
+        if self.options["api_base"] is not None:
+            known = {name.lower() for name in added}
+            if is_sdks:
+                known |= self._known_headers(request, client)
+            for name in set(headers) - known:
+                if is_sdks or name.startswith("openai-"):
+                    del headers[name]
+        for name, text in added.items():
+            if is_sdks or len(headers.get_list(name)) > 1 or name not in headers:
+                headers[name] = text  # the user's own counts
+
+    def _known_headers(self, request: Any, client: Any) -> set[str]:
+        """Mend the headers of a request of the openai SDK. Return the names of those that belong there.
+
+        These are those of the protocol, the key, and what the program gave to litellm or its HTTP client.
+        """
+        headers = request.headers
+        given = {**client.headers, **(self._litellm.headers or {})}
+        known = {name.lower() for name, text in given.items() if headers.get(name) == text}
+        keys = {name for name in ("authorization", "api-key") if self._is_key_in(headers, name)}
+        if self.key and not keys:
+            named = key_headers(str(request.url), self.key)
+            headers.update(named)
+            keys = {name.lower() for name in named}
+        if "api-key" not in headers and request.url.params.get("api-version"):
+            keys.add("authorization")  # of Azure's sign-in, which the SDK sets in each request
+        headers["host"] = request.url.netloc.decode("ascii")
+        headers["accept"] = headers["content-type"] = "application/json"
+        headers["content-length"] = str(len(request.content))
+        if _SDK.fullmatch(headers.get("user-agent", "")):
+            known.add("user-agent")
+        return {*known, *keys, "host", "accept", "content-type", "content-length"}
+
+    def _is_key_in(self, headers: Any, name: str) -> bool:
+        """Whether a header holds the key that was given, or else one that litellm takes for this provider."""
+        keys = {str(self.key)}
+        if not self.key:
+            keys = _environment_texts(self.provider, "KEY|TOKEN")
+            keys.add(os.environ.get("OPENAI_API_KEY", ""))
+            keys.update(filter(None, (self._litellm.api_key, self._litellm.openai_key)))
+        return headers.get(name, "").rpartition(" ")[2] in keys - {""}
+
+    async def _deliver(self, is_sent: Sent, request: Any) -> Answer:
+        """Send a request that litellm has written, by our own connections. Return the answer."""
         import yarl
 
         headers = dict(request.headers)
-        if self.options["api_base"] is not None:  # OpenAI's headers are not for it
-            for name, text in openai_headers().items():
-                is_openais = name.lower().startswith("openai-")
-                if headers.get(name.lower()) != text and not is_openais:
-                    continue  # the client's own
-                headers.pop(name.lower(), None)
-                if name.lower() == "content-type":
-                    headers["content-type"] = "application/json"
-                if name.lower() == "authorization" and self.key:
-                    headers["authorization"] = SecretText(f"Bearer {self.key}")
-        for name, text in (self.options.get("extra_headers") or {}).items():
-            is_told_twice = len(request.headers.get_list(name)) > 1
-            if is_told_twice or name.lower() not in headers:  # the user's own counts
-                headers[name.lower()] = text
         if request.url.userinfo:  # the password in the address takes the place of the key
             headers.pop("authorization", None)
         address = yarl.URL(str(request.url), encoded=True)
@@ -494,6 +529,14 @@ def _sends_as_it_came(litellm: Any) -> bool:
     variables = ("SSL_VERIFY", "SSL_SECURITY_LEVEL", "SSL_ECDH_CURVE")
     in_environment = any(map(os.environ.get, variables)) or "all" in getproxies()
     return told == (None, True, None, False) and not (ciphers or in_environment)
+
+
+_SDK = re.compile(r"(Async)?(Azure)?OpenAI/Python [\w.+-]+")  # its `User-Agent`
+
+
+def _is_of_openais_sdk(request: Any) -> bool:
+    """Whether the openai SDK wrote a request. The environment changes its headers, but takes out none."""
+    return any(name.startswith("x-stainless-") for name in request.headers)
 
 
 class _NotOnTheLoop(logging.Filter):

@@ -409,6 +409,65 @@ def test_the_headers_that_the_environment_has_for_openai_go_to_no_other_address(
     assert "q7-" not in f"{headers}{caught.value}"
 
 
+@pytest.mark.parametrize("name", ["ALL_PROXY", "SSL_VERIFY", ""])
+@pytest.mark.parametrize("provider", ["openai/x", "custom_openai/x", "azure/x"])
+def test_whoever_sends_the_call_and_however_long_ago_its_client_was_made(
+    provider: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """litellm keeps the clients of the openai SDK, which look at the environment when they are made."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    custom = "q7-one: q7-1\nAuthorization: Bearer q7-2\napi-key: q7-3\nUser-Agent: q7-4\nHost: q7-5"
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", f"{custom}\nAccept: q7-6\nX-Stainless-OS: q7-7")
+    if name:
+        monkeypatch.setenv(name, {"ALL_PROXY": "http://127.0.0.1:9"}.get(name, "true"))
+    with AnyServer() as server:
+        for setting in ("made", "changed", "unset"):
+            if setting == "changed":
+                monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "q7-two: q7-8")
+            if setting == "unset":
+                monkeypatch.delenv("OPENAI_CUSTOM_HEADERS")
+            with pytest.raises(ModelError):  # the answer says nothing
+                llm_of(provider, server).ask(MESSAGES)
+        assert len(server.asked) == 3
+    for asked in server.asked:
+        assert "q7-" not in str(asked.headers)
+        header = "api-key" if provider == "azure/x" else "authorization"
+        assert asked.headers[header].endswith("secret-key-1")
+        assert asked.headers["x-mine"] == "secret-header-1"
+
+
+def test_a_key_of_the_environment_and_headers_of_the_program_stay(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import litellm
+
+    monkeypatch.setattr(litellm, "headers", {"X-Program": "its own"})
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "q7-one: q7-1")
+    monkeypatch.setenv("OPENAI_API_KEY", "key-of-the-environment")
+    with AnyServer() as server, pytest.raises(ModelError):
+        llm_of("openai/x", server, api_key=None, extra_headers=None).ask(MESSAGES)
+    headers = server.asked[0].headers
+    assert headers["authorization"] == "Bearer key-of-the-environment"
+    assert headers["x-program"] == "its own"
+    assert "q7-" not in str(headers)
+
+
+def test_added_headers_go_to_no_server_of_a_callback(monkeypatch: pytest.MonkeyPatch) -> None:
+    import litellm
+
+    async def acompletion(**fields: Any) -> Any:  # as a callback does before a call
+        async with httpx.AsyncClient() as client:
+            await client.post(logger.address, json={"logged": MESSAGES})
+        return await complete(**fields)
+
+    complete = litellm.acompletion
+    monkeypatch.setattr(litellm, "acompletion", acompletion)
+    with AnyServer() as logger, AnyServer() as server, pytest.raises(ModelError):
+        llm_of("openai/x", server).ask(MESSAGES)
+    assert "secret" not in str(logger.asked[0].headers)
+    assert server.asked[0].headers["x-mine"] == "secret-header-1"
+
+
 @pytest.mark.parametrize("told_by", ["environment", "litellm"])
 def test_a_reply_is_stored_under_the_address_that_is_called(
     told_by: str, monkeypatch: pytest.MonkeyPatch
