@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -31,10 +31,12 @@ from .file_formats import arrow_cells
 
 if TYPE_CHECKING:
     import numpy as np
+    import pandas
     import pyarrow
     from numpy.typing import NDArray
 
 _JSON = {b"personainfer": b"json"}  # metadata of a field whose text is JSON
+_TIMES = re.compile(r"\b(Date|Datetime|Duration|Time)\b")  # types of polars, also within others
 _NO_ARROW = re.compile(r"\b(Object|U?Int128)\b")  # types of polars that Arrow has none for
 
 
@@ -146,6 +148,8 @@ def cells_of(frame: Any, name: str) -> list[Any]:
     A value that Python lacks, such as a date in the year 20000, becomes text: see `arrow_cells`.
     """
     column = frame.get_column(name)
+    if column.implementation.is_polars() and _TIMES.search(str(column.dtype)):
+        return arrow_cells(column.to_arrow())  # polars ends at years that Python lacks
     try:
         return without_na(column.to_list())
     except (ValueError, OverflowError):  # years that Python lacks
@@ -167,9 +171,75 @@ _OF_FRAMES = {"pandas", "polars", "pyarrow", "datasets"}
 def pandas_of(source: Any) -> Any:
     """Convert an Arrow table or a polars frame to pandas, where whole numbers beside nulls stay whole.
 
-    See `with_whole_numbers` for the types of such columns.
+    See `with_whole_numbers` for the types of such columns. The frame has the pandas index of which the
+    metadata of a table tells.
     """
-    return with_whole_numbers(source.to_pandas(integer_object_nulls=True))
+    about = package_of(source) == "pyarrow" and (source.schema.metadata or {}).get(b"pandas")
+    if not about:
+        return with_whole_numbers(source.to_pandas(integer_object_nulls=True))
+    import pandas
+
+    described = json.loads(about)
+    told = described["index_columns"]
+    names = [name for name in told if isinstance(name, str) and name in source.column_names]
+    frame = _own_frame(source.drop_columns(names), described)
+    # As columns, since pandas would read whole numbers beside nulls in an index as floats.
+    columns = _own_frame(source.select(names), {**described, "column_indexes": []})
+    own_names = {one["field_name"]: one["name"] for one in described["columns"]}
+    levels: list[pandas.Index[Any]] = []
+    for one in told:
+        labels: pandas.Index[Any]
+        if isinstance(one, dict):
+            labels = pandas.RangeIndex(one["start"], one["stop"], one["step"], name=one["name"])
+        elif one in names:
+            level: Any = columns.iloc[:, names.index(one)]
+            labels = pandas.Index(level, level.dtype, name=own_names.get(one))
+        else:  # somebody dropped the column
+            continue
+        if len(labels) == source.num_rows:
+            levels.append(labels)
+    if levels:
+        frame.index = levels[0] if len(levels) == 1 else pandas.MultiIndex.from_arrays(levels)
+    return frame
+
+
+def _own_frame(table: pyarrow.Table, described: Mapping[str, Any]) -> pandas.DataFrame:
+    """Convert an Arrow table to pandas, with the types that its columns had there, and without an index.
+
+    Args:
+        table: the columns.
+        described: what its metadata tells of these and of other columns, as pyarrow writes it for pandas.
+    """
+    import pandas
+
+    if not table.num_columns:
+        return pandas.DataFrame(index=range(table.num_rows))
+    columns, of_arrow = [], []
+    for one in described["columns"]:
+        if one["field_name"] in table.column_names:
+            if not _is_of_pandas(one["numpy_type"]):
+                # pandas has no texts for lists and structs of Arrow's.
+                if str(one["numpy_type"]).endswith("[pyarrow]"):
+                    of_arrow.append(table.column_names.index(one["field_name"]))
+                one = {**one, "numpy_type": "object"}
+            columns.append(one)
+    about = json.dumps({**described, "index_columns": [], "columns": columns}).encode()
+    plain: Any = table.replace_schema_metadata({b"pandas": about})
+    frame: pandas.DataFrame = with_whole_numbers(plain.to_pandas(integer_object_nulls=True))
+    for place in of_arrow:
+        frame.isetitem(place, pandas.arrays.ArrowExtensionArray(table.column(place)))
+    return frame
+
+
+def _is_of_pandas(dtype: object) -> bool:
+    """Whether pandas knows a dtype by this text."""
+    import pandas
+
+    try:
+        pandas.api.types.pandas_dtype(dtype)
+    except (TypeError, ValueError, NotImplementedError):
+        return False
+    return True
 
 
 # A full memory and a package that is missing: the types of columns have no part in them.
@@ -189,6 +259,11 @@ def pandas_errors() -> Iterator[None]:
         raise
     except Exception as error:  # of pandas and of Arrow, each with classes of its own
         raise not_convertible("pandas", error) from None
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether this is an error, and no wish to end the program. Panics of polars are no `Exception`."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def not_convertible(library: str, error: BaseException) -> DataError:
@@ -436,20 +511,14 @@ def json_array(values: Sequence[Any]) -> pyarrow.Array[Any]:
     return pyarrow.array([json_text(value) for value in values], pyarrow.string())
 
 
-def with_texts(
-    table: pyarrow.Table, columns: Iterable[tuple[str, Sequence[str | None]]]
-) -> pyarrow.Table:
-    """Return the table with columns of text at its end, in place of columns of the same names.
-
-    The type of these columns is string, even if all values are null.
-    """
+def with_arrays(table: pyarrow.Table, new: Mapping[str, pyarrow.Array[Any]]) -> pyarrow.Table:
+    """Return the table with new columns, by name, at its end, in place of columns of the same names."""
     import pyarrow
 
-    new = dict(columns)
     kept = [place for place, name in enumerate(table.column_names) if name not in new]
     fields = [table.schema.field(place) for place in kept]
-    fields += [pyarrow.field(name, pyarrow.string()) for name in new]
-    arrays = [table.column(place) for place in kept] + [text_array(v) for v in new.values()]
+    fields += [pyarrow.field(name, array.type) for name, array in new.items()]
+    arrays: list[Any] = [*(table.column(place) for place in kept), *new.values()]
     schema = pyarrow.schema(fields).with_metadata(table.schema.metadata)
     return pyarrow.Table.from_arrays(arrays, schema=schema)  # even if there were no columns before
 
@@ -504,18 +573,16 @@ Added = Mapping[str, Sequence[Any]]
 
 
 class ColumnType(NamedTuple):
-    """The type of a column that is added to a table, by its name in each library.
+    """The type of a column that is added to a table, by its name in Arrow and in pandas.
 
     Attributes:
-        arrow: its name in Arrow and in Hugging Face datasets, such as "float64".
+        arrow: its name in Arrow, such as "float64".
         pandas: its dtype in pandas, such as "Int64".
-        polars: the name of its class in polars, such as "Float64".
-        listed: whether each value is a list of values of the types `arrow` and `polars`.
+        listed: whether each value is a list of values of the type `arrow`.
     """
 
     arrow: Any  # a str, which pyarrow is typed to take only as a literal
     pandas: str
-    polars: str
     listed: bool = False
 
     def in_arrow(self) -> Any:
@@ -525,26 +592,12 @@ class ColumnType(NamedTuple):
         kind = pyarrow.type_for_alias(self.arrow)
         return pyarrow.list_(kind) if self.listed else kind
 
-    def in_polars(self) -> Any:
-        """Return the type as polars' data type."""
-        import polars
-
-        kind = getattr(polars, self.polars)
-        return polars.List(kind) if self.listed else kind
-
-    def in_hf(self) -> Any:
-        """Return the type as a feature of Hugging Face datasets."""
-        import datasets
-
-        kind = datasets.Value(self.arrow)
-        return datasets.Sequence(kind) if self.listed else kind
-
 
 _TYPES: dict[type, ColumnType] = {
-    str: ColumnType("string", "object", "String"),
-    bool: ColumnType("bool", "boolean", "Boolean"),
-    int: ColumnType("int64", "Int64", "Int64"),
-    float: ColumnType("float64", "float64", "Float64"),
+    str: ColumnType("string", "object"),
+    bool: ColumnType("bool", "boolean"),
+    int: ColumnType("int64", "Int64"),
+    float: ColumnType("float64", "float64"),
 }
 
 
@@ -554,16 +607,25 @@ Kinds = Mapping[str, ColumnType]
 def stored_type(kind: pyarrow.DataType) -> ColumnType:
     """Return the type of an added column by its Arrow type in the file of the table.
 
-    An Arrow type other than string, bool, int64 and double counts as text.
+    Other programs may have written its texts in another way, such as with categories.
+
+    Raises:
+        ValueError: no added column has values of this type.
     """
-    return next((known for known in _TYPES.values() if known.arrow == _alias(kind)), _TYPES[str])
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    texts = types.is_string, types.is_large_string, types.is_string_view, types.is_null
+    if any(check(kind) for check in texts):
+        return _TYPES[str]
+    for known in _TYPES.values():
+        if known.in_arrow() == kind:
+            return known
+    raise ValueError(f"an added column of the type {kind}")
 
 
-def _alias(kind: pyarrow.DataType) -> str:
-    return {"double": "float64"}.get(str(kind), str(kind))
-
-
-LISTS_OF_TEXT = ColumnType("string", "object", "String", listed=True)
+LISTS_OF_TEXT = ColumnType("string", "object", listed=True)
 
 
 def type_of(name: str, values: Sequence[Any]) -> ColumnType:
@@ -574,10 +636,16 @@ def type_of(name: str, values: Sequence[Any]) -> ColumnType:
         values: Python's str, bool, int or float, or None. A column with int and float is of the type float.
 
     Raises:
-        InvalidArgumentError: values of several types or of another type, or an int of more than 64 bits.
+        InvalidArgumentError: values of several types or of another type, an int of more than 64 bits, or one
+            among floats that no float equals.
     """
     found = {type(value) for value in values if value is not None} or {str}
     if found == {int, float}:
+        if not all(_is_float(value) for value in values if type(value) is int):
+            raise InvalidArgumentError(
+                f"the column {name} holds a whole number that beside fractions would become another one.",
+                hint="Give the column as text.",
+            )
         found = {float}
     if found == {int} and any(not -(2**63) <= v < 2**63 for v in values if v is not None):
         raise InvalidArgumentError(
@@ -592,17 +660,32 @@ def type_of(name: str, values: Sequence[Any]) -> ColumnType:
     return _TYPES[found.pop()]
 
 
+def _is_float(number: int) -> bool:
+    """Whether a float equals this whole number."""
+    try:
+        return float(number) == number
+    except OverflowError:
+        return False
+
+
 def plain_values(values: Any) -> list[Any]:
     """Return the values of a list, array, series or iterator as a new list of Python values.
 
     pandas' NA and NaT become None, NumPy's numbers Python's, and NumPy's arrays within a list become lists.
 
     Raises:
-        TypeError: the object has no values.
+        TypeError: the object has no values, or some that Python lacks.
     """
     for convert in ("to_pylist", "to_list", "tolist"):  # Arrow, polars and pandas, numpy
         if callable(getattr(values, convert, None)):
-            values = getattr(values, convert)()
+            try:
+                values = getattr(values, convert)()
+            except NOT_OF_VALUES:
+                raise
+            except BaseException as error:  # such as a year that Python lacks
+                if not is_failure(error):
+                    raise
+                raise TypeError(str(error)) from None
             break
     return [_plain(value) for value in values]
 
@@ -614,18 +697,17 @@ def _plain(value: Any) -> Any:
     return None if kind.__name__ in ("NAType", "NaTType") else value  # what pandas has for None
 
 
-def with_added(table: pyarrow.Table, added: Added, kinds: Kinds) -> pyarrow.Table:
-    """Return the table with the added columns at its end. `kinds` has the type of each by its name."""
-    for name, values in added.items():
-        table = table.append_column(name, _array(values, kinds[name]))
-    return table
+def added_array(values: Sequence[Any], kind: ColumnType) -> pyarrow.Array[Any]:
+    """Convert the values of an added column, as `type_of` takes them, to an Arrow array of its type.
 
-
-def _array(values: Sequence[Any], kind: ColumnType) -> pyarrow.Array[Any]:
+    Every conversion of added columns goes by this one. For lone surrogates in texts see `text_array`.
+    """
     import pyarrow
 
     if kind.arrow == "string" and not kind.listed:
         return text_array(values)
+    if kind.arrow == "float64":  # Arrow takes no whole numbers of more than 64 bits
+        values = [value if value is None else float(value) for value in values]
     array: pyarrow.Array[Any] = pyarrow.array(values, kind.in_arrow())
     return array
 
@@ -642,7 +724,7 @@ class WithAdded(OwnColumns):
         table = self._own.piece(places, rows)
         for name, kind in self._kinds.items():
             values = self._added[name][start : start + len(places)]
-            table = table.append_column(name, _array(values, kind))
+            table = table.append_column(name, added_array(values, kind))
         return table
 
     def size(self, row: PersonaRow) -> int:

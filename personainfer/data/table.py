@@ -27,8 +27,10 @@ from .arrow_columns import (
     NOT_OF_VALUES,
     ColumnType,
     WithAdded,
+    added_array,
     arrow_names,
     in_narwhals,
+    is_failure,
     not_convertible,
     own_columns,
     own_values,
@@ -37,8 +39,7 @@ from .arrow_columns import (
     pandas_of,
     plain_values,
     type_of,
-    with_added,
-    with_texts,
+    with_arrays,
     with_whole_numbers,
     without,
 )
@@ -352,11 +353,16 @@ class PersonaTable(Sequence[PersonaRow]):
         """
         _check_columns(columns)
         self.check_free(columns)
-        new = {
-            name: plain_values(in_row_order(f"the column {name}", v, self._original, len(self)))
-            for name, v in columns.items()
-        }
-        for name, values in new.items():
+        new: dict[str, list[Any]] = {}
+        for name, given in columns.items():
+            ordered_values = in_row_order(f"the column {name}", given, self._original, len(self))
+            try:
+                values = new[name] = plain_values(ordered_values)
+            except TypeError as error:
+                raise InvalidArgumentError(
+                    f"the values of the column {name} cannot be read: {error}",
+                    hint="Give str, bool, int or float, one of them, or None.",
+                ) from None
             if len(values) != len(self):
                 raise InvalidArgumentError(
                     f"the column {name} has {len(values)} values, and the table {len(self)} rows."
@@ -412,8 +418,8 @@ class PersonaTable(Sequence[PersonaRow]):
         with pandas_errors():
             frame = _frame_of(own, len(self))
         new = {  # an array instead of a series would become text or not with its values
-            name: pd.Series(values, index=frame.index, dtype=kind.pandas)
-            for name, values, kind in self._new_columns(details)
+            name: pd.Series(array.to_pylist(), index=frame.index, dtype=kind.pandas)
+            for name, (array, kind) in self._new_columns(details).items()
         }
         return frame.assign(**new)
 
@@ -431,16 +437,15 @@ class PersonaTable(Sequence[PersonaRow]):
         pl = MissingExtraError.require("polars")
         if package_of(self._original) == "polars":
             new = [
-                pl.Series(name, values, dtype=kind.in_polars())
-                for name, values, kind in self._new_columns(details)
+                pl.Series(name, array) for name, (array, _) in self._new_columns(details).items()
             ]
             return self._original.with_columns(new)  # type: ignore[no-any-return]
         try:
             return pl.from_arrow(self.to_arrow(details=details))  # type: ignore[no-any-return]
         except (PersonaInferError, *NOT_OF_VALUES):
             raise
-        except BaseException as error:  # polars' panics are no exceptions
-            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        except BaseException as error:
+            if not is_failure(error):
                 raise
             raise not_convertible("polars", error) from None
 
@@ -457,10 +462,8 @@ class PersonaTable(Sequence[PersonaRow]):
             InvalidArgumentError: with `details`, the data, or an added column, has such a name itself.
             DataError: a saved table is damaged.
         """
-        table = with_texts(self._own_arrow(), self._rows.texts())
-        new = {name: (values, kind) for name, values, kind in self._new_columns(details)}
-        added = {name: values for name, (values, _) in new.items() if name not in COLUMNS}
-        return with_added(table, added, {name: kind for name, (_, kind) in new.items()})
+        own, new = self._own_arrow(), self._new_columns(details)
+        return with_arrays(own, {name: array for name, (array, _) in new.items()})
 
     def to_hf(self, *, details: bool = False) -> datasets.Dataset:
         """Return a Hugging Face dataset: the input's columns, both personas, the error, and `added`.
@@ -490,10 +493,10 @@ class PersonaTable(Sequence[PersonaRow]):
                 except Exception as error:
                     raise not_convertible("datasets", error) from None
         result = self._original
-        for name, values, kind in self._new_columns(details):
+        for name, (array, _) in self._new_columns(details).items():
             if name in result.column_names:
                 result = result.remove_columns(name)
-            result = result.add_column(name, values, feature=kind.in_hf())
+            result = result.add_column(name, array)
         return result
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
@@ -649,8 +652,8 @@ class PersonaTable(Sequence[PersonaRow]):
         told = [*remarks(self.settings.get("read") or {}), *judged]
         return html_page(first, repr(self), told, hidden, labels)
 
-    def _new_columns(self, details: bool) -> list[tuple[str, Sequence[Any], ColumnType]]:
-        """Return the columns that the table adds to the input's: (name, values, type).
+    def _new_columns(self, details: bool) -> dict[str, tuple[pyarrow.Array[Any], ColumnType]]:
+        """Return the columns that the table adds to the input's: name -> (values, type).
 
         Raises:
             InvalidArgumentError: with `details`, the data, or an added column, has the name of such a part.
@@ -666,8 +669,10 @@ class PersonaTable(Sequence[PersonaRow]):
                 )
             personas += detail_columns(self._rows)
         kinds = {name: LISTS_OF_TEXT for name in DETAILS if name.endswith("_flags")}
+        made: list[tuple[str, Sequence[Any], ColumnType]]
         made = [(name, values, kinds.get(name, text)) for name, values in personas]
-        return [*made, *((name, v, self._kinds[name]) for name, v in self.added.items())]
+        made += [(name, values, self._kinds[name]) for name, values in self.added.items()]
+        return {name: (added_array(values, kind), kind) for name, values, kind in made}
 
     def _own_arrow(self) -> pyarrow.Table:
         return own_columns(self._original).piece(range(len(self)), self._rows)
@@ -706,6 +711,11 @@ def _check_columns(columns: object) -> None:
         if not isinstance(name, str):
             raise InvalidArgumentError(
                 f"columns= names a column {name!r:.60}, which is not text.", argument="columns"
+            )
+        if name != name_as_text(name):
+            raise InvalidArgumentError(
+                f"columns= names a column {name!r:.60}, which holds half of a surrogate pair.",
+                argument="columns",
             )
         has_no_order = isinstance(values, str | bytes | Mapping | Set)
         if has_no_order or not isinstance(values, Iterable):

@@ -32,7 +32,7 @@ from .arrow_columns import (
     taken,
     with_index_column,
 )
-from .column_values import COLUMNS, RECORD
+from .column_values import COLUMNS, RECORD, TAKEN_NAMES
 from .file_formats import missing_file
 from .parquet import (
     least_bytes,
@@ -117,7 +117,7 @@ class StoredTable:
             self.flagged = _count_or_none(about.get("flagged"))
             self.unexplained = _count_or_none(about.get("unexplained"))
             self.is_part = about.get("is_part") is True
-            self._added = [str(name) for name in about.get("added", [])]
+            self._added: list[str] = about.get("added", [])
             _check_columns(self._file.schema_arrow, self._added)
             _check_groups(self._file.metadata)
             self._lists = paths_of_lists(self._file.metadata.schema)
@@ -546,16 +546,29 @@ def _count_or_none(value: object) -> int | None:
     raise ValueError("no count")
 
 
-def _check_columns(schema: pyarrow.Schema, added: Sequence[str]) -> None:
-    """Raise ValueError or KeyError unless the file has our columns, as text, and those that were added."""
+def _check_columns(schema: pyarrow.Schema, added: object) -> None:
+    """Raise ValueError, KeyError or TypeError unless a table can have these columns.
+
+    Args:
+        schema: the schema of the file. It has our columns, as text, and no name twice.
+        added: what the file says of the added columns: a list of their names, none of them twice. Each is in
+            the file, in a type that added columns have.
+    """
     import pyarrow.types as kinds
 
     for name in (*COLUMNS, RECORD):
         kind = schema.field(name).type  # KeyError: it is missing
         if not (kinds.is_string(kind) or kinds.is_large_string(kind)):
             raise ValueError(name)
-    if not set(added) <= set(schema.names):
+    if not isinstance(added, list) or not TAKEN_NAMES.isdisjoint(added):
         raise ValueError("added columns")
+    for names in (schema.names, added):
+        if len(set(names)) < len(names):
+            raise ValueError("a column that is there twice")
+    for name in added:
+        if not isinstance(name, str):
+            raise TypeError("the name of a column")
+        stored_type(schema.field(name).type)
 
 
 def _check_groups(metadata: Any) -> None:
@@ -595,6 +608,7 @@ class _Read(_Checked):
     pairs_scored: int = 0
     contradicted_rows: int = 0
     prompts_apart: int = 0
+    not_in_prompt: list[str] = []
 
 
 class _Settings(_Checked):

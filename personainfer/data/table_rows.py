@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from ..arguments import WholeNumber, check_argument
 from ..exceptions import InvalidArgumentError
 from ..records import Candidate, Persona, PersonaRow, Preference, Record
-from .arrow_columns import OwnColumns, in_narwhals, package_of, plain_values, taken
+from .arrow_columns import OwnColumns, in_narwhals, package_of, pandas_of, plain_values, taken
 from .table_reader import StoredColumns, persona_columns
 
 R = TypeVar("R", bound=Record)
@@ -272,7 +272,7 @@ def index_labels(original: Any, rows: Sequence[PersonaRow]) -> list[str] | None:
         if b"pandas" not in (first.schema.metadata or {}):
             return None
         try:
-            index = first.to_pandas().index
+            index = pandas_of(first).index
         except Exception:  # there is no pandas, or it cannot hold what the file has
             return None
     else:

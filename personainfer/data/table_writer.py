@@ -27,7 +27,7 @@ from ..local.atomic_files import (
     unfinished_folder,
 )
 from ..records import PersonaRow, Preference, Usage
-from .arrow_columns import OwnColumns, as_json, is_json, json_array, with_texts
+from .arrow_columns import OwnColumns, as_json, is_json, json_array, text_array, with_arrays
 from .column_values import COLUMNS, MOST_FIELDS, RECORD, TAKEN_NAMES, fields_of, is_kept
 from .file_formats import arrow_cells, refuse_twins
 from .parquet import written_bytes
@@ -196,7 +196,9 @@ def _table(own: pyarrow.Table, rows: Sequence[PersonaRow]) -> pyarrow.Table:
             hint="Rename the column.",
         )
     refuse_twins(own.column_names)  # nobody could read the file
-    return with_texts(own, [*persona_columns(rows), (RECORD, [record_of(row) for row in rows])])
+    texts: dict[str, list[str | None]] = dict(persona_columns(rows))
+    texts[RECORD] = [record_of(row) for row in rows]
+    return with_arrays(own, {name: text_array(values) for name, values in texts.items()})
 
 
 class _Unfinished:

@@ -447,3 +447,33 @@ def test_a_dict_that_has_a_key_for_each_row_takes_no_more_memory_than_they(depth
         values = [{f"{name}{n}": value for n in range(2)} for value in values for name in "ab"]
     assert kept_in_arrow(values) is None
     assert kept_in_arrow([keys(0, 900)] * 3) is not None
+
+
+@pytest.mark.parametrize("places", [slice(None), slice(None, None, -2)], ids=["all", "some"])
+def test_columns_of_lists_and_structs_of_arrow_keep_their_type(
+    places: slice, tmp_path: Path
+) -> None:
+    source = pa.table({"tags": [["a"], ["b", "c"], None], "one": [{"x": 1}, None, {"x": 2}]})
+    frame = source.to_pandas(types_mapper=pd.ArrowDtype).set_axis(["x", "y", "z"])
+    rows = [pi.PersonaRow(n, PAIR, error="none") for n in range(3)]
+    table = pi.PersonaTable(rows, original=frame)
+    loaded = pi.PersonaTable.load(table.save(tmp_path / "t.parquet"))[places]
+    pd.testing.assert_frame_equal(loaded.to_pandas().iloc[:, :-3], frame[places])
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_whole_numbers_beside_nulls_in_an_index_keep_their_digits(
+    levels: int, tmp_path: Path
+) -> None:
+    numbers = pd.array([2**60 + 1, None, 2**60 + 3], dtype="Int64")
+    names = pd.MultiIndex.from_arrays([numbers, ["x", "y", "z"]], names=["id", "k"])
+    index = pd.Index(numbers, name="id") if levels == 1 else names
+    frame = pd.DataFrame({"prompt": ["p"] * 3}, index)
+    rows = [pi.PersonaRow(n, PAIR, error="none") for n in range(3)]
+    table = pi.PersonaTable(rows, original=frame)
+    loaded = pi.PersonaTable.load(table.save(tmp_path / "t.parquet"))
+    found = loaded.to_pandas().index
+    assert [*found.get_level_values(0)] == [*numbers]
+    assert found.names == index.names
+    assert str(2**60 + 1) in str(loaded)
+    assert len(loaded.filter(pd.Series([True, False, True], index))) == 2

@@ -159,6 +159,16 @@ def test_numbers_of_a_negative_scale_cost_their_column_its_type(tmp_path: Path) 
     assert column(table.save(tmp_path / "t.parquet")) == ['"1.5E+3"', "null"]
 
 
+@pytest.mark.parametrize("kind", [pl.Datetime("us"), pl.Datetime("ms"), pl.List(pl.Datetime("us"))])
+def test_a_time_at_which_polars_itself_ends_costs_no_row(kind: Any) -> None:
+    far = pl.Series([2**63 - 1 if "us" in str(kind) else 9 * 10**15, 0])
+    times = far.reshape((2, 1)).cast(kind) if "List" in str(kind) else far.cast(kind)
+    data = pl.DataFrame({**PAIRS, "chosen_persona": ["A", "B"], "z": times})
+    assert not any(row.error for row in read_preferences(data))
+    table = pi.PersonaTable.from_data(data, chosen_persona="z", rejected_persona="chosen_persona")
+    assert [row.rejected is None for row in table] == [False, False]
+
+
 class Frame(pd.DataFrame):
     """A frame of another library, such as geopandas."""
 

@@ -619,3 +619,50 @@ def test_the_notebook_view_says_how_often_a_guess_is_right() -> None:
     settings = {"verified_neither": 0.4}
     view = PersonaTable(rows(2)).with_columns(added, settings=settings)._repr_html_()
     assert "2 judged (a guess: 0.30)" in view
+
+
+SOURCES: dict[str, Any] = {
+    "pandas": pd.DataFrame({"prompt": ["q"] * 3}),
+    "polars": pl.DataFrame({"prompt": ["q"] * 3}),
+    "arrow": pa.table({"prompt": ["q"] * 3}),
+    "dataset": datasets.Dataset.from_dict({"prompt": ["q"] * 3}),
+    "dicts": None,
+}
+
+
+@pytest.mark.parametrize("original", SOURCES.values(), ids=SOURCES)
+def test_half_of_a_surrogate_pair_in_an_added_column_is_escaped_everywhere(
+    original: Any, tmp_path: Path
+) -> None:
+    table = PersonaTable(rows(3), original=original).with_columns({"z": ["a\ud83d", None, "b"]})
+    wanted = ["a\\ud83d", None, "b"]
+    loaded = PersonaTable.load(table.save(tmp_path / "t.parquet"))
+    for each in (table, loaded):
+        assert each.to_arrow().column("z").to_pylist() == wanted
+        assert each.to_pandas()["z"].tolist() == wanted
+        assert each.to_polars()["z"].to_list() == wanted
+        assert list(each.to_hf()["z"]) == wanted
+    with pytest.raises(InvalidArgumentError, match="half of a surrogate pair"):
+        table.with_columns({"z\ud83d": [1, 2, 3]})
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([2**53 + 1, 0.5, None], "become another one"),
+        ([2**70 + 1, 0.5, None], "become another one"),
+        ([10**400, 0.5, None], "become another one"),
+        (np.array(5), "cannot be read"),
+        (pl.Series([2**63 - 1, 0, 0]).cast(pl.Datetime("us")), "cannot be read"),
+        (pl.Series([2**62, 0, 0]).cast(pl.Datetime("us")), "cannot be read"),
+    ],
+    ids=["rounded", "long", "very long", "no dimension", "far", "less far"],
+)
+def test_values_that_no_added_column_can_hold_are_refused(values: Any, words: str) -> None:
+    with pytest.raises(InvalidArgumentError, match=words):
+        PersonaTable(rows(3)).with_columns({"z": values})
+
+
+def test_whole_numbers_beside_fractions_are_added_as_these() -> None:
+    table = PersonaTable(rows(3)).with_columns({"z": [2**53, 0.5, 2**80]})
+    assert table.to_arrow().column("z").to_pylist() == [2.0**53, 0.5, 2.0**80]
