@@ -121,6 +121,9 @@ class LiteLLMTransport(DialectTransport):
         self._clients: dict[str, Any] = {}
         with guarded_http(largest=LARGEST_REPLY):  # litellm may ask a server what its model can do
             # Found out now, and not learned later: it is part of the key of a reply.
+            self._takes: list[str] | None = self._litellm.get_supported_openai_params(
+                self.name, self.provider
+            )
             self._asks_by_tool_call = not self._litellm.supports_response_schema(model) and (
                 self._litellm.supports_function_calling(model)
             )
@@ -159,6 +162,7 @@ class LiteLLMTransport(DialectTransport):
         fields: Json = {**json.loads(body), **self.options, "timeout": timeout + _LATER}
         dialect.write_fields(fields)
         fields["drop_params"] = True  # such as `seed`, or `temperature` of models that reason
+        fields |= self._kept_limits(fields)
         bad = last_bad_reply(fields["messages"])
         if bad is not None:
             del fields["messages"][-2:]
@@ -167,7 +171,7 @@ class LiteLLMTransport(DialectTransport):
             "texts": message_texts(fields["messages"]),
             "hidden": self.secrets,
             "base": None if self.provider in self._own() else self.options.get("api_base"),
-            "prepare": self._prepare,
+            "prepare": partial(self._prepare, is_sent, _limit(fields)),
             "deliver": partial(self._deliver, is_sent),
         }
         if not _sends_as_it_came(self._litellm):
@@ -190,8 +194,26 @@ class LiteLLMTransport(DialectTransport):
             self._check_is_in_this_process()
         return self._read_exchange(body, timeout, exchange, reply, failure)
 
-    def _prepare(self, request: Any, client: Any, is_call: bool) -> None:
-        """Write the headers of a request that is about to be sent, whoever sends it.
+    def _kept_limits(self, fields: Json) -> Json:
+        """Return the argument by which litellm drops no limit of a reply that it knows no translation for."""
+        if self._takes is None:
+            return {}
+        lost = sorted({*_LIMITS} & fields.keys() - {*self._takes})
+        return {"allowed_openai_params": lost} if lost else {}
+
+    def _prepare(self, is_sent: Sent, limit: int, request: Any, client: Any, is_call: bool) -> None:
+        """Check a request that is about to be sent, and write its headers, whoever sends it.
+
+        Raises:
+            ModelError: it names no limit of the reply, and a budget was reserved for it.
+        """
+        is_own = self.provider in self._own()
+        if is_call and not is_own and not _names_limit(json.loads(request.content), limit):
+            is_sent(has_limit=False)
+        self._write_headers(request, client, is_call)
+
+    def _write_headers(self, request: Any, client: Any, is_call: bool) -> None:
+        """Write the headers of a request.
 
         If another address than OpenAI's own was given, the openai SDK's request keeps the headers that are
         known to belong there. Its client has others of the environment, as that was when it was made, which
@@ -529,6 +551,35 @@ def _sends_as_it_came(litellm: Any) -> bool:
     variables = ("SSL_VERIFY", "SSL_SECURITY_LEVEL", "SSL_ECDH_CURVE")
     in_environment = any(map(os.environ.get, variables)) or "all" in getproxies()
     return told == (None, True, None, False) and not (ciphers or in_environment)
+
+
+_LIMITS = ("max_tokens", "max_completion_tokens")
+# What providers call the limit of a reply; and what else has numbers with such names.
+_LIMIT_NAME = re.compile(
+    "(?!.*(input|prompt|context|thinking|reason|budget)).*(max.*(token|len)|predict|tokens_to_)",
+    re.IGNORECASE,
+)
+_NO_SETTING = re.compile("schema|properties|tools|functions|response_format", re.IGNORECASE)
+
+
+def _limit(fields: Json) -> int:
+    """Return the most tokens that a request allows its reply; 0: it names no number."""
+    return max((fields[name] for name in _LIMITS if type(fields.get(name)) is int), default=0)
+
+
+def _names_limit(sent: Any, limit: int) -> bool:
+    """Whether a request, as a provider gets it, names a limit of the reply that is at most `limit`."""
+    if isinstance(sent, list):
+        return any(_names_limit(part, limit) for part in sent)
+    if not isinstance(sent, dict):
+        return False
+    settings = [(name, value) for name, value in sent.items() if not _NO_SETTING.search(name)]
+    return any(
+        _LIMIT_NAME.match(name) and 0 < value <= limit
+        if type(value) is int
+        else _names_limit(value, limit)
+        for name, value in settings
+    )
 
 
 _SDK = re.compile(r"(Async)?(Azure)?OpenAI/Python [\w.+-]+")  # its `User-Agent`

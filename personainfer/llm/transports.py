@@ -46,7 +46,8 @@ from .replies import decode, taken_by
 T = TypeVar("T")
 
 # Called when a request has a connection, before it is sent. What it raises is raised, and nothing is sent.
-# With `checks=False`, for a request that is known to be sent only afterwards, it raises nothing.
+# With `checks=False`, for a request that is known to be sent only afterwards, it raises nothing. With
+# `has_limit=False` it is called before, of a request that names no limit of the reply.
 Sent = Callable[..., object]
 
 _NAMES_NOTED = 8

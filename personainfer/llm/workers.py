@@ -589,19 +589,27 @@ class Workers:
                 self._refusals.leave()
             self._settle(way, used, failure)
 
-    def _is_sent(self, job: Job, way: _OnItsWay, *, checks: bool = True) -> None:
+    def _is_sent(
+        self, job: Job, way: _OnItsWay, *, checks: bool = True, has_limit: bool = True
+    ) -> None:
         """Note that a request has a connection: it counts as a call from here on.
 
         Args:
             job: the request.
             way: what is held for it.
-            checks: whether to raise the error below.
+            checks: whether to raise the second error below.
+            has_limit: whether the request names the most tokens of its reply. False: nothing is noted.
 
         Raises:
+            ModelError: it names none, and a budget was reserved for it: the reply could cost any amount.
             RequestRejectedError: the reply may take more tokens than were reserved: while the request waited,
                 another one showed that the model reasons, or keeps no limit. It is sent again with a new
                 reservation.
         """
+        if not has_limit:
+            if way.reserved is not None:
+                raise _without_limit()
+            return
         if (
             checks
             and way.reserved is not None
@@ -720,6 +728,17 @@ class Workers:
 def _is_answer(error: ModelError | None) -> bool:
     """Return whether the endpoint takes requests, by the error of a short one (None: it was taken)."""
     return error is None or isinstance(error, ReplyError | RequestRejectedError)
+
+
+def _without_limit() -> ModelError:
+    """Make the error for a request without a limit of its reply, of which a budget knows no most cost."""
+    error = ModelError(
+        "litellm leaves out max_tokens= for this provider, so no budget could hold: nothing was sent.",
+        hint="Leave budget= out, or give the address of an OpenAI-compatible endpoint as api_base=, without"
+        ' "litellm/" in the name.',
+    )
+    error.fatal = True
+    return error
 
 
 # Runs that are open: at the exit of Python they must end while the loop's thread still runs.

@@ -186,6 +186,49 @@ def test_answers_to_calls_of_litellm_come_by_our_own_connections(
     assert bool(sent) is own
 
 
+BUDGET: dict[str, Any] = {"budget": 20.0, "prices": (1.0, 1.0), "max_tokens": 77}
+
+
+@each_provider
+def test_a_budget_knows_the_limit_that_is_sent_to_any_provider(provider: str) -> None:
+    with AnyServer() as server:
+        with pytest.raises(ModelError):  # the answer says nothing
+            llm_of(provider, server, **BUDGET).ask(MESSAGES)
+        assert ":77" in server.asked[0].body.decode().replace(" ", "")
+
+
+@pytest.mark.parametrize("provider", ["v0/v0-1.5-lg", "morph/morph-v3-fast"])
+def test_litellm_drops_no_limit_of_a_provider_that_it_thinks_takes_none(provider: str) -> None:
+    with AnyServer() as server:
+        with pytest.raises(ModelError):
+            llm_of(provider, server).ask(MESSAGES)
+        assert "max_tokens" in json.loads(server.asked[0].body)
+
+
+@pytest.mark.parametrize("way", ["ours", "litellm's"])
+def test_nothing_is_sent_without_a_limit_where_a_budget_holds(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import litellm
+
+    async def without_limit(**fields: Any) -> Any:
+        fields.pop("max_tokens")
+        return await complete(**fields)
+
+    complete = litellm.acompletion
+    monkeypatch.setattr(litellm, "acompletion", without_limit)
+    if way == "litellm's":
+        monkeypatch.setenv("SSL_VERIFY", "true")
+    with AnyServer() as server:
+        llm = llm_of("openai/x", server, **BUDGET, extra_body={"max_items": 9})
+        with pytest.raises(ModelError, match=r"leaves out max_tokens.*nothing was sent") as caught:
+            llm.ask(MESSAGES)
+        assert (caught.value.fatal, server.asked) == (True, [])
+        with pytest.raises(ModelError, match="failed"):  # without a budget it is sent
+            llm_of("openai/x", server).ask(MESSAGES)
+        assert len(server.asked) == 1
+
+
 ECHO = b'{"error": {"message": "no: secret-key-1 secret-header-1"}}'
 
 
