@@ -245,6 +245,24 @@ def check_argument(name: str, value: object, kind: Any) -> None:
         raise problem
 
 
+def check_text(named: str, text: str, argument: str) -> None:
+    """Raise InvalidArgumentError if a text holds half of a surrogate pair: no request can hold it.
+
+    Args:
+        named: what the text is, for the error, such as "personas['u0']".
+        text: the text.
+        argument: the argument that it is a part of.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise InvalidArgumentError(
+            f"{named} holds half of a surrogate pair: {text!r:.80}.",
+            hint="Remove that character.",
+            argument=argument,
+        ) from None
+
+
 def _argument_problem(name: str, value: object, kind: Any) -> InvalidArgumentError | None:
     try:
         _adapter(kind).validate_python(value)

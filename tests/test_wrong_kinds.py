@@ -118,6 +118,24 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
 }
 
+HALF = "a\ud83d"  # half of a surrogate pair, which no request can hold
+HALVES: dict[str, Callable[[Any], Any]] = {
+    "personas of users": lambda t: pi.audit_personas({"ann": HALF}, [PAIR], JUDGE),
+    "a prefix": lambda t: pi.persona_prefix("persona", personas={"ann": HALF}),
+    "personas of prompts": lambda t: pi.tailor_responses(["q"], MODEL, personas=[HALF]),
+    "a system's persona": lambda t: pi.tailor_responses(
+        ["q"], MODEL, personas="system", system_persona=HALF
+    ),
+    "a template": lambda t: pi.tailoring_rows(t, template="\ud83d{persona}"),
+    "a judge's personas": lambda t: JUDGE.explains([PAIR], [HALF]),
+}
+
+
+@pytest.mark.parametrize("call", HALVES.values(), ids=HALVES)
+def test_a_text_that_no_request_can_hold_is_an_error_before_any(call: Callable[[Any], Any]) -> None:
+    with pytest.raises(InvalidArgumentError, match="holds half of a surrogate pair"):
+        call(table())
+
 
 NO: Any = "no"
 SWITCHES: dict[str, Callable[[Any], Any]] = {

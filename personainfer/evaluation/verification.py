@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator
 
 from ..api_keys import hides_secrets
-from ..arguments import takes_options
+from ..arguments import check_text, takes_options
 from ..data.table import PersonaTable
 from ..exceptions import (
     DataError,
@@ -568,4 +568,6 @@ def _listed(name: str, given: Iterable[T], kind: Any) -> list[T]:
                 f"{name}[{place}]={one!r:.60} is no {'Preference' if kind is Preference else 'persona'}.",
                 argument=name,
             )
+        if isinstance(one, str):
+            check_text(f"{name}[{place}]", one, name)
     return found

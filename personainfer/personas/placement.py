@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal, get_args
 
+from ..arguments import check_text
 from ..exceptions import InvalidArgumentError
 from ..records import Message, Persona, Prompt
 
@@ -51,6 +52,7 @@ def check_template(template: object, place: PersonaPlace) -> None:
             hint=f"It needs the fields of {TEMPLATES[place]!r}, and no others.",
             argument="template",
         )
+    check_text("template=", str(template), "template")
     if place == "plain" and any(
         set(_FIELD.findall(line)) == {"prompt", "persona"} for line in str(template).splitlines()
     ):

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Unpack
 
-from ..arguments import CountFromZero, check_argument, takes_options
+from ..arguments import CountFromZero, check_argument, check_text, takes_options
 from ..data.table import PersonaTable
 from ..evaluation.paired_responses import as_listed, brings_ids, by_id
 from ..exceptions import (
@@ -275,6 +275,7 @@ def _someone(id: str, value: object) -> Someone:
             f"the persona of {id!r} is of type {type(value).__name__}.",
             hint="Give a Persona, its sentence, or None.",
         )
+    check_text(f"the persona of {id!r}", str(value), "personas")
     return value
 
 
@@ -409,6 +410,7 @@ def _check(
         )
     if system_persona is not None and not isinstance(system_persona, str | Persona):
         raise InvalidArgumentError(f"system_persona={system_persona!r:.80} is not a persona.")
+    check_text("system_persona=", str(system_persona), "system_persona")
     check_place(place)
     if template is not None:
         check_template(template, place)

@@ -15,7 +15,15 @@ from typing import Literal, Unpack
 
 import numpy as np
 
-from ..arguments import Count, CountFromZero, Flag, check_argument, read_numbers, takes_options
+from ..arguments import (
+    Count,
+    CountFromZero,
+    Flag,
+    check_argument,
+    check_text,
+    read_numbers,
+    takes_options,
+)
 from ..evaluation.statistics import CONFIDENCE, check_confidence
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, UnknownOptionError
 from ..llm.client import OPTIONS, LLMOptions
@@ -211,6 +219,7 @@ class _Made:
                     f"personas[{user!r}]={one!r:.80} is not a persona.", argument="personas"
                 )
             if one is not None and str(one).strip():
+                check_text(f"personas[{user!r}]", str(one), "personas")
                 texts[str(user)] = str(one)
             if isinstance(one, UserPersona):
                 ids = {note.pair for note in one.evidence}

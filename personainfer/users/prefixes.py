@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from ..arguments import Count, CountFromZero, check_argument
+from ..arguments import Count, CountFromZero, check_argument, check_text
 from ..exceptions import DataError, InvalidArgumentError, shown_when_made
 from ..personas.prompts import filled
 from ..records import FloatArray, Message, Persona, Preference, Prompt
@@ -380,6 +380,7 @@ def _texts(name: str, given: object) -> dict[str, str]:
             raise InvalidArgumentError(
                 f"{name}[{user!r}]={one!r:.80} says nothing.", hint="Leave the user out."
             )
+        check_text(f"{name}[{user!r}]", str(one), name)
     return {str(user): str(one) for user, one in given.items()}
 
 
