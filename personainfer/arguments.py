@@ -19,6 +19,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from decimal import Decimal
 from functools import cache
 from numbers import Integral, Real
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
 
     from .records import FloatArray
 
+T = TypeVar("T")
 Documented = TypeVar("Documented", bound=Callable[..., Any])
 
 
@@ -112,8 +114,16 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
+def is_place(value: object) -> bool:
+    """Whether a value can be the place of an item: a whole number, NumPy's too, and no bool."""
+    return hasattr(value, "__index__") and not _is_bool(value)
+
+
 def _is_bool(value: object) -> bool:
     return isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")  # NumPy's, too
+
+
+Text = Annotated[str, Strict()]  # bytes would pass without it
 
 
 # How an endpoint is reached. No error shows what is given here.
@@ -144,17 +154,17 @@ def _check_headers(headers: dict[str, str]) -> dict[str, str]:
 
 
 ApiBase = Annotated[
-    str,
+    Text,
     AfterValidator(_check_address),
     Wanted("must be the address of an endpoint, as text.", secret=True),
 ]
 ApiKey = Annotated[
-    str,
+    Text,
     AfterValidator(_check_key),
     Wanted("must be ASCII text without white space around it.", secret=True),
 ]
 Headers = Annotated[
-    dict[str, str],
+    dict[Text, Text],
     AfterValidator(_check_headers),
     Wanted(
         "must be a dict of header names and texts, as HTTP can send them: in ASCII, and none of"
@@ -479,6 +489,27 @@ def _number(value: object) -> float | None:
         return float(value) if real else None  # type: ignore[arg-type]
     except OverflowError:
         return float("inf")
+
+
+def read_items(name: str, given: Iterable[T]) -> list[T]:
+    """Read an argument that holds several things, such as texts, as a list.
+
+    Args:
+        name: the argument.
+        given: a list, an array, a column, an iterator. The items are not checked.
+
+    Raises:
+        InvalidArgumentError: `given` is a single text, a mapping or a frame, or nothing that has items.
+    """
+    items = None
+    if not isinstance(given, str | bytes | Mapping) and not hasattr(given, "columns"):
+        with suppress(TypeError):  # also of an array without dimensions
+            items = iter(given)
+    if items is None:
+        raise InvalidArgumentError(
+            f"{name}= is a single {type(given).__name__}.", hint="Pass a list: [it].", argument=name
+        )
+    return list(items)
 
 
 def read_labels(name: str, given: Iterable[Hashable]) -> tuple[list[Any], NDArray[numpy.intp]]:

@@ -104,7 +104,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
         "attribute=None is not a list",
     ),
     "no vectors": (lambda t: nearest_users(None), "vectors=None is not a mapping"),  # type: ignore[arg-type]
-    "users": (lambda t: nearest_users(VECTORS, of=3), "of=3 is not a list"),  # type: ignore[arg-type]
+    "users": (lambda t: nearest_users(VECTORS, of=3), "of= is a single int"),  # type: ignore[arg-type]
     "lists of users": (
         lambda t: nearest_users(VECTORS, among=[["ann"]]),  # type: ignore[list-item]
         r"among= names user \['ann'\]",

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from ..api_keys import as_stored
-from ..arguments import Flag, check_argument
+from ..arguments import Flag, check_argument, is_place
 from ..exceptions import (
     InvalidArgumentError,
     MissingExtraError,
@@ -176,7 +176,7 @@ class PersonaTable(Sequence[PersonaRow]):
     def __getitem__(self, index: int | slice) -> PersonaRow | PersonaTable:
         if isinstance(index, slice):
             return self._cut(range(len(self))[index])
-        if not hasattr(index, "__index__"):
+        if not is_place(index):
             raise InvalidArgumentError(
                 f"table[{index!r:.60}]: give the place of a row, or a slice.",
                 hint="A column is in table.to_pandas(); table.filter() picks rows.",

@@ -10,7 +10,7 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from ..arguments import WholeNumber, check_argument
+from ..arguments import WholeNumber, check_argument, is_place
 from ..exceptions import InvalidArgumentError
 from ..records import Candidate, Persona, PersonaRow, Preference, Record
 from .arrow_columns import OwnColumns, in_narwhals, package_of, pandas_of, plain_values, taken
@@ -227,7 +227,7 @@ def check_count(function: str, n: int) -> int:
     Raises:
         InvalidArgumentError: n is not a whole number from 0 up.
     """
-    if isinstance(n, bool) or not hasattr(n, "__index__") or n < 0:
+    if not is_place(n) or n < 0:
         raise InvalidArgumentError(f"{function}({n!r}): give a number of rows, from 0 up.")
     return operator.index(n)
 

@@ -30,6 +30,7 @@ from ..arguments import (
     Flag,
     Headers,
     PositiveNumber,
+    Text,
     Wanted,
     WholeNumber,
     check_argument,
@@ -96,9 +97,7 @@ def _check_model(model: str) -> str:
     return model
 
 
-ModelName = Annotated[
-    str, Strict(), AfterValidator(_check_model), Wanted("must be the name of a model.")
-]
+ModelName = Annotated[Text, AfterValidator(_check_model), Wanted("must be the name of a model.")]
 JsonObject = dict[str, JsonValue]
 
 
@@ -196,6 +195,7 @@ class LLMOptions(TypedDict, total=False):
     ]
     cache_dir: Annotated[
         str | Path | None,
+        BeforeValidator(lambda path: object() if isinstance(path, bytes) else path),
         Wanted("must be a path."),
         Field(
             default=None,

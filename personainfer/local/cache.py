@@ -31,7 +31,7 @@ import diskcache
 import platformdirs
 from pydantic import AfterValidator
 
-from ..arguments import NumberFromZero, Wanted, check_argument
+from ..arguments import NumberFromZero, Text, Wanted, check_argument
 from ..exceptions import CacheError, InvalidArgumentError, visible
 from .atomic_files import (
     close_to_others,
@@ -607,10 +607,10 @@ def _encodable(name: str) -> str:
     return name
 
 
-_ModelName = Annotated[str, AfterValidator(_encodable), Wanted("is not the name of a model.")]
+_ModelName = Annotated[Text, AfterValidator(_encodable), Wanted("is not the name of a model.")]
 
 
-_Folder = Annotated[str | Path | None, Wanted("is not the path of a folder.")]
+_Folder = Annotated[Text | Path | None, Wanted("is not the path of a folder.")]
 
 
 def _resolved(directory: Path) -> Path:

@@ -6,7 +6,7 @@ import re
 from typing import Literal, get_args
 
 from ..arguments import check_text
-from ..exceptions import InvalidArgumentError
+from ..exceptions import InvalidArgumentError, quoted
 from ..records import Message, Persona, Prompt
 
 PersonaPlace = Literal["user", "system", "plain"]
@@ -69,7 +69,7 @@ def prompt_messages(prompt: Prompt) -> tuple[Message, ...]:
     Tool calls of a message become JSON at the end of its text.
 
     Raises:
-        InvalidArgumentError: the prompt is neither a text nor messages.
+        InvalidArgumentError: the prompt is neither a text nor a chat.
     """
     return tuple(Message(role=one.role, content=disarm(one.text)) for one in _chat(prompt))
 
@@ -98,12 +98,16 @@ def place_persona(
         What stands before the response: a chat, or one text if the place is "plain".
 
     Raises:
-        InvalidArgumentError: there is no such place, `template` does not have the fields for it, or the
-            prompt is neither a text nor messages.
+        InvalidArgumentError: there is no such place, `template` does not have the fields for it, or another
+            argument is of the wrong type.
     """
     InvalidArgumentError.check("place", place, TEMPLATES)
     if template is not None:
         check_template(template, place)
+    if not (persona is None or isinstance(persona, Persona | str)):
+        raise InvalidArgumentError(
+            f"persona={quoted(persona, 80)} is neither a Persona nor text.", argument="persona"
+        )
     chat, said = _chat(prompt), None if persona is None else disarm(_said(persona, place))
     template = TEMPLATES[place] if template is None else template
     if place == "plain":
@@ -124,9 +128,11 @@ def place_persona(
 def _chat(prompt: Prompt) -> tuple[Message, ...]:
     if isinstance(prompt, str):
         return (Message(role="user", content=prompt),)
-    if not isinstance(prompt, tuple | list) or not all(isinstance(one, Message) for one in prompt):
+    messages = isinstance(prompt, tuple | list) and all(isinstance(one, Message) for one in prompt)
+    if not messages or not prompt:
         raise InvalidArgumentError(
-            f"prompt={prompt!r:.60} is neither a text nor a tuple of Message.", argument="prompt"
+            f"prompt={quoted(prompt, 80)} is neither text nor a sequence of personainfer.Message.",
+            argument="prompt",
         )
     return tuple(prompt)
 

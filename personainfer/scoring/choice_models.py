@@ -16,7 +16,7 @@ from typing import Any, Protocol, Self, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import NumberFromZero, check_argument, read_numbers
+from ..arguments import NumberFromZero, check_argument, read_items, read_numbers
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, quoted
 from ..records import FloatArray, Preference, Prompt
 
@@ -319,17 +319,21 @@ def word_features(prompts: Sequence[Prompt], responses: Sequence[str]) -> Any:
     zeros. Prompts are ignored, since both responses of a pair have the same.
 
     Raises:
+        InvalidArgumentError: `responses` holds something else than texts.
         MissingExtraError: scipy is not installed.
     """
     sparse = MissingExtraError.require("scipy.sparse")
     rows, columns = [], []
-    for row, text in enumerate(responses):
+    texts = read_items("responses", responses)
+    for row, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise InvalidArgumentError(f"responses[{row}]={text!r:.80} is not text.")
         words = _WORD.findall(text.casefold())
         for term in (*words, *map(" ".join, pairwise(words))):
             rows.append(row)
             columns.append(zlib.crc32(term.encode()) % _DIMENSIONS)
     counts = sparse.csr_matrix(
-        (np.ones(len(rows)), (rows, columns)), shape=(len(responses), _DIMENSIONS)
+        (np.ones(len(rows)), (rows, columns)), shape=(len(texts), _DIMENSIONS)
     )
     counts.data = 1.0 + np.log(counts.data)
     norms = np.sqrt(np.asarray(counts.multiply(counts).sum(axis=1))).ravel()

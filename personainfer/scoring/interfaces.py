@@ -364,7 +364,8 @@ def check_lengths(**columns: object) -> None:
     """Raise InvalidArgumentError unless all arguments are sequences of the same length."""
     lengths = {}
     for name, column in columns.items():
-        if isinstance(column, str) or not isinstance(column, Sized):
+        single = isinstance(column, str) or getattr(column, "shape", None) == ()  # of an array
+        if single or not isinstance(column, Sized):
             raise InvalidArgumentError(f"{name}={column!r:.80} is not a sequence, one item a row.")
         lengths[name] = len(column)
     if len(set(lengths.values())) > 1:

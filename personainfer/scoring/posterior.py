@@ -13,8 +13,9 @@ from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import InstanceOf
 
-from ..arguments import PositiveNumber, Wanted, check_argument, read_numbers
+from ..arguments import PositiveNumber, Wanted, check_argument, read_items, read_numbers
 from ..exceptions import InvalidArgumentError, shown_when_made
 from ..personas.selection import explains_each
 from ..records import FloatArray, Persona, Preference, Selector
@@ -46,9 +47,9 @@ class PersonaPosterior:
         prior: npt.ArrayLike | None = None,
         temperature: float = 1.0,
     ) -> None:
-        if isinstance(personas, str) or len(personas) == 0:
+        self.personas = tuple(read_items("personas", personas))
+        if not self.personas:
             raise InvalidArgumentError("personas= is a sequence of at least one candidate.")
-        self.personas = tuple(personas)
         check_argument("temperature", temperature, PositiveNumber)
         self.temperature = float(temperature)
         with np.errstate(divide="ignore"):  # a candidate of weight 0 is ruled out
@@ -193,6 +194,12 @@ class PersonaPosterior:
         Raises:
             InvalidArgumentError: there is no held-out choice, or an argument cannot be used.
         """
+        posteriors, held_out = (
+            read_items("posteriors", posteriors),
+            read_items("held_out", held_out),
+        )
+        for posterior in posteriors:
+            check_argument("posteriors", posterior, InstanceOf[PersonaPosterior])
         if len(posteriors) != len(held_out) or not posteriors:
             raise InvalidArgumentError(
                 f"{len(posteriors)} posteriors and {len(held_out)} held-out arrays: one each is needed."

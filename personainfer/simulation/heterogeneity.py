@@ -10,12 +10,13 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import InstanceOf
 
-from ..arguments import Count, check_argument, read_places
+from ..arguments import Count, check_argument, read_items, read_places
 from ..evaluation.statistics import (
     CONFIDENCE,
     Estimate,
@@ -149,6 +150,8 @@ def entropy_by_word(
     """
     check_confidence(confidence)
     check_argument("floor", floor, Count)
+    check_argument("found", found, InstanceOf[Votes])
+    prompts = read_items("prompts", prompts)
     if len(prompts) != len(found.shares):
         raise InvalidArgumentError(f"{len(prompts)} prompts= for votes on {len(found.shares)}.")
     places: dict[str, list[int]] = {}
@@ -233,8 +236,11 @@ def feature_regression(
 
     Raises:
         DataError: no feature varies, or one is not a finite number.
-        InvalidArgumentError: the matrix has no texts, or other models than the users.
+        InvalidArgumentError: the matrix has no texts, or other models than the users; or a bad argument.
     """
+    check_argument("users", users, InstanceOf[SimulatedUsers])
+    check_argument("matrix", matrix, InstanceOf[RewardMatrix])
+    check_argument("features", features, Mapping[str, Callable[..., Any]])
     _, responses = matrix.texts
     table = np.array(
         [[[f(text) for f in features.values()] for text in row] for row in responses], dtype=float

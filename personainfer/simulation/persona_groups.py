@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import InstanceOf
 
+from ..arguments import check_argument
 from ..data.table import PersonaTable
 from ..evaluation.salience import STOP_WORDS, without_contrast
 from ..evaluation.summary import SIDES
@@ -98,9 +100,10 @@ def persona_groups(
 
     Raises:
         MissingExtraError: sentence-transformers or scikit-learn is needed and not installed.
-        InvalidArgumentError: there is no model `embedder`.
+        InvalidArgumentError: `table` is no table, or there is no model `embedder`.
         ModelError: the embedder did not give one finite vector for each text.
     """
+    check_argument("table", table, InstanceOf[PersonaTable])
     found = [
         (Place(place, side), persona)
         for place, row in enumerate(table)

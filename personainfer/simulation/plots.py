@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from pydantic import InstanceOf
 
+from ..arguments import Count, check_argument, read_items
 from ..data.table import PersonaTable
 from ..evaluation.salience import FLOOR, SalientWord, salient_words
 from ..evaluation.statistics import Estimate, bootstrap_mean
@@ -51,8 +53,10 @@ def plot_accuracy(table: PersonaTable, *, ax: Axes | None = None) -> Axes:
 
     Raises:
         DataError: the table has no verdicts.
+        InvalidArgumentError: a bad argument.
         MissingExtraError: `ax` is None, and matplotlib is not installed.
     """
+    check_argument("table", table, InstanceOf[PersonaTable])
     summary = summarise(table)
     accuracy = summary.accuracy
     if not accuracy:
@@ -92,8 +96,11 @@ def plot_scores(table: PersonaTable, *, bins: int = 30, ax: Axes | None = None) 
 
     Raises:
         DataError: no candidate has a score.
+        InvalidArgumentError: a bad argument.
         MissingExtraError: `ax` is None, and matplotlib is not installed.
     """
+    check_argument("table", table, InstanceOf[PersonaTable])
+    check_argument("bins", bins, Count)
     scores = summarise(table).scores
     if not scores:
         raise DataError(
@@ -127,9 +134,15 @@ def plot_salient_words(
 
     Raises:
         DataError: no word is frequent enough, or a side of the table has no personas.
+        InvalidArgumentError: a bad argument.
         MissingExtraError: `ax` is None, and matplotlib is not installed.
     """
-    found = salient_words(words) if isinstance(words, PersonaTable) else list(words)
+    check_argument("limit", limit, Count)
+    found: Sequence[SalientWord] = (
+        salient_words(words) if isinstance(words, PersonaTable) else read_items("words", words)
+    )
+    for one in found:
+        check_argument("words", one, InstanceOf[SalientWord])
     of_side = {side: [word for word in found if word.side == side][:limit] for side in SIDES}
     drawn = [(side, word) for side, words_of in of_side.items() for word in words_of]
     if not drawn:
@@ -158,8 +171,11 @@ def plot_top_share(votes: Votes, *, bins: int = 20, ax: Axes | None = None) -> A
         The axes.
 
     Raises:
+        InvalidArgumentError: a bad argument.
         MissingExtraError: `ax` is None, and matplotlib is not installed.
     """
+    check_argument("votes", votes, InstanceOf[Votes])
+    check_argument("bins", bins, Count)
     axes: Axes = _axes(ax, height=3.2)
     axes.hist(votes.top_share, bins, range=(0, 1), color=_COLOURS["overall"])
     axes.axvline(0.5, linestyle="--", linewidth=1, color="grey")
@@ -179,8 +195,10 @@ def plot_winners(votes: Votes, *, ax: Axes | None = None) -> Axes:
         The axes.
 
     Raises:
+        InvalidArgumentError: a bad argument.
         MissingExtraError: `ax` is None, and matplotlib is not installed.
     """
+    check_argument("votes", votes, InstanceOf[Votes])
     axes: Axes = _axes(ax, height=3.2)
     responses = votes.shares.shape[1]
     counts = [int((votes.winners == number).sum()) for number in range(1, responses + 1)]
@@ -206,8 +224,11 @@ def plot_vote_entropy(votes: Votes, *, bins: int = 20, ax: Axes | None = None) -
         The axes.
 
     Raises:
+        InvalidArgumentError: a bad argument.
         MissingExtraError: `ax` is None, and matplotlib is not installed.
     """
+    check_argument("votes", votes, InstanceOf[Votes])
+    check_argument("bins", bins, Count)
     axes: Axes = _axes(ax, height=3.2)
     most = math.log(votes.shares.shape[1])
     axes.hist(votes.entropy, bins, range=(0, most or 1.0), color=_COLOURS["overall"])
@@ -231,8 +252,13 @@ def plot_entropy_by_word(
 
     Raises:
         DataError: `found` is empty.
+        InvalidArgumentError: a bad argument.
         MissingExtraError: `ax` is None, and matplotlib is not installed.
     """
+    check_argument("limit", limit, Count)
+    found = read_items("found", found)
+    for one in found:
+        check_argument("found", one, InstanceOf[WordEntropy])
     if not found:
         raise DataError("no word is frequent enough.", hint="Lower floor= of entropy_by_word.")
     drawn = list(found) if len(found) <= 2 * limit else [*found[:limit], *found[-limit:]]
@@ -250,8 +276,10 @@ def plot_feature_regression(found: FeatureRegression, *, ax: Axes | None = None)
         The axes. The feature with the highest mean is on top.
 
     Raises:
+        InvalidArgumentError: a bad argument.
         MissingExtraError: `ax` is None, and matplotlib is not installed.
     """
+    check_argument("found", found, InstanceOf[FeatureRegression])
     order = np.argsort(-found.coefficients.mean(axis=0), kind="stable")
     means = [(found.features[n], bootstrap_mean(found.coefficients[:, n])) for n in order]
     axes = _intervals(means, "more of it: chance of being the favourite, by user", ax)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from textwrap import fill
 from typing import Any, Literal, Unpack
@@ -183,9 +183,20 @@ def _likelihood(judge: str) -> Likelihood | None:
     return Likelihood(model or "local") if kind == LIKELIHOOD else None
 
 
+def _as_dict(place: int, row: object) -> dict[str, Any]:
+    if not isinstance(row, Mapping):
+        raise InvalidArgumentError(
+            f"data[{place}]={row!r:.80} is not a dict.",
+            hint='Give frame.to_dict("records") of a pandas frame.',
+        )
+    return dict(row)
+
+
 def _rows(data: str | Path | Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
     if not isinstance(data, str | Path):
-        return map(dict, data)
+        if not isinstance(data, Iterable):
+            raise InvalidArgumentError(f"data={data!r:.80} is neither a file nor rows.")
+        return map(_as_dict, count(), data)
     if Path(data).suffix not in FILES:
         raise InvalidArgumentError(
             f"data={str(data)!r} is not a file that is read.",

@@ -16,9 +16,9 @@ from typing import Any, Protocol, TypeGuard
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import read_numbers
+from ..arguments import Text, check_argument, read_items, read_numbers
 from ..exceptions import DataError, InvalidArgumentError, shown_when_made
-from ..records import FloatArray, Persona, Prompt
+from ..records import FloatArray, Message, Persona, Prompt
 
 # Prompts and responses -> n rewards.
 Scorer = Callable[[Sequence[Prompt], Sequence[str]], npt.ArrayLike]
@@ -131,13 +131,15 @@ class RewardMatrix:
             prompts: places from 0, or a slice of places; at least one, and none twice.
 
         Raises:
-            InvalidArgumentError: a place does not exist, or no place is given.
+            InvalidArgumentError: a place does not exist or is no place, or none is given.
             DataError: a place is given twice, and the matrix has prompts.
         """
         try:
             places = np.arange(len(self))[prompts]
-        except IndexError as error:
+        except (IndexError, ValueError, TypeError) as error:
             raise InvalidArgumentError(f"prompts= names no places: {error}") from None
+        if places.ndim != 1:
+            raise InvalidArgumentError(f"prompts={prompts!r:.80} is not a list of places.")
         texts = None if self.prompts is None else [self.prompts[n] for n in places]
         responses = None if self.responses is None else [self.responses[n] for n in places]
         return self.like(self.rewards[places], prompts=texts, responses=responses)
@@ -193,6 +195,7 @@ class RewardMatrix:
                 reward.
             InvalidArgumentError: the rows are not dicts, or a bad argument.
         """
+        check_argument("prompt", prompt, Text)
         if not isinstance(rows, Iterable):
             raise InvalidArgumentError(f"rows={rows!r:.80} is not rows.", hint="Give dicts.")
         stream = iter(rows)
@@ -241,11 +244,12 @@ class RewardMatrix:
             InvalidArgumentError: there is no scorer, a scorer does not return n numbers, or as
                 `RewardMatrix`.
         """
+        check_argument("scorers", scorers, Mapping[str, Callable[..., Any]])
         if not scorers:
             raise InvalidArgumentError("scorers= names no model.")
-        prompts, responses = _several(prompts), _several(responses)
+        prompts, responses = read_items("prompts", prompts), read_items("responses", responses)
         asked = _prompts(prompts, len(prompts)) or ()
-        shape = (len(asked), len(responses[0]) if responses else 0)
+        shape = (len(asked), len(_several(responses[0])) if responses else 0)
         offered = _responses(responses, shape) or ()
         flat = [prompt for prompt, texts in zip(asked, offered, strict=True) for _ in texts]
         texts = [text for texts in offered for text in texts]
@@ -275,6 +279,12 @@ class RewardMatrix:
             DataError, InvalidArgumentError: as `from_scorers`. A lift that is NaN is a missing reward.
             ModelError: the model of `likelihood` cannot be loaded or reached.
         """
+
+        if not callable(getattr(likelihood, "lift", None)):
+            raise InvalidArgumentError(
+                f"likelihood={likelihood!r:.80} has no method lift.", hint="Pass a Likelihood."
+            )
+        check_argument("personas", personas, Mapping[str, Any])
 
         def scorer(persona: Persona | str) -> Scorer:
             return lambda asked, texts: likelihood.lift(asked, [persona] * len(texts), texts)
@@ -339,7 +349,7 @@ def _costs(given: Collection[str] | None, models: Sequence[str]) -> frozenset[st
     if given is None:
         words = (name for name in models if _COST.search(name.lower()))
         return frozenset(words) | _KNOWN_COSTS.intersection(models)
-    named = frozenset([given] if isinstance(given, str) else given)
+    named = frozenset([given] if isinstance(given, str) else map(str, read_items("costs", given)))
     if unknown := named - set(models):
         raise InvalidArgumentError(
             f"costs= names {_listed(unknown)}, which models= does not.",
@@ -351,11 +361,16 @@ def _costs(given: Collection[str] | None, models: Sequence[str]) -> frozenset[st
 def _prompts(given: Sequence[Prompt] | None, count: int) -> tuple[Prompt, ...] | None:
     if given is None:
         return None
-    prompts = tuple(each if isinstance(each, str) else _several(each) for each in given)
+    prompts = tuple(
+        each if isinstance(each, str) else _several(each) for each in read_items("prompts", given)
+    )
     if len(prompts) != count:
         raise InvalidArgumentError(f"{len(prompts)} prompts= for rewards of {count} prompts.")
-    if () in prompts:
-        raise InvalidArgumentError(f"prompts[{prompts.index(())}] is neither a text nor messages.")
+    for place, prompt in enumerate(prompts):
+        if not isinstance(prompt, str) and not (
+            prompt and all(isinstance(one, Message) for one in prompt)
+        ):
+            raise InvalidArgumentError(f"prompts[{place}] is neither a text nor messages.")
     first: dict[Prompt, int] = {}
     for place, prompt in enumerate(prompts):
         if first.setdefault(prompt, place) != place:
@@ -371,7 +386,7 @@ def _responses(
 ) -> tuple[tuple[str, ...], ...] | None:
     if given is None:
         return None
-    responses = tuple(map(_several, given))
+    responses = tuple(map(_several, read_items("responses", given)))
     if len(responses) != shape[0]:
         raise InvalidArgumentError(f"{len(responses)} rows of responses= for {shape[0]} prompts.")
     for place, texts in enumerate(responses):
@@ -382,7 +397,10 @@ def _responses(
 
 def _several(given: Any) -> tuple[Any, ...]:
     """Return the items of an iterable as a tuple; () for a text, and for what is not iterable."""
-    return tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else ()
+    try:
+        return () if isinstance(given, str) else tuple(given)
+    except TypeError:
+        return ()
 
 
 def scored(

@@ -20,6 +20,7 @@ from ..arguments import (
     NumberFromZero,
     PositiveNumber,
     check_argument,
+    read_items,
     read_numbers,
     read_places,
 )
@@ -377,8 +378,8 @@ def _weights(given: npt.ArrayLike, models: Sequence[str]) -> FloatArray:
 
 
 def _names(given: Sequence[str] | None, users: int) -> tuple[str, ...]:
-    names = tuple(map(str, range(users))) if given is None else tuple(given)
-    texts = not isinstance(given, str) and all(isinstance(name, str) for name in names)
+    names = tuple(map(str, range(users)) if given is None else read_items("names", given))
+    texts = all(isinstance(name, str) for name in names)
     if not texts or not len(names) == len(set(names)) == users:
         raise InvalidArgumentError(f"names= must be {users} different texts.")
     return names

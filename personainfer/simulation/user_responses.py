@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
+from pydantic import InstanceOf
 
-from ..arguments import takes_options
+from ..arguments import Text, check_argument, read_items, takes_options
 from ..evaluation.grouped import mean_by_group, rate_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
 from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..llm.requests import Request
 from ..records import FloatArray, Prompt, Record
+from ..scoring.interfaces import check_rows
 from ..users.prefixes import Prefix
 from .reward_matrix import RewardMatrix, Scorer, scored
 from .simulated_users import SimulatedUsers
@@ -75,6 +77,7 @@ def respond_to_users(
         CacheError: the cache of replies cannot be read or written.
     """
     UnknownOptionError.check(options, OPTIONS.union(inspect.signature(respond_to_users).parameters))
+    users, prompts = read_items("users", users), read_items("prompts", prompts)
     _check_asked(prefixes, users, prompts)
     asked = [
         (name, user, place, prefix.messages(user, prompt))
@@ -167,7 +170,15 @@ def score_responses(
         DataError: there is no response, or a reward is NaN or infinite.
     """
     check_confidence(confidence)
+    responses, prompts = read_items("responses", responses), read_items("prompts", prompts)
+    reference = read_items("reference", reference)
+    for row in responses:
+        check_argument("responses", row, InstanceOf[UserResponse])
+    check_argument("users", users, InstanceOf[SimulatedUsers])
+    check_argument("scale", scale, InstanceOf[RewardMatrix])
+    check_argument("scorers", scorers, Mapping[Text, Callable[..., Any]])
     _check(responses, users, scale, scorers, prompts, reference)
+    check_rows(prompts, [None] * len(prompts), reference)
     names = list(dict.fromkeys(row.baseline for row in responses))
     cells = list(dict.fromkeys((row.user, row.prompt) for row in responses))
     answered = [row for row in responses if row.response is not None]
@@ -205,12 +216,11 @@ def _check_asked(prefixes: object, users: Sequence[str], prompts: Sequence[Promp
     for name, prefix in prefixes.items():
         if not isinstance(prefix, Prefix):
             raise InvalidArgumentError(f"prefixes[{name!r}]={prefix!r:.80} is not a prefix.")
-    if isinstance(users, str) or not all(isinstance(user, str) for user in users):
+    if not all(isinstance(user, str) for user in users):
         raise InvalidArgumentError(f"users={users!r:.80} must be names of users, as texts.")
     if len(set(users)) < len(users):
         raise InvalidArgumentError("users= names one of them twice.")
-    if isinstance(prompts, str):
-        raise InvalidArgumentError("prompts= is one text, not several.")
+    check_rows(prompts, [None] * len(prompts), [""] * len(prompts))
 
 
 def _zscores(

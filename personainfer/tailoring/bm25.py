@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from ..exceptions import InvalidArgumentError
 from ..personas.flags import MARKS
 
 # In scripts without spaces between words (kana, Han), each character counts as a word.
@@ -27,7 +28,12 @@ def words(text: str) -> list[str]:
     """Split a text into words, case-folded. Accented letters are composed (NFC).
 
     Of kana and Han, each character is a word. Underscores and punctuation belong to no word.
+
+    Raises:
+        InvalidArgumentError: `text` is not text.
     """
+    if not isinstance(text, str):
+        raise InvalidArgumentError(f"text={text!r:.80} is not text.", argument="text")
     return _WORD.findall(unicodedata.normalize("NFC", text).casefold())
 
 

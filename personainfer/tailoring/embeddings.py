@@ -78,6 +78,8 @@ def sentence_embedder(model: str | Path) -> Embedder:
         MissingExtraError: sentence-transformers is not installed.
         InvalidArgumentError: there is no such model, or it cannot be loaded.
     """
+    if not str(model).strip():
+        raise InvalidArgumentError("model= is the name of no model.", argument="model")
     package = MissingExtraError.require("sentence_transformers")
     try:
         loaded = package.SentenceTransformer(str(model))

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..arguments import PositiveNumber, check_argument, read_numbers
+from ..arguments import PositiveNumber, check_argument, read_items, read_numbers
 from ..evaluation.grouped import rate_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
 from ..exceptions import InvalidArgumentError
@@ -121,8 +121,7 @@ def reward_accuracy(
     check_confidence(confidence)
     first = read_numbers("preferred", preferred, infinite=True)
     second = read_numbers("other", other, infinite=True)
-    if isinstance(prompts, str):
-        raise InvalidArgumentError("prompts= is a single str.", hint="Pass a list: [it].")
+    prompts = read_items("prompts", prompts)
     if not first.shape == second.shape == (len(prompts),):
         raise InvalidArgumentError(
             f"rewards of shape {first.shape} and {second.shape}, {len(prompts)} prompts: one of each a"

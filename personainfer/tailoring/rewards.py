@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from ..arguments import Number, NumberFromZero, PositiveNumber, check_argument
-from ..exceptions import DataError, InvalidArgumentError, ReplyError, shown_when_made
+from ..arguments import Number, NumberFromZero, PositiveNumber, check_argument, read_items
+from ..exceptions import DataError, InvalidArgumentError, ReplyError, quoted, shown_when_made
 from ..llm.replies import plain_text, read_reply
 from ..personas.flags import find_flags
 from ..personas.prompts import OnePersona
@@ -106,6 +106,8 @@ class PersonaReward:
                 hint="Pass a Likelihood or a Verifier.",
             )
         InvalidArgumentError.check("form", form, _FORMS)
+        if columns is not None and not isinstance(columns, Mapping):
+            raise InvalidArgumentError(f"columns={columns!r:.80} is not a mapping.")
         for role in columns or {}:
             InvalidArgumentError.check("columns", role, _ROLES)
         if columns is not None and choices is not None:
@@ -136,12 +138,13 @@ class PersonaReward:
             n rewards: see `persona_reward`.
 
         Raises:
-            InvalidArgumentError: a column is missing or does not have n values, or the scorer did not return
-                one number a row.
+            InvalidArgumentError: a column is missing or does not have n values, a completion is neither text
+                nor messages, or the scorer did not return one number a row.
             InvalidArgumentError, ModelError: the scorer failed for all choices, or for three in succession
                 for a reason other than their content; or the budget is spent.
         """
-        personas = [_read_persona(completion) for completion in completions]
+        completions = read_items("completions", completions)
+        personas = [_read_persona(*one) for one in enumerate(completions)]
         choices = self._read_choices(len(completions), columns)
         asked = [
             (row, pair, persona)
@@ -194,14 +197,21 @@ class PersonaReward:
                 f"the data set has no column {missing[0]!r}; it has {given or 'none besides prompt'}.",
                 hint="Name the columns of the choices: columns={'prompt': 'question', …}, or choices=.",
             )
+        values = [read_items(name, columns[name]) for name in names]
+        for name, each in zip(names, values, strict=True):
+            if len(each) != count:
+                raise InvalidArgumentError(
+                    f"{count} completions, {len(each)} values of the column {name!r}."
+                )
         if self._choices is None:
-            values = [columns[self._columns[role]] for role in _ROLES]
-            rows = [[dict(zip(_ROLES, each, strict=True))] for each in zip(*values, strict=True)]
+            rows = [
+                [dict(zip(self._columns, each, strict=True))] for each in zip(*values, strict=True)
+            ]
         else:
-            rows = list(columns[self._choices])
-        if len(rows) != count:
-            raise InvalidArgumentError(f"{count} completions, {len(rows)} rows of choices.")
-        read = [[_read_choice(choice) for choice in row or ()] for row in rows]
+            # One dict, or anything that is no list, is a choice that cannot be read.
+            [of_users] = values
+            rows = [[] if row is None else _listed(row) for row in of_users]
+        read = [[_read_choice(choice) for choice in row] for row in rows]
         problems = [each for row in read for each in row if isinstance(each, str)]
         if problems:
             warnings.warn(
@@ -209,6 +219,10 @@ class PersonaReward:
                 stacklevel=3,
             )
         return [[each for each in row if isinstance(each, Preference)] for row in read]
+
+
+def _listed(row: Any) -> list[Any]:
+    return [row] if isinstance(row, str | Mapping) or not isinstance(row, Iterable) else list(row)
 
 
 def _read_choice(choice: Any) -> Preference | str:
@@ -224,10 +238,18 @@ def _read_choice(choice: Any) -> Preference | str:
     return pair_problem(pair) or pair
 
 
-def _read_persona(completion: Any) -> Persona | None:
-    """Read the persona in a completion, which is text or a list of messages; None if it holds no persona."""
+def _read_persona(place: int, completion: Any) -> Persona | None:
+    """Read the persona in a completion, which is text or a list of messages; None if it holds no persona.
+
+    Raises InvalidArgumentError if it is something else; `place` names it.
+    """
     if not isinstance(completion, str):
-        completion = completion[-1]["content"] if completion else ""
+        try:
+            completion = completion[-1]["content"] if completion else ""
+        except (TypeError, LookupError, ValueError):
+            raise InvalidArgumentError(
+                f"completions[{place}]={quoted(completion, 80)} is neither text nor a list of messages."
+            ) from None
     try:
         text = plain_text(str(completion or "")).strip()
         if text.startswith(("{", "```")):

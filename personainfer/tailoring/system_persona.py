@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ..arguments import read_items
 from ..evaluation.grouped import mean_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
 from ..exceptions import DataError, InvalidArgumentError
@@ -87,7 +88,7 @@ def choose_system_persona(
 
 
 def _all_of(name: str, given: Iterable[Any], kind: type) -> list[Any]:
-    values = list(given)
+    values = read_items(name, given)
     if not values:
         raise InvalidArgumentError(f"{name}= is empty.")
     for place, value in enumerate(values):

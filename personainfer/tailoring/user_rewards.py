@@ -39,7 +39,7 @@ from ..scoring.choice_models import (
     one_hot,
     read_choices,
 )
-from ..scoring.interfaces import check_lengths
+from ..scoring.interfaces import check_lengths, check_rows
 
 
 class LowRankRewards:
@@ -174,8 +174,7 @@ class LowRankRewards:
             InvalidArgumentError: `fit` was not called, the numbers of prompts and responses differ, or the
                 features are of another shape or not finite.
         """
-        check_lengths(prompts=prompts, responses=responses)
-        return self._rewards(list(zip(prompts, responses, strict=True)))
+        return self._rewards(_pairs(prompts, responses))
 
     def _rewards(self, responses: Sequence[tuple[Prompt, str]]) -> FloatArray:
         fitted(self.weights or None)
@@ -262,6 +261,8 @@ def fit_user_weights(
             argument="margins",
         )
     count, rank = int(place.max()) + 1, given.shape[1]
+    if not rank:
+        raise InvalidArgumentError("margins= holds no basis reward.", argument="margins")
     of_user = one_hot(place, count)
 
     def loss(x: FloatArray) -> tuple[float, FloatArray]:
@@ -367,8 +368,7 @@ class BradleyTerry:
             InvalidArgumentError: `fit` was not called, the numbers of prompts and responses differ, or the
                 features are of another shape or not finite.
         """
-        check_lengths(prompts=prompts, responses=responses)
-        return self._shared(list(zip(prompts, responses, strict=True)))
+        return self._shared(_pairs(prompts, responses))
 
     def _shared(self, responses: Sequence[Response]) -> FloatArray:
         fitted(self._effects or None)
@@ -405,6 +405,13 @@ class BradleyTerry:
 
         x = minimise(loss, np.zeros(width + users * depth), self._steps)
         return x[:width], x[width:].reshape(users, depth)
+
+
+def _pairs(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Response]:
+    """Pair prompts and responses. Raise InvalidArgumentError if they cannot be, or their numbers differ."""
+    check_lengths(prompts=prompts, responses=responses)
+    rows = check_rows(prompts, [None] * len(prompts), responses)
+    return [(prompt, response) for prompt, _, response in rows]
 
 
 def _dense(matrix: Any) -> Any:

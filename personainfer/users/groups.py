@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import Count, CountFromZero, check_argument, read_labels, read_numbers
+from ..arguments import Count, CountFromZero, check_argument, read_items, read_labels, read_numbers
 from ..evaluation.grouped import check_lengths, mean_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence, holm_of_tested
 from ..exceptions import DataError, InvalidArgumentError
@@ -276,7 +276,7 @@ def group_values(given: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dic
         InvalidArgumentError: `given`, or an attribute of it, is not a mapping.
     """
     hint = 'Such as {"diet": {"ann": "vegan", "bob": "none"}}.'
-    if not isinstance(given or {}, Mapping):
+    if given is not None and not isinstance(given, Mapping):
         raise InvalidArgumentError(
             f"groups={given!r:.80} is not a mapping of attributes.", hint=hint
         )
@@ -343,6 +343,7 @@ def folds_of(
         DataError: fewer users than folds, or an attribute with fewer than two values among these users.
     """
     check_argument("seed", seed, CountFromZero)
+    users = read_items("users", users)
     if isinstance(folds, str):
         parts = _by_value(users, folds, groups)
     elif isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:

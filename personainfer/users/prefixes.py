@@ -18,6 +18,7 @@ from ..exceptions import DataError, InvalidArgumentError, shown_when_made
 from ..personas.prompts import filled
 from ..records import FloatArray, Message, Persona, Preference, Prompt
 from ..scoring.choice_models import read_choices
+from ..scoring.interfaces import check_row
 from ..tailoring.bm25 import BM25
 from .records import UserPersona, UserPersonas
 from .similar_users import Embed, cosines, embedded, prompt_text
@@ -107,8 +108,12 @@ class Prefix:
 
         Raises:
             DataError: the prefix does not work for this user, see `works_for`.
-            InvalidArgumentError: `embed` did not return a finite vector for the prompt.
+            InvalidArgumentError: `embed` did not return a finite vector for the prompt, or `user` is no text,
+                or `prompt` no prompt.
         """
+        if not isinstance(user, str):
+            raise InvalidArgumentError(f"user={user!r:.80} is not the name of a user.")
+        check_row(0, prompt, None, "")
         return self._text(user, prompt, None).text
 
     def before(self, choice: Preference) -> PrefixText:

@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 from pydantic import Field
 
 from ..api_keys import as_stored
-from ..arguments import Flag, check_argument
+from ..arguments import Flag, check_argument, is_place, read_items
 from ..data.file_formats import bounded_lines, missing_file
 from ..data.table_reader import check_settings
 from ..exceptions import DataError, InvalidArgumentError, RowsFailedError, shown_when_made, visible
@@ -120,6 +120,8 @@ class UserPersonas(Sequence[UserRow]):
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not all(isinstance(row, UserRow) for row in read_items("rows", self.rows)):
+            raise InvalidArgumentError("rows= holds something else than UserRow records.")
         counts = Counter(row.user for row in self.rows)
         twice = next((user for user, count in counts.items() if count > 1), None)
         if twice is not None:
@@ -132,7 +134,7 @@ class UserPersonas(Sequence[UserRow]):
     @overload
     def __getitem__(self, index: slice) -> tuple[UserRow, ...]: ...
     def __getitem__(self, index: int | slice) -> UserRow | tuple[UserRow, ...]:
-        if isinstance(index, str):
+        if not isinstance(index, slice) and not is_place(index):
             raise InvalidArgumentError(
                 f"users[{index!r:.60}]: rows have numbers.", hint="By user: users.personas[…]."
             )

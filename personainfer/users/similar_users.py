@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import Count, check_argument, read_numbers
+from ..arguments import Count, check_argument, read_items, read_numbers
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import FloatArray, Preference, Prompt
 from ..scoring.choice_models import read_choices
@@ -140,11 +140,7 @@ def nearest_users(
 
 def _named(argument: str, users: Sequence[str], place: Mapping[str, int]) -> list[str]:
     """Return the users of an argument, each once. Raise InvalidArgumentError if one has no vector."""
-    if isinstance(users, str) or not isinstance(users, Iterable):
-        raise InvalidArgumentError(
-            f"{argument}={users!r:.80} is not a list of users.", argument=argument
-        )
-    found = list(users)
+    found = read_items(argument, users)
     for name in found:
         if not isinstance(name, Hashable) or name not in place:
             raise InvalidArgumentError(

@@ -232,7 +232,7 @@ def test_a_selector_that_gives_too_few_scores_is_named() -> None:
     ("arguments", "said"),
     [
         ({"personas": []}, "at least one"),
-        ({"personas": "The user"}, "sequence"),
+        ({"personas": "The user"}, "personas= is a single str"),
         ({"prior": [1.0]}, "2 weights"),
         ({"prior": [0.0, 0.0]}, "not all 0"),
         ({"prior": [1.0, -1.0]}, "not negative"),

@@ -135,10 +135,10 @@ def test_a_prefix_that_knows_nothing_of_a_user_fails_before_any_call(
     [
         ({"prefixes": {}}, "prefixes="),
         ({"prefixes": {"none": "none"}}, "is not a prefix"),
-        ({"users": "ann"}, "users='ann'"),
+        ({"users": "ann"}, "users= is a single str"),
         ({"users": [1]}, r"users=\[1\]"),
         ({"users": ["ann", "ann"]}, "twice"),
-        ({"prompts": "Tea?"}, "one text"),
+        ({"prompts": "Tea?"}, "prompts= is a single str"),
     ],
     ids=["empty", "text", "name", "number", "twice", "prompt"],
 )
