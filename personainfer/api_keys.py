@@ -120,7 +120,11 @@ def _shown_field(field: str) -> str:
     return field if _is_shown(field) else f"{name}=…" if equals else "…"
 
 
-def route_of(addresses: Iterable[str], headers: Mapping[str, str]) -> str:
+def route_of(
+    addresses: Iterable[str],
+    headers: Mapping[str, str],
+    places: Iterable[tuple[str, str]] = (),
+) -> str:
     """Return a digest of what chooses a model, but is hidden by `shown_address`; "" if there is none.
 
     Fields of queries count, and headers with names such as `x-portkey-provider`. Keys, passwords and other
@@ -129,6 +133,7 @@ def route_of(addresses: Iterable[str], headers: Mapping[str, str]) -> str:
     Args:
         addresses: the addresses that a call may go to.
         headers: name -> value of the added headers.
+        places: what else decides where a call goes, with its name, such as a region.
     """
     fields = [
         field
@@ -140,7 +145,8 @@ def route_of(addresses: Iterable[str], headers: Mapping[str, str]) -> str:
     named = sorted(
         (name.lower(), str(value)) for name, value in headers.items() if _chooses_a_model(name)
     )
-    chosen = json.dumps([fields, named]).encode() if fields or named else b""
+    all_of_them = [*([fields, named] if fields or named else []), *places]
+    chosen = json.dumps(all_of_them).encode() if all_of_them else b""
     return hashlib.sha256(chosen).hexdigest() if chosen else ""
 
 

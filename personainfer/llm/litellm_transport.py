@@ -110,7 +110,9 @@ class LiteLLMTransport(DialectTransport):
         shown = shown_address(address.rstrip("/"))
         self.endpoint = f"litellm:{self.provider}:{shown}"
         self._place = shown or model  # for errors
-        self.route = route_of(self._addresses, headers or {})
+        self._places = [] if api_base else self._told_places()
+        self.route = route_of(self._addresses, headers or {}, self._places)
+        self._called = ""  # scheme, host and port of the first call without an `api_base=`
         if self.provider in _FOLLOWING:
             raise InvalidArgumentError(
                 f"model={model!r}: litellm calls {self.provider} by a client that follows redirects.",
@@ -205,11 +207,19 @@ class LiteLLMTransport(DialectTransport):
         """Check a request that is about to be sent, and write its headers, whoever sends it.
 
         Raises:
-            ModelError: it names no limit of the reply, and a budget was reserved for it.
+            ModelError: it names no limit of the reply, and a budget was reserved for it; or an earlier call
+                went elsewhere.
         """
         is_own = self.provider in self._own()
         if is_call and not is_own and not _names_limit(json.loads(request.content), limit):
             is_sent(has_limit=False)
+        if is_call and not is_own and self.options["api_base"] is None:
+            called = f"{request.url.scheme}://{request.url.netloc.decode()}"
+            self._called = self._called or called
+            if called != self._called:  # whatever told litellm the other one
+                raise _moved(
+                    f"litellm calls {called} for {self.provider}, and not {self._called} as before"
+                )
         self._write_headers(request, client, is_call)
 
     def _write_headers(self, request: Any, client: Any, is_call: bool) -> None:
@@ -472,7 +482,9 @@ class LiteLLMTransport(DialectTransport):
 
     def _snapshot(self) -> int:
         """Return a number that changes with what tells litellm an address. A look-up would take longer."""
-        return hash((self._litellm.api_base, frozenset(os.environ.items())))
+        program = self._litellm
+        told = program.api_base, program.vertex_location, program.vertex_project
+        return hash((told, frozenset(os.environ.items())))
 
     def _told_address(self) -> str:
         """Return the address that litellm would call now without an `api_base=`; "": nothing tells it one."""
@@ -482,11 +494,24 @@ class LiteLLMTransport(DialectTransport):
             found = None  # litellm knew the provider when this was made
         return _environment_address(self.provider, found, self._litellm.api_base)
 
+    def _told_places(self) -> list[tuple[str, str]]:
+        """Return what else decides where litellm calls now: regions, accounts and projects, by variable."""
+        told = {
+            name: text
+            for name, text in os.environ.items()
+            if text and _is_variable_of(self.provider, _PLACES, name)
+            if not name.startswith("OPENAI_")  # its project is a header
+        }
+        if self.provider.startswith("vertex"):
+            told["location"] = self._litellm.vertex_location or ""
+            told["project"] = self._litellm.vertex_project or ""
+        return sorted((name, text) for name, text in told.items() if text)
+
     def check_address(self) -> None:
         """Raise if litellm would now call another model or address than that under which replies are stored.
 
-        litellm looks up both at each call. The key of a reply has the address that was told when this was
-        made.
+        litellm looks up both at each call. The key of a reply has the address, the region and the like that
+        were told when this was made.
 
         Raises:
             ModelError: `litellm.model_alias_map` names another model, or the environment another address.
@@ -504,14 +529,12 @@ class LiteLLMTransport(DialectTransport):
         told_by = self._snapshot()
         if told_by == self._told_by:
             return
-        if self._told_address().split() != list(self._addresses):
-            error = ModelError(
-                f"the environment, or litellm.api_base, names another address of {self.provider} than when"
-                " this model was made: nothing was sent.",
-                hint="Make it again, or give the address as api_base=.",
+        told = self._told_address().split(), self._told_places()
+        if told != (list(self._addresses), self._places):
+            raise _moved(
+                f"the environment, or litellm itself, names another address of {self.provider} than when this"
+                " model was made (or another region, account or project)"
             )
-            error.fatal = True
-            raise error
         self._told_by = told_by
 
     def open(self) -> None:
@@ -626,9 +649,23 @@ def _environment_address(provider: str, found: str | None, set_for_all: str | No
     return " ".join(sorted({*told, *filter(None, [set_for_all])}))
 
 
+def _moved(words: str) -> ModelError:
+    error = ModelError(
+        f"{words}: nothing was sent.", hint="Make it again, or give the address as api_base=."
+    )
+    error.fatal = True
+    return error
+
+
+# Variables that decide where a provider is called, beside its address; AWS's profile has a region.
+_PLACES = "(DEFAULT)?REGION(NAME)?|PROFILE|LOCATION|HOST|(ACCOUNT|PROJECT|TENANT|SPACE)(ID)?"
+
+
 # Other starts of the names of a provider's variables: litellm takes HF_TOKEN for huggingface.
 _OTHER_NAMES = {
     "huggingface": "hf",
+    "bedrock": "aws",
+    "sagemaker": "aws",
     "watsonx": "wx|wml",
     "volcengine": "ark",
     "custom": "openai",

@@ -537,6 +537,70 @@ def test_a_reply_is_stored_under_the_address_that_is_called(
         assert model.ask(MESSAGES).text == "one"
 
 
+PLACES = {
+    "AWS_REGION_NAME": "bedrock/x",
+    "AWS_REGION": "bedrock/converse/x",
+    "AWS_DEFAULT_REGION": "bedrock/x",
+    "AWS_PROFILE": "sagemaker_chat/x",
+    "VERTEXAI_LOCATION": "vertex_ai/gemini-2.0-flash",
+    "VERTEX_PROJECT": "vertex_ai/gemini-2.0-flash",
+    "WATSONX_REGION": "watsonx/x",
+    "SNOWFLAKE_ACCOUNT_ID": "snowflake/x",
+    "CLOUDFLARE_ACCOUNT_ID": "cloudflare/x",
+    "vertex_location": "vertex_ai/gemini-2.0-flash",
+}
+
+
+@pytest.mark.parametrize("variable", PLACES)
+def test_so_it_is_with_the_region_or_account_that_decides_the_address(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import litellm
+
+    def tell(place: str) -> None:
+        if variable.islower():
+            monkeypatch.setattr(litellm, variable, place)
+        else:
+            monkeypatch.setenv(variable, place)
+
+    reached = set()
+    for place in ("eu-west-1", "us-east-1"):
+        tell(place)
+        model = pi.LLM(f"litellm/{PLACES[variable]}", api_key="k", cache=False)
+        assert place not in str(model.reached)
+        reached.add(model.reached)
+    assert len(reached) == 2
+    tell("eu-west-1")
+    with pytest.raises(ModelError, match=r"names another address.*region.*nothing was sent"):
+        model.ask(MESSAGES)
+    with AnyServer() as server:
+        told = llm_of(PLACES[variable], server).reached
+        tell("us-east-1")
+        assert llm_of(PLACES[variable], server).reached == told  # api_base= says it
+
+
+def test_a_call_that_would_go_elsewhere_than_the_first_one_is_not_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever told litellm so: this library does not know all of its settings."""
+    import litellm
+
+    async def acompletion(**fields: Any) -> Any:
+        return await complete(**{**fields, "api_base": places.pop().address})
+
+    with AnyServer(500) as first, AnyServer(500) as other:
+        places = [other, first, first]
+        model = pi.LLM("litellm/openai/x", api_key="k", cache=False, max_attempts=1)
+        complete = litellm.acompletion
+        monkeypatch.setattr(litellm, "acompletion", acompletion)
+        for _ in range(3):
+            with pytest.raises(ModelError) as caught:
+                model.ask(MESSAGES)
+        assert (len(first.asked), other.asked) == (2, [])
+    assert f"litellm calls {other.address}" in str(caught.value)
+    assert f"not {first.address} as before: nothing was sent" in str(caught.value)
+
+
 def test_litellm_looks_an_address_up_again_only_where_something_may_tell_another(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
