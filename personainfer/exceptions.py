@@ -68,11 +68,14 @@ def visible_in_json(text: str) -> str:
     return _CONTROL.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
-_LONGEST_MESSAGE = 20_000  # characters: a name of a column may have megabytes
+# Characters of an error, 20,000 together: a name of a column may have megabytes.
+_LONGEST_MESSAGE, _LONGEST_HINT = 12_000, 7_999
 
 
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST_MESSAGE else f"{text[:_LONGEST_MESSAGE]}…"
+def _shown(text: str, most: int) -> str:
+    """Return at most `most` characters of a text, as `visible` shows them."""
+    text = visible(text[: most + 1])  # its escapes are longer than what they show
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def quoted(value: object, most: int = 200) -> str:
@@ -107,8 +110,8 @@ def shown_when_made(show: Callable[[Any], str]) -> Callable[[Any], str]:
 class PersonaInferError(Exception):
     """Base of every error of this library: what failed, and what to do about it.
 
-    `str()` of an error is `message` and `hint`. Control characters in both are escaped, and each is cut at
-    20,000 characters. Errors can be pickled.
+    `str()` of an error is `message` and `hint`, with at most 20,000 characters. Control characters in both
+    are escaped, and each is cut where it is too long. Errors can be pickled.
 
     Args:
         message: what failed.
@@ -134,8 +137,10 @@ class PersonaInferError(Exception):
         argument: str | None = None,
         example: Mapping[Any, str] | None = None,
     ) -> None:
-        message, advice = visible(_shortened(message)), visible(_shortened(hint))
-        hint = advice if example is None else visible(f"{hint} {argument}={dict(example)!r}.")
+        message, advice = _shown(message, _LONGEST_MESSAGE), _shown(hint, _LONGEST_HINT)
+        if example is not None:
+            hint = f"{hint} {argument}={dict(example)!r}."
+        hint = _shown(hint, _LONGEST_HINT)
         super().__init__(f"{message} {hint}".strip())
         self.message = message
         self.hint = hint

@@ -106,7 +106,19 @@ def _line(row: PersonaRow, details: bool) -> str:
                 hint="Rename it, or leave out --details.",
             )
         made |= {name: value for name, (value,) in detail_columns([row])}
-    return _json({**own, **made}) + "\n"
+    return _json({**{name: _uncut(value) for name, value in own.items()}, **made}) + "\n"
+
+
+def _uncut(value: Any) -> Any:
+    """Return the value with texts for pandas' times that have nanoseconds: JSON's writer would cut them."""
+    from ..data.column_values import are_flat
+
+    if isinstance(value, dict):
+        return {name: _uncut(each) for name, each in value.items()}
+    if isinstance(value, list | tuple) and not are_flat(value):
+        return [_uncut(each) for each in value]
+    is_finer = getattr(value, "nanosecond", 0) or getattr(value, "nanoseconds", 0)
+    return str(value) if is_finer else value
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from ..preferences.pairing import check_pairing
 from ..preferences.recognition import LOOK_AHEAD, recognise, settle
 from ..preferences.schemas import Mapped, Schema
 from ..records import Preference
-from .arrow_columns import cells_of
+from .arrow_columns import NOT_OF_VALUES, cells_of
 from .file_formats import SUPPORTED, arrow_cells, check_readable, open_rows, refuse_twins
 from .source_rows import (
     PreferenceSource,
@@ -202,15 +202,18 @@ def _whole_table(data: Any) -> Any:
     """Read an object that gives an Arrow stream (`__arrow_c_stream__`) as a whole: it may give it only once.
 
     Raises:
-        InvalidArgumentError: the stream is no table.
+        InvalidArgumentError: the stream is no table, or fails.
     """
     import pyarrow as pa
 
     try:
         return pa.table(data)
-    except (TypeError, pa.ArrowException) as error:
+    except NOT_OF_VALUES:
+        raise
+    except Exception as error:  # of the object itself, such as a relation whose query fails
+        said = str(error).partition("\n")[0] or type(error).__name__
         raise InvalidArgumentError(
-            f"the {type(data).__name__} is no Arrow table: {str(error).splitlines()[0]}",
+            f"the {type(data).__name__} is no Arrow table: {said}",
             hint=SUPPORTED,
         ) from error
 

@@ -598,8 +598,14 @@ def arrow_cells(column: Any) -> list[object]:
     """Return the values of an Arrow column as Python values; null is None.
 
     A value that Python lacks becomes text: a date after the year 9999 as Arrow writes it, a text that is not
-    UTF-8 with lone surrogates for its wrong bytes.
+    UTF-8 with lone surrogates for its wrong bytes. So do all times of day of a column with nanoseconds, which
+    Python would cut.
     """
+    if str(column.type) == "time64[ns]":
+        try:
+            column = column.cast("time64[us]")
+        except ValueError:  # values would be cut
+            column = column.cast("string")
     try:
         return list(column.to_pylist())
     except _NO_PYTHON_VALUE:

@@ -12,8 +12,17 @@ from typing import Any, TypeVar
 
 from ..arguments import WholeNumber, check_argument, is_place
 from ..exceptions import InvalidArgumentError
+from ..preferences.cells import is_null
 from ..records import Candidate, Persona, PersonaRow, Preference, Record
-from .arrow_columns import OwnColumns, in_narwhals, package_of, pandas_of, plain_values, taken
+from .arrow_columns import (
+    NOT_OF_VALUES,
+    OwnColumns,
+    in_narwhals,
+    package_of,
+    pandas_of,
+    plain_values,
+    taken,
+)
 from .table_reader import StoredColumns, persona_columns
 
 R = TypeVar("R", bound=Record)
@@ -244,11 +253,13 @@ def ordered(values: Sequence[Any], reverse: bool) -> list[int]:
     Raises:
         InvalidArgumentError: the values cannot be compared.
     """
-    known = [n for n, v in enumerate(values) if v is not None and v == v]  # NaN is not itself
-    missing = sorted(set(range(len(values))).difference(known))
-    try:
+    try:  # NaN is not itself
+        known = [n for n, v in enumerate(values) if not is_null(v) and bool(v == v)]
+        missing = sorted(set(range(len(values))).difference(known))
         return sorted(known, key=lambda place: values[place], reverse=reverse) + missing
-    except TypeError as error:
+    except NOT_OF_VALUES:
+        raise
+    except Exception as error:  # of whatever class the values are
         raise InvalidArgumentError(
             f"sort(): the values cannot be compared: {error}.", hint="Give a key of one type."
         ) from None

@@ -19,13 +19,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from typer.testing import CliRunner, Result
 
 import personainfer as pi
 from personainfer.cli.commands import app, main
 from personainfer.cli.options import PANELS, persona_options
-from personainfer.cli.streams import bar_beside_lines
+from personainfer.cli.streams import _line, bar_beside_lines
 from personainfer.personas.options import RUN_OPTIONS
 from personainfer.testing import FakeLLM, Fault, Reply
 
@@ -1024,3 +1025,12 @@ def test_a_stream_without_the_letter_shows_its_escape(
     assert not ended.value.code
     out.seek(0)
     assert "\\u544a.html" in out.read()
+
+
+def test_lines_hold_nanoseconds() -> None:
+    moment, span = pd.Timestamp(1), pd.Timedelta(2)
+    own = {"a": moment, "b": [moment, {"c": span}], "d": [1.5], "e": pd.Timestamp(1_000)}
+    line = json.loads(_line(pi.PersonaRow(0, None, error="none", columns=own), False))
+    assert line["a"] == "1970-01-01 00:00:00.000000001"
+    assert line["b"] == [line["a"], {"c": "0 days 00:00:00.000000002"}]
+    assert (line["d"], line["e"]) == ([1.5], "1970-01-01T00:00:00.000001")

@@ -418,7 +418,11 @@ def test_errors_are_of_bounded_length(tmp_path: Path) -> None:
     assert len(str(found.value)) < 2_000
     (row,) = read_preferences([{**GOOD, name: nested(60, list)}])
     assert len(str(row.error)) < 2_000
-    assert len(str(DataError("x" * 2**20))) <= 20_001
+    for text in ("x" * 2**20, "\x1b" * 2**20):
+        for error in (DataError(text), DataError(text, hint=text), DataError("x", hint=text)):
+            assert len(str(error)) <= 20_000
+    coded = DataError(text, hint="Give", argument="labels", example={text: text})
+    assert len(str(coded)) <= 20_000
 
 
 @pytest.mark.parametrize("name", ["key.json", "README.md"])

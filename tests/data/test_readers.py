@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
+from datetime import datetime, time
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -851,3 +851,29 @@ def test_a_turn_with_a_field_that_json_lacks_costs_its_row(value: Any) -> None:
     rows = list(read_preferences([PAIR, odd]))
     assert [row.preference for row in rows] == [PAIR, None]
     assert "a field that JSON cannot hold" in str(rows[1].error)
+
+
+class Failing:
+    """A relation whose query fails."""
+
+    def __arrow_c_stream__(self, requested_schema: object = None) -> Any:
+        raise RuntimeError(self.said)
+
+    def __init__(self, said: str) -> None:
+        self.said = said
+
+
+@pytest.mark.parametrize("said", ["no such table\nLINE 1", ""])
+def test_a_stream_that_fails_is_no_table(said: str) -> None:
+    words = said.partition("\n")[0] or "RuntimeError"
+    with pytest.raises(InvalidArgumentError, match=f"the Failing is no Arrow table: {words}"):
+        read_preferences(Failing(said))
+
+
+def test_times_of_day_with_nanoseconds_are_texts(tmp_path: Path) -> None:
+    times: pa.Array[Any] = pa.array([1_000, None, 1_001], pa.time64("ns"))
+    rows = {name: [value] * 3 for name, value in ROW.items()}
+    pq.write_table(pa.table({**rows, "t": times, "u": times.fill_null(0)}), tmp_path / "t.parquet")
+    found = [row.columns["t"] for row in read_preferences(tmp_path / "t.parquet")]
+    assert found == ["00:00:00.000001000", None, "00:00:00.000001001"]
+    assert file_formats.arrow_cells(times[:2]) == [time(0, 0, 0, 1), None]

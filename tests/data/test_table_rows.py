@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,12 @@ def test_a_sample_is_drawn_once_and_again_the_same() -> None:
     assert [row.index for row in table.sample(COUNT)] == list(range(COUNT))
 
 
+def test_a_key_that_pandas_lacks_comes_last(tmp_path: Path) -> None:
+    table = table_of("dicts", tmp_path, stored=False)
+    found = table.sort(lambda row: -row.index if row.index else pd.NA)
+    assert [row.index for row in found] == [*range(COUNT - 1, -1, -1)]
+
+
 @pytest.mark.parametrize(
     ("cut", "words"),
     [
@@ -229,6 +236,8 @@ def test_a_sample_is_drawn_once_and_again_the_same() -> None:
         (lambda t: t.filter(5), "neither a function of a row nor one boolean"),
         (lambda t: t.sort("z"), "no column 'z'.*'x'"),
         (lambda t: t.sort(lambda row: "a" if row.index else 1), "cannot be compared"),
+        (lambda t: t.sort(lambda row: Decimal("sNaN")), "cannot be compared"),
+        (lambda t: t.sort(lambda row: np.zeros(2)), "cannot be compared"),
     ],
 )
 def test_what_cannot_be_cut_is_refused(cut: Callable[[Any], Any], words: str) -> None:
