@@ -170,12 +170,13 @@ def _from_frame(data: Any, told: Mapped) -> PreferenceSource:
     names = list(native.columns)
     refuse_twins(names)
     frame: Any = nw.from_native(native, eager_only=True)
+    known = {name for name in names if isinstance(name, str)}  # pandas' NA equals nothing
 
     def batches(wanted: Sequence[str]) -> Iterator[Batch]:
         for start in range(0, len(frame), _BATCH):
             part = frame[start : start + _BATCH]
             yield zip(
-                *(cells_of(part, n) if n in names else repeat(ABSENT) for n in wanted),
+                *(cells_of(part, n) if n in known else repeat(ABSENT) for n in wanted),
                 strict=False,
             )
 
@@ -338,11 +339,12 @@ def read_cells(
         InvalidArgumentError: an option does not apply to this data.
     """
     refuse_twins(names)
+    texts = {name for name in names if isinstance(name, str)}  # pandas' NA equals nothing
 
     def head(schema: Schema) -> list[Sequence[object]]:
         more = tuple(chain.from_iterable(schema.others.values()))
         wanted = (*schema.columns.values(), *more)
-        values = (cells(n) if n in names else repeat(ABSENT) for n in wanted)
+        values = (cells(n) if n in texts else repeat(ABSENT) for n in wanted)
         rows = zip(*values, strict=False)
         return list(_filled(schema, rows, more) if more else rows)
 

@@ -70,8 +70,9 @@ def read_personas(
 
 
 def _check_names(found: list[Any], wanted: Mapping[str, str], has_rows: bool) -> None:
+    texts = {name for name in found if isinstance(name, str)}  # pandas' NA equals nothing
     for side, name in wanted.items():
-        if has_rows and name not in found:
+        if has_rows and name not in texts:
             close = get_close_matches(name, map(str, found), n=1)
             nearest = f"Nearest is {close[0]!r}. " if close else ""
             raise InvalidArgumentError(
@@ -80,7 +81,7 @@ def _check_names(found: list[Any], wanted: Mapping[str, str], has_rows: bool) ->
                 hint=f"{nearest}Where there are no personas of that side, give {side}_persona=None.",
             )
     for name in COLUMNS[:2]:
-        if name in found and name not in wanted.values():
+        if name in texts and name not in wanted.values():
             raise InvalidArgumentError(
                 f"the data has a column {name}, which the table would replace, and whose personas are"
                 " not read.",

@@ -169,6 +169,13 @@ def test_a_time_at_which_polars_itself_ends_costs_no_row(kind: Any) -> None:
     assert [row.rejected is None for row in table] == [False, False]
 
 
+def test_a_column_without_a_name_costs_nothing(tmp_path: Path) -> None:
+    names = pd.Index([*PAIRS, "chosen_persona", None], dtype="string")
+    frame = pd.DataFrame([*zip(*PAIRS.values(), "AB", [1, 2], strict=True)]).set_axis(names, axis=1)
+    table = pi.PersonaTable.from_data(frame, rejected_persona=None)
+    assert column(table.save(tmp_path / "t.parquet"), "<NA>") == [1, 2]
+
+
 class Frame(pd.DataFrame):
     """A frame of another library, such as geopandas."""
 
