@@ -125,6 +125,8 @@ class PersonaBatch(Record):
         path: the folder.
         submitted_here: whether this object came from `submit_batch`, so that its model and address are known
             to be the caller's. An object that was loaded from a folder has False.
+        made_here: whether that call of `submit_batch` also made the folder, so that whatever is in it is the
+            caller's, too.
         version: the version of the format of `batch.json`.
         made_by: the versions of personainfer and litellm that made the requests.
         llm_options: the options of the LLM, without model and key.
@@ -140,9 +142,8 @@ class PersonaBatch(Record):
     """
 
     path: Path = Field(exclude=True)
-    submitted_here: bool = Field(
-        default=False, exclude=True
-    )  # this process chose model and address
+    submitted_here: bool = Field(default=False, exclude=True)
+    made_here: bool = Field(default=False, exclude=True)
     version: Literal[1] = 1
     made_by: str
     model: str
@@ -174,7 +175,8 @@ class PersonaBatch(Record):
         try:
             _check_own_files(folder)
             fields = read_json(read_small_file(cls.handle(folder)))
-            batch = cls.model_validate({**fields, "path": folder, "submitted_here": False})
+            of_nobody = {"submitted_here": False, "made_here": False}
+            batch = cls.model_validate({**fields, "path": folder, **of_nobody})
             UnknownOptionError.check(batch.llm_options, OPTIONS - {"api_key", "extra_headers"})
             return batch
         except OSError:
@@ -189,14 +191,14 @@ class PersonaBatch(Record):
                 hint="Was it written by another version, or by hand?",
             ) from None
 
-    def submitted_by(self, llm: LLM) -> Self:
+    def submitted_by(self, llm: LLM, *, made_here: bool) -> Self:
         """Return a copy with `submitted_here`, and remember the account of the LLM that submitted the batch.
 
         As long as something uses that account, `submitter` finds it, so that a later `collect_batch` in this
         process counts what the batch cost in the same budget.
         """
         _submitters[self._name] = llm.account
-        return self.model_copy(update={"submitted_here": True})
+        return self.model_copy(update={"submitted_here": True, "made_here": made_here})
 
     @property
     def submitter(self) -> Account | None:
@@ -254,15 +256,16 @@ class PersonaBatch(Record):
         given: Mapping[str, Any],
         *,
         submitted_here: bool = False,
+        made_here: bool = False,
         calls: bool = False,
         pays: bool = False,
     ) -> LLM:
         """Make the LLM that reads the replies of this batch, and calls the model for what is missing.
 
-        If the user's cache was off, or another process submitted the batch, the cache of this LLM is the one
-        in the folder (`replies_folder`). Somebody else may have written replies in such a folder. They
-        must not get into the user's cache, whose replies are trusted. What this process downloads itself may
-        go there: see `own_cache`.
+        If the user's cache was off, or another process made the folder, the cache of this LLM is the one in
+        the folder (`replies_folder`). Somebody else may have written replies in such a folder. They must not
+        get into the user's cache, whose replies are trusted. What this process downloads itself may go
+        there: see `own_cache`.
 
         If another process submitted the batch, whoever wrote the folder could choose where the key goes and
         what calls cost. So the LLM takes from the folder only the options that are part of a request.
@@ -273,6 +276,7 @@ class PersonaBatch(Record):
         Args:
             given: the options that the caller names, "model" among them. They replace those of the folder.
             submitted_here: whether this process submitted the batch.
+            made_here: whether it also made the folder.
             calls: whether the LLM calls the model for requests that the batch did not answer.
             pays: whether the budget also pays for the calls of a judge.
 
@@ -299,7 +303,7 @@ class PersonaBatch(Record):
             held = {"budget": options["budget"]} if has_budget else {}
             options = stored_options(as_stored(options), given, self.path, calls=calls) | held
         options |= given
-        if not submitted_here or not options.get("cache", True):
+        if not made_here or not options.get("cache", True):
             options |= {"cache": True, "cache_dir": self.replies_folder}
         made = LLM(self.model, **options)
         if submitted_here and self.submitter is not None and "budget" not in given:
@@ -383,21 +387,27 @@ class PersonaBatch(Record):
         """Return the name of a part in the budget that pays for it: the same when it is submitted again."""
         return f"{self.path.resolve()} {number} {self.parts[number].order}"
 
-    def check_is_of(self, submitted: PersonaBatch) -> None:
-        """Check that this batch, which was read from the folder, is the one that was submitted here.
+    def as_submitted(self, submitted: PersonaBatch) -> PersonaBatch:
+        """Return the batch that was submitted here, with its state in this one, which the folder holds.
 
-        Parts, `asked_singly` and `being_asked` may differ: they change while the batch is processed.
+        The state is parts, `asked_singly` and `being_asked`, which change while the batch is processed.
+        Options of the LLM and `on_error` are those of `submitted`: another call with other ones may have
+        gone on with the folder since.
 
         Raises:
-            DataError: another field differs, so somebody replaced `batch.json`. The new one may name another
-                address.
+            DataError: another field differs, or the address. So somebody replaced `batch.json`.
         """
-        changing = {"parts", "asked_singly", "being_asked"}
-        if self.model_dump(exclude=changing) != submitted.model_dump(exclude=changing):
+        state = {"parts", "asked_singly", "being_asked"}
+        both = [
+            (one.llm_options.get("api_base"), one.model_dump(exclude={*state, *_OF_A_CALL}))
+            for one in (self, submitted)
+        ]
+        if both[0] != both[1]:
             raise DataError(
                 f"{self.handle(self.path)} was replaced since the batch was submitted.",
                 hint="If you trust it, collect its folder, and give api_base= and model= again.",
             )
+        return submitted.model_copy(update={name: getattr(self, name) for name in state})
 
     def count_in(self, budget: Budget, cost: float, spent: float = 0.0) -> None:
         """Replace what a budget reserved for this batch by what the batch and its single calls took.
@@ -485,6 +495,8 @@ class PersonaBatch(Record):
     def alone(self) -> Iterator[PersonaBatch]:
         """Lock this batch against other processes, and yield it as its folder has it now.
 
+        Of a batch that was submitted here, only the state is taken from the folder: see `as_submitted`.
+
         It waits up to 600 seconds for the lock, and frees it when the block ends.
 
         Raises:
@@ -502,7 +514,8 @@ class PersonaBatch(Record):
                 hint="Call again later, from a place where the folder can be written.",
             ) from None
         with held:
-            yield self.load(self.path)
+            there = self.load(self.path)
+            yield there.as_submitted(self) if self.submitted_here else there
 
     def save(self) -> None:
         """Replace `batch.json` on the disk, atomically and flushed.
@@ -530,6 +543,7 @@ class PersonaBatch(Record):
         return batch
 
 
+_OF_A_CALL = ("llm_options", "on_error")  # what each call of submit_batch says anew
 _submitters: WeakValueDictionary[str, Account] = WeakValueDictionary()
 
 

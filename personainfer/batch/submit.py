@@ -109,9 +109,11 @@ def submit_batch(
         with PersonaBatch.load(folder).alone() as batch:
             if not is_new:
                 _write_requests_anew(batch, source, plan, llm, api)
+                batch = batch.model_copy(update=_told(plan, llm, options))
+                batch.save()
             costs = _most_costs(batch, llm) if costs is None else costs
             batch = _submitted(batch, api, llm, costs)
-            return batch.submitted_by(llm)
+            return batch.submitted_by(llm, made_here=is_new)
 
 
 @hides_secrets
@@ -184,10 +186,11 @@ def collect_batch(
     check_argument("timeout", timeout, PositiveNumber | None)
     handle = batch if isinstance(batch, PersonaBatch) else None
     here = handle is not None and handle.submitted_here
+    made_here = handle is not None and handle.made_here
     # Read the folder again: another call may have changed it since.
     batch = PersonaBatch.load(batch.path if isinstance(batch, PersonaBatch) else batch)
     if handle is not None and here:
-        batch.check_is_of(handle)
+        batch = batch.as_submitted(handle)
     check_candidates(batch.candidates, select)
     given = {
         "model": model,
@@ -204,12 +207,13 @@ def collect_batch(
     given = {name: value for name, value in given.items() if value is not None}
     judge = select if hasattr(select, "share_budget") else None
     pays = judge is not None
-    llm = batch.llm(given, submitted_here=here, calls=ask_missing, pays=pays)
+    llm = batch.llm(given, submitted_here=here, made_here=made_here, calls=ask_missing, pays=pays)
     keys = _keys(batch, llm)
     before = batch.answer_files()
     batch = _awaited(batch, llm, wait, poll, timeout, progress)
     downloaded = set(batch.answer_files()).difference(before)
-    outcome = bring_in(batch, llm, keys, downloaded, None if here else batch.own_cache(cache_dir))
+    place = cache_dir or (batch.llm_options.get("cache_dir") if here else None)
+    outcome = bring_in(batch, llm, keys, downloaded, None if made_here else batch.own_cache(place))
     usage = outcome.tally.usage
     with ExitStack() as stack:
         runs: list[Any] = []
@@ -258,11 +262,10 @@ def _fill(
     Raises:
         DataError: a row cannot be used, and `on_error` is "raise".
     """
-    on_error, exemplars = options.get("on_error", "keep"), options.get("exemplars", "default")
-    rows: list[PersonaRow] = []
+    told, rows = _told(plan, llm, options), list[PersonaRow]()
     with closing(RequestFiles(folder, api)) as files:
         for number, (row, wired) in enumerate(_wired(source, plan, llm)):
-            if row.error is not None and on_error == "raise":
+            if row.error is not None and told["on_error"] == "raise":
                 raise DataError(f"row {number}: {row.error}")
             rows.append(PersonaRow(number, row.preference, error=row.error, columns=row.columns))
             files.add(wired)
@@ -270,13 +273,7 @@ def _fill(
     batch = PersonaBatch(
         path=folder,
         made_by=f"personainfer {version('personainfer')} with litellm {version('litellm')}",
-        model=llm.model,
-        llm_options=_kept_options(llm),
-        sides=plan.sides,
-        protocol=plan.prompt.protocol,
-        exemplars=exemplars if exemplars in ("default", "none") else tuple(exemplars),
-        candidates=plan.candidates,
-        on_error=on_error,
+        **told,
         rows=len(rows),
         requests=len(files.keys),
         cached=len(files.keys) - written,
@@ -316,6 +313,23 @@ def _write_requests_anew(
                 f"{batch.path} holds a batch of other data or options.",
                 hint="Give the same to go on with it, or name another folder.",
             )
+
+
+def _told(plan: Plan, llm: LLM, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of the handle that the caller tells, also if the folder was there already.
+
+    A folder from a stranger would otherwise decide budget, prices and cache directory.
+    """
+    exemplars = options.get("exemplars", "default")
+    return {
+        "model": llm.model,
+        "llm_options": _kept_options(llm),
+        "sides": plan.sides,
+        "protocol": plan.prompt.protocol,
+        "exemplars": exemplars if exemplars in ("default", "none") else tuple(exemplars),
+        "candidates": plan.candidates,
+        "on_error": options.get("on_error", "keep"),
+    }
 
 
 def _kept_options(llm: LLM) -> dict[str, Any]:

@@ -1105,6 +1105,55 @@ def test_the_most_that_a_batch_can_cost_has_the_prices_of_long_prompts(
         submit(provider, rows, place / "b", budget=100.0, prices=(1.0, 0.0))
 
 
+def test_who_goes_on_with_a_folder_decides_how_it_is_collected(
+    provider: BatchServer, place: Path
+) -> None:
+    """Budget, prices and cache are those of the last call of `submit_batch`, whoever made the folder."""
+    folder = place / "b"
+    options: dict[str, Any] = {"prices": (0.0, 1000.0), "max_tokens": 100, "max_attempts": 1}
+    provider.faults.append((CREATE, 400))
+    with pytest.raises(RequestRejectedError):
+        submit(provider, pairs(40), folder, budget=50.0, **options)
+    file = PersonaBatch.handle(folder)
+    handle = json.loads(file.read_text())
+    handle["on_error"] = "drop"
+    handle["llm_options"] |= {"budget": None, "prices": [0, 0], "cache_dir": str(place / "theirs")}
+    file.write_text(json.dumps(handle))
+    provider.refuse = lambda _: True
+    batch = submit(provider, pairs(40), folder, budget=3.0, **options)
+    table = collect(batch, ask_missing=True)
+    assert len(table) == 40
+    assert 0 < len(table.errors) < 40
+    assert table.usage.cost is not None
+    assert 2.0 < table.usage.cost <= 3.0
+    assert not (place / "theirs").exists()
+    assert PersonaBatch.load(folder).llm_options["budget"] == 3.0
+
+
+def test_replies_in_a_folder_that_one_goes_on_with_do_not_get_into_your_cache(
+    provider: BatchServer, place: Path
+) -> None:
+    folder, mine = place / "theirs", place / "mine"
+    collect(submit(provider, pairs(3), folder, cache_dir=place / "their cache"))
+    calls = list(provider.calls)
+    batch = submit(provider, pairs(3), folder, cache_dir=mine)
+    assert not collect(batch).errors
+    assert provider.calls == calls
+    assert pi.cache_info(mine).replies == 0
+
+
+def test_a_handle_that_is_replaced_while_a_collect_waits_is_an_error(
+    provider: BatchServer, place: Path
+) -> None:
+    batch = submit(provider, pairs(3), place / "b")
+    file = PersonaBatch.handle(batch.path)
+    handle = json.loads(file.read_text())
+    handle["llm_options"]["api_base"] = "http://127.0.0.1:9/v1"
+    file.write_text(json.dumps(handle))
+    with pytest.raises(DataError, match="was replaced"), batch.alone():
+        pytest.fail("the folder was taken for the batch")
+
+
 def test_a_strangers_replies_do_not_get_into_your_cache(provider: BatchServer, place: Path) -> None:
     """They would be taken for those of your endpoint."""
     folder, mine = place / "theirs", place / "mine"
