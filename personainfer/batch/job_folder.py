@@ -30,7 +30,7 @@ from weakref import WeakValueDictionary
 
 from pydantic import Field, ValidationError
 
-from ..api_keys import Secrets, StoredNumber, as_stored, shown_address
+from ..api_keys import Secrets, StoredNumber, StoredText, as_stored, shown_address
 from ..data.file_formats import bounded_lines
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table_reader import StoredTable
@@ -125,8 +125,6 @@ class PersonaBatch(Record):
         path: the folder.
         submitted_here: whether this object came from `submit_batch`, so that its model and address are known
             to be the caller's. An object that was loaded from a folder has False.
-        made_here: whether that call of `submit_batch` also made the folder, so that whatever is in it is the
-            caller's, too.
         version: the version of the format of `batch.json`.
         made_by: the versions of personainfer and litellm that made the requests.
         llm_options: the options of the LLM, without model and key.
@@ -143,7 +141,6 @@ class PersonaBatch(Record):
 
     path: Path = Field(exclude=True)
     submitted_here: bool = Field(default=False, exclude=True)
-    made_here: bool = Field(default=False, exclude=True)
     version: Literal[1] = 1
     made_by: str
     model: str
@@ -175,8 +172,7 @@ class PersonaBatch(Record):
         try:
             _check_own_files(folder)
             fields = read_json(read_small_file(cls.handle(folder)))
-            of_nobody = {"submitted_here": False, "made_here": False}
-            batch = cls.model_validate({**fields, "path": folder, **of_nobody})
+            batch = cls.model_validate({**fields, "path": folder, "submitted_here": False})
             UnknownOptionError.check(batch.llm_options, OPTIONS - {"api_key", "extra_headers"})
             return batch
         except OSError:
@@ -198,7 +194,14 @@ class PersonaBatch(Record):
         process counts what the batch cost in the same budget.
         """
         _submitters[self._name] = llm.account
-        return self.model_copy(update={"submitted_here": True, "made_here": made_here})
+        if made_here:
+            _made_here.add(self._name)
+        return self.model_copy(update={"submitted_here": True})
+
+    @property
+    def made_here(self) -> bool:
+        """Whether this process submitted the batch and made its folder: all that is in it is the caller's."""
+        return self.submitted_here and self._name in _made_here
 
     @property
     def submitter(self) -> Account | None:
@@ -256,7 +259,6 @@ class PersonaBatch(Record):
         given: Mapping[str, Any],
         *,
         submitted_here: bool = False,
-        made_here: bool = False,
         calls: bool = False,
         pays: bool = False,
     ) -> LLM:
@@ -276,7 +278,6 @@ class PersonaBatch(Record):
         Args:
             given: the options that the caller names, "model" among them. They replace those of the folder.
             submitted_here: whether this process submitted the batch.
-            made_here: whether it also made the folder.
             calls: whether the LLM calls the model for requests that the batch did not answer.
             pays: whether the budget also pays for the calls of a judge.
 
@@ -287,7 +288,10 @@ class PersonaBatch(Record):
                 or to which address it is sent.
         """
         options, given = dict(self.llm_options), dict(given)
-        self._check_model(given.pop("model", None), needed=calls and not submitted_here)
+        named = given.pop("model", None)
+        self._check_model(named, needed=calls and not submitted_here)
+        # Marked, so that the table says so, too: it is not called again unless the caller names it.
+        model = self.model if submitted_here or named else StoredText(self.model)
         stored = options.get("api_base")
         if not submitted_here:
             check_stored_model(self.model, self.path)
@@ -303,9 +307,9 @@ class PersonaBatch(Record):
             held = {"budget": options["budget"]} if has_budget else {}
             options = stored_options(as_stored(options), given, self.path, calls=calls) | held
         options |= given
-        if not made_here or not options.get("cache", True):
+        if not self.made_here or not options.get("cache", True):
             options |= {"cache": True, "cache_dir": self.replies_folder}
-        made = LLM(self.model, **options)
+        made = LLM(model, **options)
         if submitted_here and self.submitter is not None and "budget" not in given:
             made.account = self.submitter
         return made
@@ -543,6 +547,7 @@ class PersonaBatch(Record):
         return batch
 
 
+_made_here: set[str] = set()  # names of batches
 _OF_A_CALL = ("llm_options", "on_error")  # what each call of submit_batch says anew
 _submitters: WeakValueDictionary[str, Account] = WeakValueDictionary()
 

@@ -186,7 +186,6 @@ def collect_batch(
     check_argument("timeout", timeout, PositiveNumber | None)
     handle = batch if isinstance(batch, PersonaBatch) else None
     here = handle is not None and handle.submitted_here
-    made_here = handle is not None and handle.made_here
     # Read the folder again: another call may have changed it since.
     batch = PersonaBatch.load(batch.path if isinstance(batch, PersonaBatch) else batch)
     if handle is not None and here:
@@ -207,13 +206,15 @@ def collect_batch(
     given = {name: value for name, value in given.items() if value is not None}
     judge = select if hasattr(select, "share_budget") else None
     pays = judge is not None
-    llm = batch.llm(given, submitted_here=here, made_here=made_here, calls=ask_missing, pays=pays)
+    llm = batch.llm(given, submitted_here=here, calls=ask_missing, pays=pays)
     keys = _keys(batch, llm)
     before = batch.answer_files()
     batch = _awaited(batch, llm, wait, poll, timeout, progress)
     downloaded = set(batch.answer_files()).difference(before)
     place = cache_dir or (batch.llm_options.get("cache_dir") if here else None)
-    outcome = bring_in(batch, llm, keys, downloaded, None if made_here else batch.own_cache(place))
+    outcome = bring_in(
+        batch, llm, keys, downloaded, None if batch.made_here else batch.own_cache(place)
+    )
     usage = outcome.tally.usage
     with ExitStack() as stack:
         runs: list[Any] = []
@@ -234,7 +235,7 @@ def collect_batch(
 
 
 def _check(llm: LLM, options: Mapping[str, Any]) -> None:
-    """Raise InvalidArgumentError if `select` is given, or if `api_base` may hold a secret."""
+    """Raise InvalidArgumentError for `select`, an `api_base` with a secret, and costs without a bound."""
     if options.get("select") is not None:
         raise InvalidArgumentError(
             "select= chooses among replies, and there are none yet.",
@@ -246,6 +247,14 @@ def _check(llm: LLM, options: Mapping[str, Any]) -> None:
             "api_base= may hold a password or a token, which would be written to the folder.",
             hint="Give an address without @ and ?, and the key as api_key=.",
             argument="api_base",
+        )
+    if llm.account.bounds.budget is not None and not llm.most_is_known:
+        raise InvalidArgumentError(
+            "the requests ask the model to think, and name no number of tokens: the most that the batch may"
+            " cost is not known.",
+            hint="Name the tokens of thinking in extra_body=, leave budget= out, or make a call with an LLM"
+            " and submit the batch with the same LLM: it then counts as many as that reply took.",
+            argument="budget",
         )
 
 

@@ -446,6 +446,14 @@ class LLM:
         asked = settings.size.most(self.transport.most_tokens(settings.max_tokens))
         return asked + self.account.beyond
 
+    @property
+    def most_is_known(self) -> bool:
+        """Whether `most_tokens` says the most that a reply can take.
+
+        Requests that ask for thinking without a number of tokens do not tell. A first reply does.
+        """
+        return self._call_settings.size.is_told or self.account.has_run
+
     def __copy__(self) -> LLM:
         made = LLM.__new__(type(self))
         made.__setstate__(self.__getstate__())

@@ -7,6 +7,7 @@ an LLM share.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 import time
 from collections import Counter, deque
@@ -429,6 +430,29 @@ class Bounds(NamedTuple):
         return Bounds(self.budget, requests, tokens)
 
 
+class TokenGuess:
+    """Guesses how many tokens a call will take, so that a limit a minute holds before replies tell.
+
+    Until a reply has told, the guess is the most that is possible: a token for each byte of the request, and
+    all tokens that the reply is allowed. Later it is as many as the largest call so far took, by its size.
+    """
+
+    def __init__(self) -> None:
+        self._a_byte = 0.0  # the most tokens that a byte of a request took
+        self._reply = 0  # the most tokens of a reply
+
+    def of(self, size: int, asked: int) -> int:
+        """Return the guess for a request of `size` bytes, whose reply may have `asked` tokens."""
+        if not self._a_byte:
+            return size + asked
+        return math.ceil(size * self._a_byte) + min(asked, self._reply)
+
+    def learn(self, size: int, prompt_tokens: int, completion_tokens: int) -> None:
+        """Learn from a call whose request had `size` bytes how many tokens a call takes."""
+        self._a_byte = max(self._a_byte, prompt_tokens / size)
+        self._reply = max(self._reply, completion_tokens)
+
+
 class Account:
     """What all runs, copies and forks of an LLM share: what the next call has to know of those before it.
 
@@ -448,6 +472,7 @@ class Account:
         gate: how many requests are let through, and the pauses that the endpoint asks for.
         bounds: the budget, and the limits a minute.
         in_flight: the requests that are sent, and the open runs.
+        tokens: guesses what the next call takes of the tokens a minute.
         has_run: whether a model has answered a call of this caller's.
         beyond: the most tokens by which a reply was longer than it was asked to be. The budget reserves as
             many for those that follow.
@@ -467,6 +492,7 @@ class Account:
         self.gate = Gate(max_concurrency, rounds=rounds, patience=patience)
         self.bounds = Bounds(budget, Window(rpm) if rpm else None, Window(tpm) if tpm else None)
         self.in_flight = InFlight()
+        self.tokens = TokenGuess()
         self.has_run = False
         self.beyond = 0
         self._keeps_beyond = keeps_beyond

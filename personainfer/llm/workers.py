@@ -107,11 +107,6 @@ class _OnItsWay:
     sent: bool = False
 
     @property
-    def estimate(self) -> int:
-        """A guess of the tokens: one for four bytes of the request, and half of the most of its reply."""
-        return len(self.body) // 4 + 1 + self.asked // 2
-
-    @property
     def plausible(self) -> int:
         """The most tokens of prompt and reply. A larger count of the endpoint's is not believed."""
         return most_tokens(self.body) + self.asked + _MOST_BEYOND
@@ -556,8 +551,9 @@ class Workers:
         try:
             if budget is not None:
                 way.reserved = await budget.reserve(self._tally.most(most_tokens(body), way.most))
-            for window, units in ((requests, 1), (tokens, way.estimate)):
+            for window in (requests, tokens):
                 if window is not None:
+                    units = 1 if window is requests else account.tokens.of(len(body), asked)
                     way.places.append((window, await window.take(units)))
             entered = await account.gate.enter()
             try:
@@ -647,6 +643,7 @@ class Workers:
                 taken = used.prompt_tokens + used.completion_tokens
                 if taken <= way.plausible:  # a wrong count would close the window for hours
                     window.correct(place, taken)
+                    account.tokens.learn(len(way.body), used.prompt_tokens, used.completion_tokens)
 
     @property
     def _takes_none(self) -> bool:

@@ -1015,6 +1015,24 @@ def test_the_budget_counts_the_batch_before_what_is_asked_singly(
     assert provider.count(ASK) == 0
 
 
+def test_a_batch_whose_thinking_has_no_bound_is_refused_where_a_budget_holds(
+    provider: BatchServer, place: Path
+) -> None:
+    options: dict[str, Any] = {
+        "extra_body": {"thinking": {"type": "enabled"}},
+        "prices": (0.0, 1000.0),
+        "max_tokens": 100,
+    }
+    with pytest.raises(InvalidArgumentError, match="name no number of tokens"):
+        submit(provider, pairs(3), place / "a", budget=10.0, **options)
+    assert not provider.calls
+    assert not (place / "a").exists()
+    submit(provider, pairs(3), place / "b", **options)
+    llm = pi.LLM("fake", api_base=provider.api_base, budget=10.0, **options)
+    llm.ask([{"role": "user", "content": "Say hello."}])
+    pi.submit_batch(pairs(3), llm, place / "c")
+
+
 def test_what_a_batch_may_cost_is_read_from_its_files_once(
     provider: BatchServer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1131,10 +1149,11 @@ def test_who_goes_on_with_a_folder_decides_how_it_is_collected(
 
 
 def test_replies_in_a_folder_that_one_goes_on_with_do_not_get_into_your_cache(
-    provider: BatchServer, place: Path
+    provider: BatchServer, place: Path, monkeypatch: Patch
 ) -> None:
     folder, mine = place / "theirs", place / "mine"
     collect(submit(provider, pairs(3), folder, cache_dir=place / "their cache"))
+    monkeypatch.setattr(batch_folder, "_made_here", set())  # as in another process
     calls = list(provider.calls)
     batch = submit(provider, pairs(3), folder, cache_dir=mine)
     assert not collect(batch).errors
@@ -1418,6 +1437,21 @@ def test_a_folder_never_decides_how_many_candidates_are_paid(
     assert provider.count(ASK) == 0
     table = pi.retry_errors(table, **again, candidates=9, select=Longest())
     assert not table.errors
+
+
+def test_a_table_of_a_folder_does_not_decide_which_model_is_asked_again(
+    provider: BatchServer, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
+    monkeypatch.setenv("OPENAI_BASE_URL", provider.api_base)  # for that of OpenAI itself
+    provider.refuse = lambda _: True
+    pi.submit_batch(pairs(3), "openai/fake", place / "b")
+    table = pi.collect_batch(place / "b", poll=0.001)
+    assert len(table.errors) == 3
+    with pytest.raises(InvalidArgumentError, match="name the model yourself"):
+        pi.retry_errors(table)
+    table = pi.collect_batch(place / "b", poll=0.001, model="openai/fake")
+    pi.retry_errors(table).raise_for_errors()
 
 
 def test_a_folder_never_decides_which_model_is_paid(provider: BatchServer, place: Path) -> None:

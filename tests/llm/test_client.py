@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import json
@@ -15,6 +16,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ from personainfer.exceptions import (
     RequestRejectedError,
     TransportError,
 )
+from personainfer.llm.requests import Request
+from personainfer.records import Message
 from personainfer.testing import FakeLLM, Fault, Reply
 
 from ..builders import pairs
@@ -316,13 +320,32 @@ def test_no_more_than_rpm_are_sent_in_the_minute_after_a_pause() -> None:
     assert max(sum(one <= at < one + 0.5 for at in arrived) for one in arrived) <= 8
 
 
-def test_tokens_that_no_reply_tells_stay_in_the_window_as_they_were_estimated() -> None:
+def test_no_minute_holds_more_tokens_than_the_limit_while_no_reply_has_told_how_many() -> None:
+    taken: list[int] = []
+
+    def reply(body: dict[str, Any]) -> Reply:
+        prompt = len(json.dumps(body["messages"], ensure_ascii=False)) * 9 // 10  # as digits take
+        taken.append(prompt + body["max_tokens"])
+        return Reply("fine", prompt_tokens=prompt, completion_tokens=body["max_tokens"])
+
+    with FakeLLM(reply) as server:
+        model = fake(server, cache=False, tpm=10_000, max_tokens=500)
+        asked = (Message(role="user", content=f"{'1234567890' * 40}{n}") for n in range(100))
+        run = model.run((None, [Request((one,))]) for one in asked)
+        threading.Timer(0.4, run.cancel).start()
+        with suppress(asyncio.CancelledError):
+            for _ in run:
+                pass
+    assert 6000 < sum(taken) <= 10_000
+
+
+def test_tokens_that_no_reply_tells_stay_in_the_window_as_the_most_that_is_possible() -> None:
     said = {"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]}
     with FakeLLM(faults=[Fault.response(said)]) as server:
         model = fake(server, cache=False, tpm=10_000, max_tokens=400)
         assert model.ask([{"role": "user", "content": "?"}]).text == "hello"
     assert model.account.bounds.tokens is not None
-    assert 200 < model.account.bounds.tokens._total < 300
+    assert 400 < model.account.bounds.tokens._total < 800
 
 
 def test_the_budget_holds_for_scripts_that_take_a_token_a_byte() -> None:
