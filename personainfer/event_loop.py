@@ -10,7 +10,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
@@ -19,6 +19,7 @@ from .exceptions import ModelError, PersonaInferError
 
 T = TypeVar("T")
 
+_BLOCKING = 64  # threads, each of which starts when it is needed
 _lock = threading.Lock()
 _current: tuple[int, asyncio.AbstractEventLoop, threading.Thread] | None = None
 
@@ -33,6 +34,8 @@ def the_loop() -> asyncio.AbstractEventLoop:
     with _lock:
         if _current is None or _current[0] != os.getpid():
             loop = asyncio.new_event_loop()
+            # Some libraries block a thread for each call; names of hosts are looked up there, too.
+            loop.set_default_executor(ThreadPoolExecutor(_BLOCKING, "personainfer-blocking"))
             thread = threading.Thread(target=loop.run_forever, name="personainfer", daemon=True)
             try:
                 with thread_errors():

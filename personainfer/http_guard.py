@@ -66,7 +66,7 @@ class Rules(TypedDict, total=False):
     Attributes:
         largest: the most bytes of a reply, after decompression.
         seconds: the most time from a reply's headers to its last byte; in a synchronous client, also the most
-            time in which the headers come.
+            time in which the headers come, and without any byte.
         texts: what the call carries. By these texts the call is told from other requests within the block:
             only responses to the call count as `answers`. Without texts, each request is the call.
         hidden: what no error may quote.
@@ -516,7 +516,11 @@ def _sync_send(send: Callable[..., Any]) -> Callable[..., Any]:
             _come_first(self.event_hooks["response"], _bound_now)
             exchange.by_client = True
             if exchange.seconds is not None:
-                request.extensions = {**request.extensions, "trace": sending.trace}
+                request.extensions = {
+                    **request.extensions,
+                    "trace": sending.trace,
+                    "timeout": _shortened(request.extensions.get("timeout"), exchange.seconds),
+                }
             response = send(self, request, **options)
             _bound_now(response, is_last=True)
             if not stream:
@@ -532,6 +536,13 @@ def _sync_send(send: Callable[..., Any]) -> Callable[..., Any]:
         return response
 
     return guarded
+
+
+def _shortened(limits: Mapping[str, float | None] | None, seconds: float) -> dict[str, float]:
+    """Return the limits of a request, none longer than `seconds`: a server may send nothing at all."""
+    given = limits or {}
+    names = ("connect", "read", "write", "pool")
+    return {name: min(seconds, given.get(name) or seconds) for name in names}
 
 
 def _come_first(hooks: list[Any], bound: Callable[[Any], object]) -> None:

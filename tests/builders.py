@@ -211,6 +211,10 @@ class Asked(NamedTuple):
     body: bytes
 
 
+class _ManyAtOnce(ThreadingHTTPServer):
+    request_queue_size = 128
+
+
 class AnyServer:
     """A server on loopback that answers every request alike, and keeps what was asked."""
 
@@ -227,7 +231,7 @@ class AnyServer:
         self.seconds = seconds
         self.hangs_up = hangs_up
         self.answer = (status, {"Content-Type": "application/json", **(headers or {})}, body)
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = _ManyAtOnce(("127.0.0.1", 0), self._handler())
         self.address = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Self:

@@ -8,8 +8,10 @@ import gzip
 import importlib
 import inspect
 import json
+import socket
 import ssl
 import sys
+import time
 import types
 import zlib
 from collections.abc import Callable
@@ -220,6 +222,19 @@ def test_a_reply_has_to_be_whole_in_time(library: Any, post: Post) -> None:
             post(library, server.address)
         assert exchange.error is caught.value
         assert caught.value.unanswered
+
+
+@pytest.mark.parametrize("timeout", [None, 3600.0, 0.01])
+def test_a_thread_waits_no_longer_for_a_server_that_sends_nothing(
+    library: Any, timeout: float | None
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, guarded_http(seconds=0.05):
+        address = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with library.Client(timeout=timeout, verify=PLAIN) as client:
+            started = time.monotonic()
+            with pytest.raises(library.ReadTimeout):
+                client.get(address)
+    assert time.monotonic() - started < 5
 
 
 def test_only_packings_that_can_be_bounded_are_asked_for(library: Any) -> None:

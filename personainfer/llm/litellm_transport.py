@@ -56,6 +56,7 @@ from .transports import DialectTransport, Sent
 Call = Callable[..., Awaitable[Any]]
 
 _LATER = 3600.0  # seconds beyond our own deadline, after which litellm gives up
+_FOR_THREADS = 1.0  # seconds after our own deadline that ends no thread, until the thread ends
 _IN_PROCESS = {"petals", "vllm"}  # litellm's providers that may send nothing over HTTP
 _FOLLOWING = {"aiohttp_openai"}  # those whose client `guarded_http` does not reach
 _DIRECTLY = 'Give the address of an OpenAI-compatible endpoint as api_base=, without "litellm/".'
@@ -170,6 +171,7 @@ class LiteLLMTransport(DialectTransport):
             del fields["messages"][-2:]
         rules: Rules = {
             "largest": LARGEST_REPLY,
+            "seconds": timeout + _FOR_THREADS,
             "texts": message_texts(fields["messages"]),
             "hidden": self.secrets,
             "base": None if self.provider in self._own() else self.options.get("api_base"),

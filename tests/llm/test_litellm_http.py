@@ -12,6 +12,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+import traceback
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -21,6 +23,7 @@ import httpx
 import pytest
 
 import personainfer as pi
+from personainfer import http_guard
 from personainfer.batch.provider import batch_api
 from personainfer.exceptions import (
     AuthenticationError,
@@ -278,6 +281,28 @@ def test_the_whole_reply_has_to_come_in_time(provider: str) -> None:
             timeout=1,
             max_attempts=1,
         ).ask(MESSAGES)
+
+
+def test_calls_by_a_client_that_blocks_a_thread_do_not_wait_for_each_other() -> None:
+    """A server that never ends its replies holds up no other call, and not the end of the process."""
+    with AnyServer(body=b" " * 400, seconds=0.05) as server:
+        llm = llm_of("nlp_cloud/dolphin", server, api_base=f"{server.address}/gpu/", timeout=2)
+        users = [[{"role": "user", "content": f"the text of user {user}"}] for user in range(40)]
+        for reply in llm.ask_many([(messages,) for messages in users]):
+            assert "within 2 s" in str(reply.error)
+        assert len(server.asked) == 40
+        end = time.monotonic() + 8
+        while threads_that_send():
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+def threads_that_send() -> int:
+    stacks = map(traceback.walk_stack, sys._current_frames().values())
+    return sum(
+        any(frame.f_code.co_filename == http_guard.__file__ for frame, _ in stack)
+        for stack in stacks
+    )
 
 
 def test_a_provider_whose_client_cannot_be_held_is_refused() -> None:
