@@ -114,6 +114,7 @@ def exported_names() -> set[str]:
     return {*dir(pi), *(name for module in modules for name in dir(module))}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_a_page_names_can_be_imported(page: Path) -> None:
     """Functions in code spans need no module path, and each import of a block is one that works."""

@@ -368,6 +368,7 @@ def test_they_are_retrieved(table: pi.PersonaTable) -> None:
     assert str(found.persona) == OTHER
 
 
+@pytest.mark.heavy
 def test_responses_are_compared_for_them(table: pi.PersonaTable, llm: FakeLLM) -> None:
     found = pi.compare_responses(
         [row.preference.prompt for row in table if row.preference],

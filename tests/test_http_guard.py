@@ -268,6 +268,7 @@ def test_a_task_that_goes_on_after_the_call_is_free(library: Any) -> None:
 TEXTS = ["Hello?", 'Which one of "these" would they like?\nThe first.']
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("texts", [TEXTS, ["你好世界"], ["hi"], ["…?!"], ['«"»'], [" \n"]])
 def test_the_call_is_told_from_other_requests_by_what_it_carries(
     library: Any, texts: list[str]

@@ -222,6 +222,7 @@ def test_a_missing_package_is_named_as_an_index_has_it(monkeypatch: pytest.Monke
         assert error.value.hint == f"Run: pip install {package}"
 
 
+@pytest.mark.heavy
 def test_no_error_names_a_package_that_the_project_does_not_have() -> None:
     """Nor the project itself: it is on no index, and somebody else's package may have its name."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

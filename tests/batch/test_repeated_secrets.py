@@ -100,6 +100,7 @@ def test_added_headers_are_sent_with_a_batch_and_are_in_no_error(
     assert HEADER not in str(caught.value)
 
 
+@pytest.mark.heavy
 @each_way
 @pytest.mark.parametrize("field", ["id", "output_file_id", "error_file_id"])
 def test_an_id_that_repeats_a_key_is_none(model: str, field: str, tmp_path: Path) -> None:

@@ -114,6 +114,7 @@ def test_a_line_that_is_written_a_little_otherwise_is_read(tmp_path: Path, edit:
     assert (len(table.errors), table.usage.calls) == (0, 2)
 
 
+@pytest.mark.heavy
 def test_a_line_with_an_error_is_charged_what_it_tells(tmp_path: Path) -> None:
     def edit(lines: Lines) -> Lines:
         body = {"error": {"message": "flagged"}, "usage": {"prompt_tokens": 70_000_000}}
@@ -125,6 +126,7 @@ def test_a_line_with_an_error_is_charged_what_it_tells(tmp_path: Path) -> None:
     assert table.usage.prompt_tokens > 70_000_000
 
 
+@pytest.mark.heavy
 def test_so_is_one_whose_reply_broke_off(tmp_path: Path) -> None:
     def edit(lines: Lines) -> Lines:
         first = json.loads(lines[0])

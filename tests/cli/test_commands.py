@@ -167,6 +167,7 @@ def test_the_version(run: Run) -> None:
     assert (result.stdout, result.exit_code) == (f"personainfer {pi.__version__}\n", 0)
 
 
+@pytest.mark.heavy
 def test_help_names_every_command_and_exit_code(run: Run) -> None:
     said = run("--help").stdout
     for word in (*COMMANDS, "0    done", "3    done, but some rows failed", "130", "141"):
@@ -724,6 +725,7 @@ def test_a_closed_stream_is_no_bug(
     assert (tmp_path / "rows.jsonl").exists() is ("rows.jsonl" in line)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.ENOENT, errno.ESTALE, None])
 @pytest.mark.parametrize("output", ["rows.jsonl", "table.parquet"])
 def test_an_output_that_fails_after_the_calls_is_no_wrong_argument(

@@ -331,6 +331,7 @@ def test_times_of_numpy_among_other_arrays_end_no_process(tmp_path: Path) -> Non
     assert came == [[str(TIMES[0])], [0, 1, 2]]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("labels", "kept"),
     [
@@ -421,6 +422,7 @@ def keys(start: int, count: int) -> dict[str, int]:
     return {f"k{number}": number for number in range(start, start + count)}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("rows", [1, 100], ids=["group by group", "at once"])
 @pytest.mark.parametrize("wrap", [lambda value: value, lambda value: {"deep": [value]}])
 def test_dicts_of_very_many_keys_are_json_text(
@@ -440,6 +442,7 @@ def test_dicts_of_very_many_keys_are_json_text(
         assert all(map(says, values, came))
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("depth", [1, 3])
 def test_a_dict_that_has_a_key_for_each_row_takes_no_more_memory_than_they(depth: int) -> None:
     values: list[Any] = [keys(10 * number, 10) for number in range(200)]

@@ -300,6 +300,7 @@ def test_a_batch_does_not_add_up_the_largest_of_many_groups(tmp_path: Path) -> N
     assert errors(path) == [None] * 15
 
 
+@pytest.mark.heavy
 def test_a_file_that_unpacks_to_thousands_of_times_its_size_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

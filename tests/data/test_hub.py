@@ -33,6 +33,7 @@ def test_a_split_is_streamed(folder: Path) -> None:
         assert [row.preference for row in source] == [PAIR, PAIR, PAIR.swapped][:count]
 
 
+@pytest.mark.heavy
 def test_a_split_that_there_is_not(folder: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="no split 'test': 'train', 'validation'"):
         read_preferences(f"hf:{folder}:test")

@@ -207,6 +207,7 @@ def test_an_added_column_of_a_type_that_none_has_is_refused(
         PersonaTable.load(path)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "kind",
     [pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string()), pa.null()],

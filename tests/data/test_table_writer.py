@@ -339,6 +339,7 @@ def other_table(folder: Path) -> Path:
     return folder / "mine.parquet"
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("output", "words"),
     [
@@ -700,6 +701,7 @@ MIXED_NAMES: dict[Any, Any] = {**PAIRS} | {0: [1, 2], "0": [3, 4]}
 ROWS_WITH_GRIDS = [{name: of[n] for name, of in PAIRS.items()} | {"x": GRID} for n in range(2)]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("frame", "kept"),
     [

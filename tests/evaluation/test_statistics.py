@@ -58,6 +58,7 @@ def test_the_interval_of_a_mean_holds_the_mean(values: list[float]) -> None:
     assert found.n == len(values)
 
 
+@pytest.mark.heavy
 @brief
 @given(st.lists(numbers, min_size=2, max_size=150), st.randoms(use_true_random=False))
 def test_the_order_of_the_items_does_not_matter(values: list[float], random: Any) -> None:
@@ -214,6 +215,7 @@ def test_corrected_p_values_keep_their_order_and_never_shrink(given_p: list[floa
     assert holm(p).min() == pytest.approx(min(1.0, p.min() * len(p)))
 
 
+@pytest.mark.heavy
 @brief
 @given(p_values, st.randoms(use_true_random=False))
 def test_corrections_do_not_depend_on_the_order(given_p: list[float], random: Any) -> None:
@@ -246,6 +248,7 @@ def test_log_odds_of_texts_with_a_word_do_not_depend_on_other_words() -> None:
     assert alone == pytest.approx(value)
 
 
+@pytest.mark.heavy
 @brief
 @given(counts)
 def test_swapping_the_groups_changes_the_sign_of_log_odds_and_nothing_else(
@@ -260,6 +263,7 @@ def test_swapping_the_groups_changes_the_sign_of_log_odds_and_nothing_else(
     assert_allclose(there.standard_error, back.standard_error)
 
 
+@pytest.mark.heavy
 @brief
 @given(counts)
 def test_a_stronger_prior_of_both_groups_draws_log_odds_to_nothing(
@@ -271,6 +275,7 @@ def test_a_stronger_prior_of_both_groups_draws_log_odds_to_nothing(
     assert strong <= weak + 1e-9
 
 
+@pytest.mark.heavy
 @brief
 @given(scores)
 def test_a_larger_confidence_gives_a_wider_interval(values: list[float]) -> None:

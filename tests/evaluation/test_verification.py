@@ -504,6 +504,7 @@ def test_equal_ratings_of_few_rows_are_no_certainty() -> None:
     assert 1 < overfit.low < overfit.value == 2 < overfit.high < 5
 
 
+@pytest.mark.heavy
 def test_a_guess_is_right_less_often_where_the_judge_may_say_neither() -> None:
     def reply(body: dict[str, Any]) -> Any:
         return {"answer": "neither"} if "Question 1?" in str(body) else perfect(body)

@@ -182,6 +182,7 @@ def test_the_final_reply_is_cached_under_the_first_request() -> None:
         assert server.calls == 2
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("schema", [City, None])
 @pytest.mark.parametrize(
     "row", ["", "[1", "null", "[" * 100_000, '{"text": 5}', '{"text": {"a": 1}}', '{"txt": ""}']

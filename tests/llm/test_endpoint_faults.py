@@ -519,6 +519,7 @@ HOPELESS: dict[str, Fault] = {
 heavy_width = [pytest.param(width, marks=pytest.mark.heavy) for width in (1, 32)]
 
 
+@pytest.mark.heavy
 @each_way
 @pytest.mark.parametrize("width", [8, *heavy_width])
 @pytest.mark.parametrize("name", HOPELESS)
@@ -609,6 +610,7 @@ def refuses(*what: str | bool) -> Callable[[dict[str, Any]], Any]:
     return reply
 
 
+@pytest.mark.heavy
 @each_way
 @pytest.mark.parametrize(
     ("refused", "form"),

@@ -457,6 +457,7 @@ calls = st.lists(
 )
 
 
+@pytest.mark.heavy
 @settings(max_examples=60)
 @given(calls=calls, usd=st.integers(0, 40))
 async def test_the_budget_is_never_passed(

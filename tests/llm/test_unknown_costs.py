@@ -130,6 +130,7 @@ LAVISH = {"prompt_tokens": 30, "completion_tokens": 2000}  # more than were aske
 CUT = {"choices": [{"delta": {"content": "T"}}], "usage": LAVISH}
 
 
+@pytest.mark.heavy
 @each_way
 @pytest.mark.parametrize(
     "reply",

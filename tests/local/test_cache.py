@@ -438,6 +438,7 @@ def test_a_spoilt_number_of_a_row_hides_no_other_reply(number: bytes, tmp_path: 
     assert len(readable) > 390
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("share", [0.99, 0.9, 0.5])
 def test_of_a_cache_that_was_cut_off_the_replies_are_kept(share: float, tmp_path: Path) -> None:
     replies = filled(tmp_path, 400)

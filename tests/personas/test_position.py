@@ -53,6 +53,7 @@ def test_with_each_pair_also_swapped_every_word_is_as_often_on_either_side(
     assert [(word.chosen, word.rejected) for word in words] == [(200, 200)] * 6
 
 
+@pytest.mark.heavy
 def test_the_test_would_find_a_side_that_is_always_shown_first(
     tables: dict[str, pi.PersonaTable],
 ) -> None:

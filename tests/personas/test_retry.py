@@ -134,6 +134,7 @@ def test_of_a_row_that_failed_on_one_side_only_that_side_is_paid_for() -> None:
         assert again[1].error is not None
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "made",
     [

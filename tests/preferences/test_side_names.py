@@ -27,6 +27,7 @@ LIST = {"prompt": "Tea?", "responses": ["Tea.", "Coffee."]}
 COFFEE = Preference(prompt="Tea?", chosen="Coffee.", rejected="Tea.")
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("chosen", "rejected"),
     [

@@ -120,6 +120,7 @@ def test_rows_of_nobody_and_pairs_without_a_preference_are_counted() -> None:
 # PersonalLLM
 
 
+@pytest.mark.heavy
 def test_personal_llm_is_read_from_a_folder(tmp_path: Path) -> None:
     def row(n: int) -> dict[str, Any]:
         found: dict[str, Any] = {"prompt": f"Why, {n}?", "subset": "made up", "prompt_id": n}

@@ -115,6 +115,7 @@ def test_published_responses_are_compared_with_generic_ones() -> None:
     assert [figure.published for figure in found.figures] == [23.0, 41.6, None]
 
 
+@pytest.mark.heavy
 def test_a_judge_that_prefers_generic_responses_brings_a_loss() -> None:
     def generic(body: dict[str, Any]) -> dict[str, str]:
         text = body["messages"][-1]["content"]
@@ -140,6 +141,7 @@ def test_responses_that_are_not_there_are_written_by_the_model() -> None:
         reproduce("pt", published(), judge="judge")
 
 
+@pytest.mark.heavy
 def test_users_of_personal_llm_disagree() -> None:
     found = reproduce("personalllm", SMALL / "personalllm", limit=200)
     assert [figure.published for figure in found.figures] == [0.5, 0.6]

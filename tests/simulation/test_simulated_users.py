@@ -187,6 +187,7 @@ def test_choices_are_those_of_a_plain_loop() -> None:
     assert_array_equal(users.choose(data), loop_choices(users, data))
 
 
+@pytest.mark.heavy
 @brief
 @given(st.integers(0, 10_000), st.permutations(range(3)))
 def test_permuting_the_models_of_the_rewards_changes_nothing(seed: int, order: list[int]) -> None:

@@ -120,6 +120,7 @@ def test_nothing_to_export_is_an_error_that_says_why(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.heavy
 def test_a_folder_loads_by_its_name_with_its_splits(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     made = pi.export_personas(repeated(), tmp_path / "set", splits=SHARES)

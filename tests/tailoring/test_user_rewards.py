@@ -136,6 +136,7 @@ def test_responses_that_were_not_fitted_are_a_tie() -> None:
     assert BradleyTerry().fit([choice("a", "b", "ann")]).predict([choice("x", "y", "ann")]) == [0.0]
 
 
+@pytest.mark.heavy
 def test_strengths_are_those_of_bradley_and_terry() -> None:
     """With one free strength, 3 wins of 4 are log odds of log 3."""
     data = [choice("a", "b", f"u{n}") for n in range(3)] + [choice("b", "a", "u4")]
