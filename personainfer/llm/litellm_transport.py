@@ -218,6 +218,10 @@ class LiteLLMTransport(DialectTransport):
         if is_call and not is_own and self.options["api_base"] is None:
             called = f"{request.url.scheme}://{request.url.netloc.decode()}"
             self._called = self._called or called
+            if request.url.host == "api.openai.com" and "openai" not in self.provider:
+                raise _moved(
+                    f"litellm knows no address of {self.provider}, and would call OpenAI's"
+                )
             if called != self._called:  # whatever told litellm the other one
                 raise _moved(
                     f"litellm calls {called} for {self.provider}, and not {self._called} as before"

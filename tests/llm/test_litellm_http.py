@@ -604,6 +604,12 @@ def test_so_it_is_with_the_region_or_account_that_decides_the_address(
         assert llm_of(PLACES[variable], server).reached == told  # api_base= says it
 
 
+def test_what_is_for_another_provider_does_not_go_to_openai() -> None:
+    """litellm calls OpenAI's address where it has none."""
+    with pytest.raises(ModelError, match=r"no address of ai21, .* OpenAI's: nothing was sent"):
+        pi.LLM("litellm/ai21/x", api_key="k", cache=False, max_attempts=1).ask(MESSAGES)
+
+
 def test_a_call_that_would_go_elsewhere_than_the_first_one_is_not_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
