@@ -1,4 +1,4 @@
-from .batch.submit import collect_batch as collect_batch
+from .batch.collect import collect_batch as collect_batch
 from .batch.submit import submit_batch as submit_batch
 from .data.table import PersonaTable as PersonaTable
 from .evaluation.comparison import compare_responses as compare_responses

@@ -314,7 +314,10 @@ class _Sending:
             self.refuse(late)
 
     def refuse(self, error: ModelError) -> NoReturn:
-        """Raise the error, and keep it as `Exchange.error`: libraries wrap it in errors of their own."""
+        """Raise the error. If errors of this request are those of the call, keep it as `Exchange.error`, too.
+
+        It is kept because libraries wrap what is raised in errors of their own.
+        """
         if self.counts:
             self._exchange.error = error
         raise error

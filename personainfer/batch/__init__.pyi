@@ -1,2 +1,2 @@
-from .submit import collect_batch as collect_batch
+from .collect import collect_batch as collect_batch
 from .submit import submit_batch as submit_batch

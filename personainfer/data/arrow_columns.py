@@ -493,7 +493,10 @@ def _column(name: str, values: Sequence[Any]) -> tuple[pyarrow.Field[Any], pyarr
 
 
 def as_json(field: pyarrow.Field[Any]) -> pyarrow.Field[Any]:
-    """Return a field of the same name for a column of JSON text, as the field's metadata says."""
+    """Return a field of the same name and the type string, whose metadata say that its text is JSON.
+
+    The type and the metadata of the given field are dropped.
+    """
     import pyarrow
 
     return pyarrow.field(field.name, pyarrow.string(), metadata=_JSON)

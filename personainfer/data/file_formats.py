@@ -598,8 +598,8 @@ def arrow_cells(column: Any) -> list[object]:
     """Return the values of an Arrow column as Python values; null is None.
 
     A value that Python lacks becomes text: a date after the year 9999 as Arrow writes it, a text that is not
-    UTF-8 with lone surrogates for its wrong bytes. So do all times of day of a column with nanoseconds, which
-    Python would cut.
+    UTF-8 with lone surrogates for its wrong bytes. Python's times of day end at microseconds: if one of a
+    column has a finer part, all times of that column become text.
     """
     if str(column.type) == "time64[ns]":
         try:

@@ -57,7 +57,8 @@ class EmbeddedTransport(EndpointTransport):
     """Sends requests to a `.gguf` file that llama.cpp serves on this machine.
 
     The first request fetches the weights and starts the server. Every model with a chat template is treated
-    in the same way: the form of a reply is a JSON schema, which the server turns into a grammar.
+    in the same way: the form of a reply is a JSON schema, which the server turns into a grammar. For a file
+    without a chat template, each request raises ModelNotFoundError.
 
     Args:
         weights: the file.

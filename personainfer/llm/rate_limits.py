@@ -380,7 +380,13 @@ class RefusalWatch:
         return self._refusals[reason] == self._most
 
     def start_again(self, error: ModelError) -> None:
-        """Forget the refusals for the reason of this one, since the short request got no answer."""
+        """Forget the refusals that were counted for one reason. Counting for this reason begins again.
+
+        It is for when the short request was neither accepted nor refused, and so tells nothing.
+
+        Args:
+            error: the last of these refusals, not the error of the short request.
+        """
         del self._refusals[_reason(error)]
         self._changed.set()
 

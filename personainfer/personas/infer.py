@@ -345,7 +345,7 @@ def _start(
 def prepare(
     data: object, model: str | LLM | None, options: Mapping[str, Any], *, select_later: bool = False
 ) -> tuple[Plan, PreferenceSource, LLM]:
-    """Check the arguments of `infer_personas`, and make what they describe. Nothing is sent.
+    """Check the arguments of `infer_personas`, and make what they describe. No request is sent to the model.
 
     Arguments are checked before the first rows of the data are read, which tell how all rows are read.
 
@@ -359,6 +359,7 @@ def prepare(
     Raises:
         InvalidArgumentError, UnknownOptionError, DataError, MissingExtraError: an argument or the data cannot
             be used, or a package is not installed.
+        ModelNotFoundError, AuthenticationError, ModelError, CacheError: as the constructor of `LLM`.
     """
     plan, llm = planned(model, options, select_later=select_later)
     reading: dict[str, Any] = {name: options[name] for name in READING if name in options}

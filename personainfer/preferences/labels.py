@@ -357,7 +357,14 @@ def may_be_labels(values: Iterable[object]) -> bool:
 
 
 def name_both_sides(labels: Sequence[object]) -> bool:
-    """Whether, in words, the labels name both responses; of fewer than five labels, at least one response."""
+    """Return whether labels in words, such as "A" or "tie", name both responses as the better one.
+
+    Of fewer than five labels, it is enough that they name one response. Numbers, ties, unknown words and empty
+    cells name none.
+
+    Args:
+        labels: the label of each row; equal ones count each time.
+    """
     said = {word_verdict(label_key(label), ("", "")) for label in labels if _is_label(label)}
     said -= {None, "tie"}
     return len(said) == 2 or (len(said) == 1 and len(labels) < _SOME)

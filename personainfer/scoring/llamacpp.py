@@ -70,7 +70,8 @@ class EmbeddedEndpoint(ScoringEndpoint):
         """Start the server if necessary, and GET a JSON document; {} if the answer's status is not 2xx.
 
         Raises:
-            ModelNotFoundError: as `ask`.
+            ModelNotFoundError: the weights cannot be fetched or loaded, or too many servers have ended.
+            MissingExtraError: xllamacpp cannot be imported.
             TransportError: the server cannot be reached.
         """
 
@@ -86,9 +87,14 @@ class EmbeddedEndpoint(ScoringEndpoint):
 
         A completion goes to the slot whose KV cache holds most of its prompt.
 
+        Args:
+            path: such as "/completion", "/tokenize" or "/apply-template".
+            body: the fields of the request. For "/completion", `prompt` is a list of the ids of tokens.
+
         Raises:
-            ModelNotFoundError: the weights cannot be fetched or loaded; they have no chat template, or one
-                that crashes llama.cpp; or each new server ends.
+            ModelNotFoundError: the weights cannot be fetched or loaded, or each new server ends. For
+                "/apply-template" also: they have no chat template, or one that crashes llama.cpp.
+            MissingExtraError: xllamacpp cannot be imported.
             ModelError: no attempt got a usable reply.
         """
         return await self._retrying(self._ask_server, path, body)

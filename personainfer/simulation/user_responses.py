@@ -152,22 +152,26 @@ def score_responses(
     reference: Sequence[str],
     confidence: float = CONFIDENCE,
 ) -> BaselineScores:
-    """Compute the mean utility of each baseline, and its win rate against reference responses.
+    """Compute the mean utility of each baseline, its win rate against reference responses, and its gain.
 
     Args:
-        responses: rows of `respond_to_users`, with the same users and prompts for each baseline.
+        responses: rows of `respond_to_users`, with the same users and prompts for each baseline. The gain is
+            over the baseline of the first row. Rows without a response are counted as failed, and left out.
         users: the users with their weights.
         scale: the rewards by which the users chose. Responses are z-scored on the same scale.
-        scorers: name of a reward model in `scale` -> callable (n prompts, n responses) -> n rewards. Each is
-            called once; its errors are raised unchanged.
+        scorers: name of each reward model in `scale` -> callable (n prompts, n responses) -> n rewards. Each
+            is called once; its errors are raised unchanged.
         prompts: the prompts that were answered, as they were given to `respond_to_users`.
         reference: one response to each prompt, such as a strong model's.
         confidence: of the intervals, between 0 and 1. They resample users.
 
+    Returns:
+        The scores of each baseline, the mean utility of the reference, and the utility of each response.
+
     Raises:
         InvalidArgumentError: users, models or lengths that do not fit, two responses for one cell, a scorer
             that does not return n numbers, or a bad `confidence`.
-        DataError: there is no response, or a reward is NaN or infinite.
+        DataError: no row has a response, or a reward is NaN or infinite.
     """
     check_confidence(confidence)
     responses, prompts = read_items("responses", responses), read_items("prompts", prompts)

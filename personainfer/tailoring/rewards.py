@@ -26,7 +26,10 @@ _NAN = float("nan")
 
 
 class PersonaCompletion(OnePersona):
-    """The JSON object that the policy may write as a persona. `evidence` may be missing."""
+    """The form of a persona that the policy writes as a JSON object. (It may write a sentence instead.)
+
+    The fields are `trait`, `preference` and `evidence`, as in `OnePersona`, but `evidence` may be missing.
+    """
 
     evidence: str = ""
 

@@ -75,7 +75,11 @@ class UserAtWork:
         """Add a new choice, with an id that no other choice of the user has.
 
         The id is the choice's own, or else `number`. If the user has a choice with this id, a suffix is
-        added.
+        added. Whether the user has the same choice already is not checked: ask `knows` before.
+
+        Args:
+            choice: a choice of this user.
+            number: the place of its row in the data, from 0.
         """
         name = choice.id or str(number)
         if name in self._ids:  # for example, the id names the data set

@@ -422,7 +422,7 @@ def test_a_waiting_collector_keeps_what_a_submitter_has_done(
         submit(provider, pairs(2), place / "b")
 
     with monkeypatch.context() as patched:
-        patched.setattr("personainfer.batch.submit.time.sleep", submit_again)
+        patched.setattr("personainfer.batch.collect.time.sleep", submit_again)
         table = collect(batch)
     table.raise_for_errors()
     assert len(provider.batches) == 3
@@ -441,7 +441,7 @@ def test_a_waiting_collector_notices_that_a_submitter_died(
         with pytest.raises(RequestRejectedError):
             submit(provider, pairs(2), place / "b")
 
-    monkeypatch.setattr("personainfer.batch.submit.time.sleep", submit_again)
+    monkeypatch.setattr("personainfer.batch.collect.time.sleep", submit_again)
     with pytest.raises(BatchPendingError, match="not all of it was submitted"):
         collect(batch)
 
@@ -740,7 +740,7 @@ def test_ctrl_c_while_waiting_loses_nothing(
 
     batch = submit(provider, pairs(2), place / "b")
     with monkeypatch.context() as patched:
-        patched.setattr("personainfer.batch.submit.time.sleep", interrupt)
+        patched.setattr("personainfer.batch.collect.time.sleep", interrupt)
         with pytest.raises(KeyboardInterrupt):
             collect(batch)
     collect(batch).raise_for_errors()

@@ -1,0 +1,337 @@
+"""`collect_batch`: wait for a batch, fetch its answers, and make the table.
+
+The replies are written to the cache; the table is then made as `infer_personas` makes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+from ..api_keys import Secrets, hides_secrets
+from ..arguments import PositiveNumber, check_argument
+from ..connections import until_deadline
+from ..data.source_rows import PreferenceSource
+from ..data.table import PersonaTable
+from ..exceptions import (
+    BatchPendingError,
+    DataError,
+    ReplyError,
+    TransportError,
+)
+from ..llm.client import LLM
+from ..llm.pricing import most_tokens
+from ..local.atomic_files import atomic_writer
+from ..observability import progress_bar
+from ..personas.infer import PersonaStream
+from ..personas.requests import Plan
+from ..personas.selection import check_candidates
+from ..records import Selector
+from .job_folder import (
+    PersonaBatch,
+    add_to_digest,
+    read_answers,
+)
+from .lines import MaskedLines, provider_words, wired_rows
+from .provider import BatchAPI, batch_api
+from .results import bring_in, run_without_calls
+
+_LONGEST_LINE = 2**24  # bytes of a file's last line that are looked at
+
+
+@hides_secrets
+def collect_batch(
+    batch: PersonaBatch | str | Path,
+    *,
+    select: Selector | None = None,
+    ask_missing: bool = False,
+    model: str | None = None,
+    wait: bool = True,
+    poll: float = 30.0,
+    timeout: float | None = None,
+    api_key: str | None = None,
+    api_base: str | None = None,
+    extra_headers: Mapping[str, str] | None = None,
+    extra_body: Mapping[str, Any] | None = None,
+    max_tokens: int | None = None,
+    reasoning_effort: str | None = None,
+    budget: float | None = None,
+    prices: tuple[float, float] | None = None,
+    cache_dir: str | Path | None = None,
+    progress: bool | None = None,
+) -> PersonaTable:
+    """Wait for a batch, and make the table that `infer_personas` would have made.
+
+    Every reply is written to the cache first. A row has an error if its reply is missing, failed, or not in
+    the form that was asked for. Ctrl-C loses nothing, and collecting again costs nothing.
+
+    Args:
+        batch: what `submit_batch` returned, or the path of its folder. From a path, the model, the requests
+            and the budget are taken, but no limits, prices or numbers of attempts.
+        select: as for `infer_personas`; needed if several candidates were asked for.
+        ask_missing: call the model, at the full price, for requests that the batch did not answer.
+        model: that of `submit_batch`; None: the model of the batch. It has to be given again if `batch` is a
+            path and `ask_missing` is set; otherwise whoever made the folder would choose which model you pay
+            for.
+        wait: True: wait until the batch is done. False: ask the provider once.
+        poll: seconds between two checks.
+        timeout: seconds to wait at most; None: no limit.
+        api_key: the key; None: the provider's environment variable.
+        api_base: the endpoint that the batch was submitted to. It has to be given again if `batch` is a path;
+            otherwise whoever made the folder would choose where your key goes.
+        extra_headers: those of `submit_batch`, which the folder does not keep.
+        extra_body, max_tokens, reasoning_effort: those of `submit_batch`; None: as in the batch. They have to
+            be given again if `batch` is a path, `ask_missing` is set and they make calls cost more than
+            usual.
+        budget: USD that may be spent on all of these together: the batch, the calls of `ask_missing`, and
+            those of a judge in `select`, in this call and in earlier ones. None: that of `submit_batch`.
+        prices: USD for a million tokens of prompts and of replies in single calls, as for `infer_personas`.
+        cache_dir: the folder of the cache of replies; None: that of `submit_batch`, or, if `batch` is a path,
+            the default one.
+        progress: whether to show bars on standard error; None: in a terminal or a notebook.
+
+    Returns:
+        The table. Its `usage` counts the whole batch at the price of batches, every time it is collected, and
+        the calls of `ask_missing`.
+
+    Raises:
+        BatchPendingError: the batch is not done (with `wait=False`, or after `timeout`), parts of it were not
+            submitted, or another process works on the folder.
+        InvalidArgumentError: a bad argument, or one that has to be given again.
+        DataError: this installation makes other requests than those that were submitted, or the folder is
+            damaged. With `on_error="raise"` in `submit_batch`: the first row with an error cannot be used.
+        CacheError: the cache of replies cannot be used.
+        ModelError: the provider failed (repeat the call to continue); or, with `on_error="raise"`, the first
+            row with an error has no usable reply.
+        OSError: the disk is full.
+    """
+    check_argument("poll", poll, PositiveNumber)
+    check_argument("timeout", timeout, PositiveNumber | None)
+    handle = batch if isinstance(batch, PersonaBatch) else None
+    here = handle is not None and handle.submitted_here
+    # Read the folder again: another call may have changed it since.
+    batch = PersonaBatch.load(batch.path if isinstance(batch, PersonaBatch) else batch)
+    if handle is not None and here:
+        batch = batch.as_submitted(handle)
+    check_candidates(batch.candidates, select)
+    given = {
+        "model": model,
+        "api_key": api_key,
+        "api_base": api_base,
+        "extra_headers": extra_headers,
+        "extra_body": extra_body,
+        "max_tokens": max_tokens,
+        "reasoning_effort": reasoning_effort,
+        "budget": budget,
+        "prices": prices,
+        "cache_dir": cache_dir,
+    }
+    given = {name: value for name, value in given.items() if value is not None}
+    judge = select if hasattr(select, "share_budget") else None
+    pays = judge is not None
+    llm = batch.llm(given, submitted_here=here, calls=ask_missing, pays=pays)
+    keys = _keys(batch, llm)
+    before = batch.answer_files()
+    batch = _awaited(batch, llm, wait, poll, timeout, progress)
+    downloaded = set(batch.answer_files()).difference(before)
+    place = cache_dir or (batch.llm_options.get("cache_dir") if here else None)
+    outcome = bring_in(
+        batch, llm, keys, downloaded, None if batch.made_here else batch.own_cache(place)
+    )
+    usage = outcome.tally.usage
+    with ExitStack() as stack:
+        runs: list[Any] = []
+        if ask_missing or pays:
+            runs = stack.enter_context(_counted(batch, llm, usage.cost or 0.0, judge))
+        elif batch.submitter is not None and (paid := batch.submitter.bounds.budget) is not None:
+            batch.count_in(paid, usage.cost or 0.0)  # no longer the most that it could cost
+        run = None if ask_missing else run_without_calls(batch, llm, outcome)
+        plan, on_error = batch.plan(submitted_here=here), batch.on_error
+        rows = PersonaStream(batch.source(), llm, plan, on_error=on_error, select=select, run=run)
+        runs += [rows] if ask_missing else []
+        table = rows.table(progress)
+    table.usage = usage + table.usage.model_copy(update={"cached": 0})
+    return table
+
+
+def _fingerprint(source: PreferenceSource, plan: Plan, llm: LLM) -> tuple[str, dict[bytes, int]]:
+    """Return the digest of the rows and their requests, and the keys of the requests.
+
+    The digest equals that of a submitted batch if the requests are the same. Each key comes with the most
+    tokens that the prompt of its request can have.
+    """
+    digest = hashlib.sha256()
+    keys: dict[bytes, int] = {}
+    for _, wired in wired_rows(source, plan, llm):
+        add_to_digest(digest, wired)
+        keys.update((wire.key, most_tokens(wire.body)) for wire in wired)
+    return digest.hexdigest(), keys
+
+
+def _keys(batch: PersonaBatch, llm: LLM) -> dict[bytes, int]:
+    """Return the key of each request -> the most tokens that the request's prompt can have.
+
+    Raises:
+        DataError: the requests are not those that were submitted.
+    """
+    digest, keys = _fingerprint(batch.source(), batch.plan(), llm)
+    if digest != batch.digest:
+        raise DataError(
+            f"{batch.path} was made by {batch.made_by}, or with other options: the requests differ.",
+            hint="Collect it with the versions of personainfer and litellm that submitted it, and give"
+            " extra_headers= that choose a model, and other options, as submit_batch got them.",
+        )
+    return keys
+
+
+def _awaited(
+    batch: PersonaBatch,
+    llm: LLM,
+    wait: bool,
+    poll: float,
+    timeout: float | None,
+    progress: bool | None,
+) -> PersonaBatch:
+    """Check the batch until every part is done and its files are downloaded.
+
+    Returns:
+        The batch with the last states of its parts.
+
+    Raises:
+        BatchPendingError: the batch is not done, and `wait` is False or `timeout` seconds have passed.
+    """
+    if batch.done and not any(batch.unfetched(n) for n in range(len(batch.parts))):
+        return batch
+    left = float("inf") if timeout is None else timeout
+    ends, patience = time.monotonic() + left, llm.options["patience"]
+    bar = progress_bar(progress, total=batch.sent, unit="request")
+    with bar, closing(batch_api(llm.transport)) as api:
+        while True:
+            with batch.alone() as batch:
+                batch = _looked(batch, api, min(patience, left), llm.transport.secrets)
+            bar.update(batch.answered - bar.n)
+            if batch.done:
+                return batch
+            left = ends - time.monotonic()
+            if not wait or left <= 0:
+                raise BatchPendingError(f"{batch}.", hint="Call collect_batch again later.")
+            time.sleep(min(poll, left))
+
+
+def _looked(batch: PersonaBatch, api: BatchAPI, patience: float, secrets: Secrets) -> PersonaBatch:
+    """Ask for the state of each part that is not done, once, and download the files of those that are done.
+
+    Raises:
+        BatchPendingError: a part was not submitted.
+    """
+    if any(part.batch_id is None for part in batch.parts):
+        raise BatchPendingError(
+            f"not all of it was submitted: {batch}.",
+            hint="Call submit_batch again, with the same arguments and folder.",
+        )
+    for number, part in enumerate(batch.parts):
+        if not part.done:
+            state = until_deadline(patience)(api.look, str(part.batch_id))
+            batch = batch.updated(number, part.at(state))
+        if batch.parts[number].done:
+            for file_id, place in batch.unfetched(number):
+                until_deadline(patience)(_fetch, api, file_id, place, secrets, part.requests)
+    return batch
+
+
+def _fetch(api: BatchAPI, file_id: str, place: Path, secrets: Secrets, requests: int) -> None:
+    """Download one of the provider's files to `place`, with secrets masked, whole or not at all.
+
+    Raises:
+        ReplyError: the file has no line of a batch.
+        TransportError: the file breaks off within a line.
+    """
+    with atomic_writer(place, private=True) as file:
+        with MaskedLines(file, secrets) as lines:
+            api.download(file_id, lines, requests)
+        size = file.tell()
+        file.seek(0)
+        if size and next(read_answers(file, secrets), None) is None:
+            file.seek(0)
+            begins = provider_words(file.read(200), secrets)
+            raise ReplyError(
+                f"what the provider sent as {file_id} holds no line of a batch: {begins}.",
+                hint="Repeat the call to download it again.",
+            )
+        if _is_cut(file, size):
+            raise TransportError(f"what the provider sent as {file_id} breaks off.")
+
+
+def _is_cut(file: IO[bytes], size: int) -> bool:
+    """Whether a file ends within a JSON object, as where a connection broke off without a word."""
+    file.seek(max(0, size - _LONGEST_LINE))
+    last = file.read().rpartition(b"\n")[2].strip()
+    return last.startswith(b"{") and not last.endswith(b"}")
+
+
+@contextmanager
+def _counted(batch: PersonaBatch, llm: LLM, cost: float, judge: Any) -> Iterator[list[Any]]:
+    """Count in the budget what single calls in the block take, and note in the folder what they took.
+
+    Before the block, the budget gets what the batch and earlier single calls took; and the folder notes that
+    these calls may take all that is left. So if the process is killed, all of it counts as taken. It warns if
+    another `collect_batch` noted this and has not ended.
+
+    Args:
+        batch: the batch.
+        llm: the LLM of the single calls.
+        cost: USD that the batch took.
+        judge: a selector whose `usage` has its calls; None: there is none.
+
+    Yields:
+        An empty list. The block adds the runs that make single calls; their `usage` is what they took. (The
+        budget alone would not tell, because other runs and batches may share it.)
+    """
+    budget, submitter = llm.account.bounds.budget, batch.submitter
+    left = 0.0
+    if budget is not None:  # else a folder that cannot be written is none of its business
+        with batch.alone() as now:
+            now.count_in(budget, cost)
+            left = max(0.0, budget.usd - budget.taken)
+            _note(now, singly=0.0, being_asked=left)
+            if now.being_asked:
+                warnings.warn(_CUT_OFF.format(batch.path, now.being_asked), stacklevel=3)
+    runs: list[Any] = []
+    judged = _cost(judge)
+    try:
+        yield runs
+    finally:
+        took = sum(map(_cost, runs)) + _cost(judge) - judged
+        if took or left:
+            with suppress(BatchPendingError), batch.alone() as now:
+                noted = _note(now, singly=took, being_asked=-left)
+                for one in {budget, submitter.bounds.budget if submitter else None}:
+                    if one is not None:
+                        noted.count_in(one, cost, took if one is budget else 0.0)
+
+
+_CUT_OFF = (
+    "another collect of {} has not ended, or was killed: the ${:.6g} that its single calls may take are"
+    " counted in the budget. A larger budget= allows more."
+)
+
+
+def _note(batch: PersonaBatch, *, singly: float, being_asked: float) -> PersonaBatch:
+    """Add USD to `asked_singly` and `being_asked` in the handle, save it, and return the new batch."""
+    sums = {
+        "asked_singly": batch.asked_singly + singly,
+        "being_asked": max(0.0, batch.being_asked + being_asked),
+    }
+    noted = batch.model_copy(update=sums)
+    noted.save()
+    return noted
+
+
+def _cost(caller: Any) -> float:
+    """Return the USD that a run or a judge took so far; 0 for None, and if the price is unknown."""
+    return (caller.usage.cost or 0.0) if caller is not None else 0.0
