@@ -359,8 +359,8 @@ def may_be_labels(values: Iterable[object]) -> bool:
 def name_both_sides(labels: Sequence[object]) -> bool:
     """Return whether labels in words, such as "A" or "tie", name both responses as the better one.
 
-    Of fewer than five labels, it is enough that they name one response. Numbers, ties, unknown words and empty
-    cells name none.
+    Of fewer than five labels, it is enough that they name one response. Numbers, ties, unknown words and
+    empty cells name none.
 
     Args:
         labels: the label of each row; equal ones count each time.
