@@ -362,6 +362,7 @@ def test_an_unknown_option_names_the_nearest(
         entrance([], MODEL, **{wrong: None})
 
 
+@pytest.mark.heavy
 def test_every_package_that_is_imported_is_declared() -> None:
     """A package that only comes with another one may be gone with that one's next version."""
     project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))[

@@ -142,6 +142,7 @@ def test_every_option_has_one_line_of_help(option: Any) -> None:
     assert "\n" not in option.help
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("start", "name"),
     [

@@ -50,9 +50,9 @@ def uses_weights(name: str, code: str) -> bool:
 
 
 def is_heavy(name: str, code: str) -> bool:
-    """The embedded model, litellm's import and openai's take their time, and plots need an extra."""
-    slow = ("import plot_", "estimate_cost", "submit_batch")
-    return uses_weights(name, code) or any(name in code for name in slow)
+    """The embedded model, litellm's import and openai's, audits, pages and servers take their time."""
+    slow = ("import plot_", "estimate_cost", "submit_batch", "audit_personas", "report", "api_base")
+    return uses_weights(name, code) or any(word in code for word in slow)
 
 
 def test_there_are_blocks_to_run() -> None:

@@ -159,6 +159,7 @@ def test_none_is_a_missing_value_like_nan(name: str) -> None:
         assert_allclose(other, one)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", EVERY)
 def test_the_type_of_a_number_does_not_matter(name: str) -> None:
     known = flat(EVERY[name]([1.0, 0.0, 1.0, 1.0]))

@@ -318,6 +318,7 @@ def test_a_fault_at_every_call_is_an_error_on_every_row(name: str) -> None:
     assert pi.cache_info().replies == 0
 
 
+@pytest.mark.heavy
 @each_way
 @pytest.mark.parametrize("name", kinds(heavy=(WAITS | ALIKE) - {"429-retry-after"}, without=STAYS))
 def test_a_fault_at_a_third_of_the_calls_costs_no_row(name: str) -> None:

@@ -136,6 +136,7 @@ def test_a_secret_is_masked_that_comes_in_two_pieces(size: int) -> None:
     assert file.getvalue().decode().split("\n") == [bad, good, "no JSON [key]"]
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("status", "headers"),
     [

@@ -140,6 +140,7 @@ def test_so_is_one_whose_reply_broke_off(tmp_path: Path) -> None:
     assert table.usage.prompt_tokens > 70_000_000
 
 
+@pytest.mark.heavy
 def test_whatever_the_reader_of_a_line_raises_costs_its_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -692,6 +692,7 @@ def _judged(request: Any) -> Reply | None:
     return Reply({"answer": "1"}) if request["model"] == "judge-model" else None
 
 
+@pytest.mark.heavy
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell there cannot close a stream")
 @pytest.mark.parametrize(
     ("line", "code", "said"),

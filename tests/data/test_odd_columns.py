@@ -132,6 +132,7 @@ VIEWS = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("values", VIEWS.values(), ids=VIEWS)
 def test_rows_of_views_are_picked_from_a_file(values: Any, tmp_path: Path) -> None:
     texts = {name: [*each, "x"] for name, each in PAIRS.items()}

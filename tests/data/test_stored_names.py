@@ -63,6 +63,7 @@ def test_no_added_column_has_the_name_that_own_data_has_in_a_file(
             each.with_columns({name: ["u", "v", "w"]})
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "labels",
     [

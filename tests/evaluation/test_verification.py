@@ -107,6 +107,7 @@ def test_a_judge_that_prefers_the_other_response_scores_nothing() -> None:
     assert found.overall.consistency.value == 1.0
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("answer", ["1", "2"])
 def test_a_judge_that_always_gives_the_same_answer_scores_a_half(answer: str) -> None:
     found = run(always(answer), pi.verify_personas, table())

@@ -383,6 +383,7 @@ INSIDE: dict[str, Any] = {
 }
 
 
+@pytest.mark.heavy
 @each_way
 @pytest.mark.parametrize("name", INSIDE)
 def test_an_error_inside_a_reply_belongs_to_the_moment(name: str) -> None:

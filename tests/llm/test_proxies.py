@@ -110,6 +110,7 @@ SECRET: dict[str, Any] = {"api_key": "secret-key"}
 HEADERS: dict[str, Any] = {"extra_headers": {"X-Tenant": "secret-header"}}
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "call",
     [

@@ -232,6 +232,7 @@ def test_so_it_is_for_requests_whose_refusal_comes_late() -> None:
         assert not table.errors
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("model", ["m", pytest.param("litellm/openai/m", marks=pytest.mark.heavy)])
 def test_no_more_connections_are_opened_than_the_process_may_have(
     model: str, monkeypatch: pytest.MonkeyPatch
@@ -558,6 +559,7 @@ def test_rows_that_were_refused_and_then_failed_hold_no_memory() -> None:
     assert sum(one._first is transport.dialect._first for one in others) == 1
 
 
+@pytest.mark.heavy
 @each_way
 def test_a_server_that_hangs_up_after_each_answer_loses_few_requests() -> None:
     body = {"choices": [{"message": {"content": "yes"}, "finish_reason": "stop"}]}

@@ -55,6 +55,7 @@ LIES: list[Any] = [
 SAID = {"message": {"content": "hello"}, "finish_reason": "stop"}
 
 
+@pytest.mark.heavy
 @each_way
 @pytest.mark.parametrize("usage", LIES)
 def test_calls_whose_tokens_are_not_told_count_as_what_was_reserved(usage: object) -> None:
@@ -70,6 +71,7 @@ def test_calls_whose_tokens_are_not_told_count_as_what_was_reserved(usage: objec
     assert 5 < llm.usage.cost <= 20
 
 
+@pytest.mark.heavy
 @each_way
 @pytest.mark.parametrize("message", [{"content": ""}, {"content": None, "refusal": "I cannot"}])
 @pytest.mark.parametrize("finish", ["stop", "length", "content_filter", "error"])

@@ -80,6 +80,7 @@ def rows_of(batch: Any) -> list[dict[str, Any]]:
     ]
 
 
+@pytest.mark.heavy
 @makers
 def test_a_batch_comes_back_in_its_type_with_three_columns(
     make: Callable[[Any], Any], llm: FakeLLM, endpoint: dict[str, Any]

@@ -65,6 +65,7 @@ def test_the_test_would_find_a_side_that_is_always_shown_first(
     assert len(telling(always)) == 6
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("model", "options"),
     [

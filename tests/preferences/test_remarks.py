@@ -70,6 +70,7 @@ def test_a_few_pairs_the_wrong_way_round_are_counted_only() -> None:
     assert remarks(found) == []
 
 
+@pytest.mark.heavy
 def test_every_table_says_which_column_was_read_as_what() -> None:
     rows = [{**EXPLICIT, "question": "Else?", "user": "ann", "user_id": "bob", "note": 1}]
     with FakeLLM() as llm:

@@ -64,6 +64,7 @@ def test_an_odd_answer_of_an_embedding_server_is_an_error_or_vectors(body: Any) 
         assert np.isfinite(embed(embedder, ["one", "two"])).all()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.5, 10**400, "x", None])
 def test_what_is_no_log_probability_is_an_error(value: Any) -> None:
     """NaN would read as a row that is too long, and more than 0 as one that is likelier than certain."""

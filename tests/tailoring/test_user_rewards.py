@@ -224,6 +224,7 @@ def test_a_model_that_is_not_fitted_says_so(model: ChoiceModel) -> None:
             model.fit_users(choices)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "features", [None, lambda prompts, texts: [[float(len(t))] for t in texts]]
 )

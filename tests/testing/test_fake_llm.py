@@ -455,6 +455,7 @@ def test_a_port_that_is_taken_is_an_error_in_the_caller() -> None:
         FakeLLM(port=urlsplit(llm.api_base).port or 0).start()
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     "ending",
     [
