@@ -408,7 +408,8 @@ def _from_list(model: str, ending: str) -> Price | None:
     """Return the prices of a model in litellm's list; None: the list does not tell them.
 
     The list has not every price with an ending. If it lacks one, a batch costs half of the price without the
-    ending. Another tier costs as many times that price as it does for a token of the prompt.
+    ending. A dearer tier costs as many times that price as it does for a token of the prompt; a cheaper one
+    costs as much.
 
     Args:
         model: the name.
@@ -418,12 +419,12 @@ def _from_list(model: str, ending: str) -> Price | None:
     model = model.removeprefix("litellm/")
     entry = listed.get(model) or listed.get(model.split("/", 1)[-1]) or {}
 
-    times = 0.5
+    times = 0.5 if ending else 1.0
     if ending not in ("", "_batches"):
         plain, dearer = (entry.get(f"input_cost_per_token{end}") for end in ("", ending))
         if not (plain and dearer):
             return None
-        times = float(dearer) / float(plain)
+        times = max(1.0, float(dearer) / float(plain))
 
     def usd(name: str) -> float | None:
         found, plain = entry.get(name + ending), entry.get(name)
@@ -437,12 +438,17 @@ def _from_list(model: str, ending: str) -> Price | None:
     ):  # each call makes any number of searches
         return None
     reasoning = max(0.0, (usd("output_cost_per_reasoning_token") or 0.0) - completion)
-    longer = []
+    longer: list[tuple[float, float, float]] = []
+    for tier in entry.get("tiered_pricing") or ():
+        asked, said = tier["input_cost_per_token"] * times, tier["output_cost_per_token"] * times
+        longer.append((float(tier["range"][0]), asked, said))
     for thousands in sorted(int(found[1]) for name in entry if (found := _LONGER.fullmatch(name))):
         above = f"_above_{thousands}k_tokens"
         asked, said = usd(f"input_cost_per_token{above}"), usd(f"output_cost_per_token{above}")
         longer.append((1000 * thousands, asked or prompt, said or completion))
-    return Price(prompt, completion, reasoning, _price_of_a_call(model, entry), tuple(longer))
+    return Price(
+        prompt, completion, reasoning, _price_of_a_call(model, entry), tuple(sorted(longer))
+    )
 
 
 _SEARCHES = re.compile("search-preview|search-api")

@@ -252,6 +252,16 @@ def test_the_prices_of_the_list_are_those_of_dearer_calls_too(
     searches = find_price("searches", None)
     assert searches is not None
     assert searches.cost(0, 0) == 12
+    plain = {"input_cost_per_token": 1.0, "output_cost_per_token": 2.0}
+    tier = {"range": [1000, 5000], "input_cost_per_token": 3.0, "output_cost_per_token": 4.0}
+    listed["tiers"] = {**plain, "tiered_pricing": [{**plain, "range": [0, 1000]}, tier]}
+    tiers = find_price("tiers", None)
+    assert tiers is not None
+    assert (tiers.cost(1000, 10), tiers.cost(1001, 10)) == (1020, 3 * 1001 + 40)
+    listed["flexible"] = {**plain, "input_cost_per_token_flex": 0.5}  # a reply may cost as much
+    flexible = find_price("flexible", None, {"service_tier": "flex"})
+    assert flexible is not None
+    assert flexible.cost(10, 10) == 5 + 20
 
 
 @each_way
