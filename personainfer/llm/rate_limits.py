@@ -75,23 +75,27 @@ class Window:
         self._turn = asyncio.Lock()  # first come, first served
         self._changed = asyncio.Event()
 
-    async def take(self, units: float) -> Place:
-        """Wait until `units` fit into the window, in the order of the calls, and return their place.
+    async def take(self, units: float | Callable[[], float]) -> Place:
+        """Wait until units fit into the window, in the order of the calls, and return their place.
+
+        Units that a function tells are asked for at each look: what is learned while a request waits counts.
 
         Call `sent` with the place when the request is sent, and `leave` if it never is. If a request has more
         units than the limit, it goes alone, and holds the window as much longer.
         """
+        tell = units if callable(units) else lambda: units
         async with self._turn:
             self._forget()
-            while self._held and self._total + units > self.limit:
+            while self._held and self._total + tell() > self.limit:
                 self._changed.clear()
                 pause = self._leaves(self._sent[0]) - self._clock() if self._sent else None
                 with suppress(TimeoutError):  # there may be room before the oldest one leaves
                     await asyncio.wait_for(self._changed.wait(), pause)
                 self._forget()
+            place = Place(tell())
             self._held += 1
-            self._total += units
-            return Place(units)
+            self._total += place.units
+            return place
 
     def sent(self, place: Place) -> None:
         """Note that the request is sent now. A second call does nothing."""
@@ -441,21 +445,26 @@ class TokenGuess:
 
     Until a reply has told, the guess is the most that is possible: a token for each byte of the request, and
     all tokens that the reply is allowed. Later it is as many as the largest call so far took, by its size.
+    Calls are compared with those of about their size: a short one takes more for each byte, since a server
+    adds words of its own.
     """
 
     def __init__(self) -> None:
-        self._a_byte = 0.0  # the most tokens that a byte of a request took
+        self._a_byte: dict[int, float] = {}  # log2 of the size -> the most tokens that a byte took
         self._reply = 0  # the most tokens of a reply
 
     def of(self, size: int, asked: int) -> int:
         """Return the guess for a request of `size` bytes, whose reply may have `asked` tokens."""
         if not self._a_byte:
             return size + asked
-        return math.ceil(size * self._a_byte) + min(asked, self._reply)
+        known = self._a_byte.get(size.bit_length())
+        a_byte = min(1.0, max(self._a_byte.values())) if known is None else known
+        return math.ceil(size * a_byte) + min(asked, self._reply)
 
     def learn(self, size: int, prompt_tokens: int, completion_tokens: int) -> None:
         """Learn from a call whose request had `size` bytes how many tokens a call takes."""
-        self._a_byte = max(self._a_byte, prompt_tokens / size)
+        about = size.bit_length()
+        self._a_byte[about] = max(self._a_byte.get(about, 0.0), prompt_tokens / size)
         self._reply = max(self._reply, completion_tokens)
 
 

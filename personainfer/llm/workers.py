@@ -551,9 +551,10 @@ class Workers:
         try:
             if budget is not None:
                 way.reserved = await budget.reserve(self._tally.most(most_tokens(body), way.most))
+            guess = partial(account.tokens.of, len(body), asked)
             for window in (requests, tokens):
                 if window is not None:
-                    units = 1 if window is requests else account.tokens.of(len(body), asked)
+                    units = 1 if window is requests else guess
                     way.places.append((window, await window.take(units)))
             entered = await account.gate.enter()
             try:

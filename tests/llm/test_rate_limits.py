@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import selectors
 from contextlib import nullcontext
+from functools import partial
 from itertools import pairwise, product
 from math import isclose
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from personainfer.exceptions import BudgetExceededError, RateLimitError, RequestRejectedError
 from personainfer.llm import rate_limits
 from personainfer.llm.pricing import Budget, Price
-from personainfer.llm.rate_limits import Account, Gate, Place, RefusalWatch, Window
+from personainfer.llm.rate_limits import Account, Gate, Place, RefusalWatch, TokenGuess, Window
 
 pytestmark = pytest.mark.anyio
 
@@ -179,6 +180,31 @@ async def test_a_correction_frees_or_takes_room() -> None:
     shared.correct(first, 4)  # the endpoint counted more after all: now it is full
     await send(shared, 1)
     assert now() == 60
+
+
+async def test_what_is_learned_while_a_request_waits_counts_for_it() -> None:
+    """Else each request that waits for the first reply would count as the most, and go alone."""
+    shared, guess = window(100), TokenGuess()
+    first = await send(shared, guess.of(400, 100))
+    waiting = [asyncio.create_task(shared.take(partial(guess.of, 400, 100))) for _ in range(3)]
+    await at(5)
+    assert not any(task.done() for task in waiting)
+    guess.learn(400, 20, 5)
+    shared.correct(first, 25)
+    await asyncio.gather(*waiting)
+    assert now() == 5
+
+
+def test_tokens_are_guessed_by_those_of_calls_of_about_the_same_size() -> None:
+    guess = TokenGuess()
+    assert guess.of(1000, 200) == 1200  # the most that is possible
+    guess.learn(40, 1540, 5)  # a server that adds 1,500 tokens of its own
+    assert guess.of(6000, 200) == 6000 + 5
+    guess.learn(6000, 3000, 50)
+    assert guess.of(6200, 200) == 3100 + 50
+    assert guess.of(6200, 20) == 3100 + 20
+    guess.learn(6200, 1000, 10)
+    assert guess.of(6000, 200) == 3000 + 50  # the largest so far
 
 
 async def test_a_request_counts_when_it_is_sent_however_long_it_waited() -> None:
