@@ -148,7 +148,8 @@ def cells_of(frame: Any, name: str) -> list[Any]:
     A value that Python lacks, such as a date in the year 20000, becomes text: see `arrow_cells`.
     """
     column = frame.get_column(name)
-    if column.implementation.is_polars() and _TIMES.search(str(column.dtype)):
+    kind = str(column.dtype)
+    if column.implementation.is_polars() and _TIMES.search(kind) and not _NO_ARROW.search(kind):
         return arrow_cells(column.to_arrow())  # polars ends at years that Python lacks
     try:
         return without_na(column.to_list())
@@ -185,7 +186,7 @@ def pandas_of(source: Any) -> Any:
     frame = _own_frame(source.drop_columns(names), described)
     # As columns, since pandas would read whole numbers beside nulls in an index as floats.
     columns = _own_frame(source.select(names), {**described, "column_indexes": []})
-    own_names = {one["field_name"]: one["name"] for one in described["columns"]}
+    own_names = {_field(one): one["name"] for one in described["columns"]}
     levels: list[pandas.Index[Any]] = []
     for one in told:
         labels: pandas.Index[Any]
@@ -193,7 +194,8 @@ def pandas_of(source: Any) -> Any:
             labels = pandas.RangeIndex(one["start"], one["stop"], one["step"], name=one["name"])
         elif one in names:
             level: Any = columns.iloc[:, names.index(one)]
-            labels = pandas.Index(level, level.dtype, name=own_names.get(one))
+            # Without its own name, which pandas takes where the user's is None.
+            labels = pandas.Index(level.rename(None), level.dtype, name=own_names.get(one))
         else:  # somebody dropped the column
             continue
         if len(labels) == source.num_rows:
@@ -216,11 +218,11 @@ def _own_frame(table: pyarrow.Table, described: Mapping[str, Any]) -> pandas.Dat
         return pandas.DataFrame(index=range(table.num_rows))
     columns, of_arrow = [], []
     for one in described["columns"]:
-        if one["field_name"] in table.column_names:
+        if _field(one) in table.column_names:
             if not _is_of_pandas(one["numpy_type"]):
                 # pandas has no texts for lists and structs of Arrow's.
                 if str(one["numpy_type"]).endswith("[pyarrow]"):
-                    of_arrow.append(table.column_names.index(one["field_name"]))
+                    of_arrow.append(table.column_names.index(_field(one)))
                 one = {**one, "numpy_type": "object"}
             columns.append(one)
     about = json.dumps({**described, "index_columns": [], "columns": columns}).encode()
@@ -229,6 +231,11 @@ def _own_frame(table: pyarrow.Table, described: Mapping[str, Any]) -> pandas.Dat
     for place in of_arrow:
         frame.isetitem(place, pandas.arrays.ArrowExtensionArray(table.column(place)))
     return frame
+
+
+def _field(column: Mapping[str, Any]) -> Any:
+    """Return the name in Arrow of a column of which the metadata for pandas tell; old ones tell one name."""
+    return column.get("field_name", column["name"])
 
 
 def _is_of_pandas(dtype: object) -> bool:

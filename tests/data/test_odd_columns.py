@@ -7,6 +7,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import date
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pytest
 import personainfer as pi
 from personainfer.data import read_preferences
 from personainfer.data import table_writer as writing
+from personainfer.data.arrow_columns import cells_of, in_narwhals
 from personainfer.exceptions import DataError
 from personainfer.testing import FakeLLM
 
@@ -456,3 +458,16 @@ def test_a_time_of_numpy_that_is_missing_is_null(
     rows = [pi.PersonaRow(n, pair, columns={"z": z}) for n, z in enumerate(values)]
     path = pi.PersonaTable(rows).save(tmp_path / "t.parquet")
     assert pi.PersonaTable.load(path).to_arrow().column("z").to_pylist() == kept
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        ({"d": date(2020, 1, 1), "n": 2**70}, pl.Struct({"d": pl.Date, "n": pl.Int128})),
+        ({"Date": 2**70}, pl.Struct({"Date": pl.Int128})),
+    ],
+    ids=["a time", "a name of a time"],
+)
+def test_numbers_of_128_bits_beside_a_time_are_read(values: dict[str, Any], kind: Any) -> None:
+    data = pl.DataFrame({**PAIRS, "z": pl.Series([values] * 2, dtype=kind)})
+    assert cells_of(in_narwhals(data), "z") == [values] * 2

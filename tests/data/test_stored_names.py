@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 import personainfer as pi
 from personainfer import PersonaRow, PersonaTable, Preference
-from personainfer.data.arrow_columns import _RowColumns
+from personainfer.data.arrow_columns import _RowColumns, pandas_of
 from personainfer.data.table_writer import write_table
 from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.records import Usage
@@ -130,3 +131,20 @@ def test_twins_are_refused_before_a_file_is_replaced(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="'x' twice"):
         write_table(path, rows, Twins(), lambda: (Usage(), {}))
     assert path.read_bytes() == before
+
+
+def test_an_unnamed_level_beside_a_named_one_comes_back_without_a_name(tmp_path: Path) -> None:
+    levels = pd.MultiIndex.from_product([["x"], [1, 2, 3]], names=["a", None])
+    table_of(indexed(levels)).save(tmp_path / "t.parquet")
+    assert list(PersonaTable.load(tmp_path / "t.parquet").to_pandas().index.names) == ["a", None]
+
+
+def test_columns_of_which_old_metadata_tell_one_name_are_read() -> None:
+    frame = indexed(pd.Index(["x", "y", "z"], name="user_id"))
+    table = pa.Table.from_pandas(frame)
+    described = json.loads((table.schema.metadata or {})[b"pandas"])
+    for column in described["columns"]:
+        del column["field_name"]
+    about = {b"pandas": json.dumps(described).encode()}
+    came = pandas_of(table.replace_schema_metadata(about))
+    pd.testing.assert_frame_equal(came, frame, check_column_type=False)
