@@ -153,7 +153,7 @@ class StoredTable:
         ours = {*COLUMNS, RECORD, *self._added}
         return [name for name in self._file.schema_arrow.names if name not in ours]
 
-    @property
+    @cached_property
     def arrow_names(self) -> list[str]:
         """The names of the user's own columns, and of a pandas index that only counts the rows."""
         table = self._file.schema_arrow.empty_table().select(self.own_names)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import personainfer as pi
+from personainfer.data import table_reader as reading
 from personainfer.data import table_writer as writing
 from personainfer.data.column_values import RECORD
 from personainfer.data.table_reader import StoredTable
@@ -244,3 +245,19 @@ def test_details_say_which_choice_no_persona_explains(tmp_path: Path) -> None:
         assert told[0].startswith("no persona explains why somebody would prefer the chosen")
         assert told[1:] == [None, None]
         assert table.to_pandas()["persona_error"].tolist() == [None, None, "no reply"]
+
+
+def test_slices_of_a_file_share_the_names_of_its_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path)
+    loaded = pi.PersonaTable.load(tmp_path / "t.parquet")
+    asked = []
+
+    def with_index(table: Any, places: Any) -> Any:
+        asked.append(places)
+        return table
+
+    monkeypatch.setattr(reading, "with_index_column", with_index)
+    assert [len(loaded[start:]) for start in range(5)] == [10, 9, 8, 7, 6]
+    assert not asked
