@@ -97,7 +97,7 @@ class LiteLLMTransport(DialectTransport):
         # Secrets of the last request, some found by litellm itself.
         self._carried: tuple[str, ...] = ()
         try:
-            self.name, self.provider, _ = self._look_up()
+            self.name, self.provider, _, _ = self._look_up()
         except self._litellm.BadRequestError:
             raise InvalidArgumentError(
                 f"model={model!r} names no provider that litellm knows.",
@@ -268,16 +268,25 @@ class LiteLLMTransport(DialectTransport):
         headers["content-length"] = str(len(request.content))
         if _SDK.fullmatch(headers.get("user-agent", "")):
             known.add("user-agent")
-        return {*known, *keys, "host", "accept", "content-type", "content-length"}
+        return {*known, *keys, *_OF_EACH_CALL}
 
     def _is_key_in(self, headers: Any, name: str) -> bool:
         """Whether a header holds the key that was given, or else one that litellm takes for this provider."""
-        keys = {str(self.key)}
-        if not self.key:
-            keys = _environment_texts(self.provider, "KEY|TOKEN")
-            keys.add(os.environ.get("OPENAI_API_KEY", ""))
-            keys.update(filter(None, (self._litellm.api_key, self._litellm.openai_key)))
-        return headers.get(name, "").rpartition(" ")[2] in keys - {""}
+        text = headers.get(name, "").rpartition(" ")[2]
+        if self.key or not text:
+            return bool(text == self.key)
+        of_the_environment = {
+            *_environment_texts(self.provider, "KEY|TOKEN"),
+            os.environ.get("OPENAI_API_KEY"),
+        }
+        return text in of_the_environment or text in self._keys_of_litellm()
+
+    def _keys_of_litellm(self) -> set[str]:
+        """Return the keys that the program gave to litellm, and the one that litellm finds for this model."""
+        told = vars(self._litellm).items()
+        keys = {text for name, text in told if name.endswith("_key") and isinstance(text, str)}
+        _, _, found, _ = self._look_up()
+        return {*keys, found or ""} - {""}
 
     async def _deliver(self, is_sent: Sent, request: Any) -> Answer:
         """Send a request that litellm has written, by our own connections. Return the answer."""
@@ -465,8 +474,8 @@ class LiteLLMTransport(DialectTransport):
     def _own(self) -> set[str]:
         return {handler["provider"] for handler in self._litellm.custom_provider_map}
 
-    def _look_up(self) -> tuple[str, str, str | None]:
-        """Return the name of the model, its provider and its address, as litellm finds them now.
+    def _look_up(self) -> tuple[str, str, str | None, str | None]:
+        """Return the name of the model, its provider, its key and its address, as litellm finds them now.
 
         Raises:
             BadRequestError: of litellm: it knows no such provider.
@@ -474,7 +483,7 @@ class LiteLLMTransport(DialectTransport):
         """
         try:
             with silent_libraries(), guarded_http(largest=LARGEST_REPLY):
-                name, provider, _, address = self._litellm.get_llm_provider(self.model)
+                name, provider, key, address = self._litellm.get_llm_provider(self.model)
         except self._litellm.BadRequestError:
             raise
         except Exception as error:  # its words may hold a key
@@ -484,7 +493,7 @@ class LiteLLMTransport(DialectTransport):
             )
             found.fatal = True
             raise found from None
-        return name, provider, address
+        return name, provider, key, address
 
     def _snapshot(self) -> int:
         """Return a number that changes with what tells litellm an address. A look-up would take longer."""
@@ -495,7 +504,7 @@ class LiteLLMTransport(DialectTransport):
     def _told_address(self) -> str:
         """Return the address that litellm would call now without an `api_base=`; "": nothing tells it one."""
         try:
-            _, _, found = self._look_up()
+            _, _, _, found = self._look_up()
         except self._litellm.BadRequestError:
             found = None  # litellm knew the provider when this was made
         return _environment_address(self.provider, found, self._litellm.api_base)
@@ -566,7 +575,8 @@ class LiteLLMTransport(DialectTransport):
         if self.key or _environment_texts(self.provider, "KEY|TOKEN"):
             return
         missing = self._litellm.validate_environment(self.model)["missing_keys"]
-        if len(missing) == 1 and missing[0].endswith("_API_KEY"):
+        is_one = len(missing) == 1 and missing[0].endswith("_API_KEY")
+        if is_one and not self._keys_of_litellm():
             raise AuthenticationError(
                 f"no key for {self.model}: {missing[0]} is not set.",
                 hint=f'Set {missing[0]}, pass api_key=, or try model="local", which needs none.',
@@ -611,6 +621,8 @@ def _names_limit(sent: Any, limit: int) -> bool:
     )
 
 
+# The SDK reads the last one in the request when the answer has come.
+_OF_EACH_CALL = ("host", "accept", "content-type", "content-length", "x-stainless-raw-response")
 _SDK = re.compile(r"(Async)?(Azure)?OpenAI/Python [\w.+-]+")  # its `User-Agent`
 
 
@@ -676,6 +688,11 @@ _OTHER_NAMES = {
     "volcengine": "ark",
     "custom": "openai",
     "lm": "openai",
+    "scaleway": "scw(secret)?",
+    "nano": "nanogpt",
+    "apertis": "stima",
+    "friendliai": "friendli",
+    "meta": "llama",
 }
 
 

@@ -520,6 +520,75 @@ def test_a_key_of_the_environment_and_headers_of_the_program_stay(
     assert "q7-" not in str(headers)
 
 
+KEYS = {
+    "SCW_SECRET_KEY": "scaleway/x",
+    "NANOGPT_API_KEY": "nano-gpt/x",
+    "STIMA_API_KEY": "apertis/x",
+    "FRIENDLI_TOKEN": "friendliai/x",
+    "LLAMA_API_KEY": "meta_llama/x",
+    "azure_key": "azure/x",
+    "openai_key": "openai/x",
+    "api_key": "openai/x",
+}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_so_does_whatever_litellm_takes_for_the_key(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import litellm
+
+    if name.islower():
+        monkeypatch.setattr(litellm, name, "key-of-the-provider")
+    else:
+        monkeypatch.setenv(name, "key-of-the-provider")
+    with AnyServer() as server, pytest.raises(ModelError) as caught:
+        llm_of(KEYS[name], server, api_key=None, extra_headers=None).ask(MESSAGES)
+    assert server.asked, caught.value
+    header = "api-key" if name == "azure_key" else "authorization"
+    assert server.asked[0].headers[header].endswith("key-of-the-provider")
+
+
+def test_so_does_a_key_that_litellm_has_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {"token": "key-of-the-file", "expires_at": time.time() + 1000}
+    (tmp_path / "api-key.json").write_text(json.dumps(known))
+    (tmp_path / "access-token").write_text("key-of-the-file")
+    monkeypatch.setenv("GITHUB_COPILOT_TOKEN_DIR", str(tmp_path))
+    with AnyServer() as server, pytest.raises(ModelError):
+        llm_of("github_copilot/x", server, api_key=None).ask(MESSAGES)
+    assert server.asked[0].headers["authorization"] == "Bearer key-of-the-file"
+
+
+def test_litellm_raises_nothing_for_a_call_that_is_answered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import litellm
+
+    async def acompletion(**fields: Any) -> Any:
+        replies.append(await complete(**fields))
+        return replies[-1]
+
+    complete, replies = litellm.acompletion, list[Any]()
+    monkeypatch.setattr(litellm, "acompletion", acompletion)
+    with FakeLLM("one") as server:
+        model = pi.LLM("litellm/openai/x", api_base=server.api_base, api_key="k", cache=False)
+        assert model.ask(MESSAGES).text == "one"
+    assert [reply.choices[0].message.content for reply in replies] == ["one"]
+
+
+@pytest.mark.parametrize("provider", ["text-completion-openai", "azure_text"])
+def test_a_model_that_completes_texts_replies(provider: str) -> None:
+    reply = {
+        "object": "text_completion",
+        "choices": [{"index": 0, "text": "one", "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7},
+    }
+    with AnyServer(200, body=json.dumps(reply).encode()) as server:
+        assert llm_of(f"{provider}/x", server).ask(MESSAGES).text == "one"
+
+
 def test_added_headers_go_to_no_server_of_a_callback(monkeypatch: pytest.MonkeyPatch) -> None:
     import litellm
 
