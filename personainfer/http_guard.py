@@ -56,8 +56,9 @@ _lock = Lock()
 
 # Sends a request of httpx, and gives the status, the headers and the unpacked body of the answer.
 Deliver = Callable[[Any], Awaitable[tuple[int, Mapping[str, str], bytes]]]
-# Changes a request of httpx in place; also gets its client, and whether the request is the call itself.
-Prepare = Callable[[Any, Any, bool], None]
+# Changes a request of httpx in place; also gets its client, and whether the request may be the call itself.
+# Returns whether it is the call for sure: a callback may send the same texts to a server of its own before.
+Prepare = Callable[[Any, Any, bool], bool]
 
 
 class Rules(TypedDict, total=False):
@@ -167,13 +168,14 @@ class Exchange:
             self._called = host
         if has_text and self._keeps_texts_from(place):
             sending.refuse(_elsewhere(host))
-        if is_call:
-            self._placed = place
+        is_sure = True
         if self._prepare is not None and (is_call or place == self._base):
             try:
-                self._prepare(request, client, is_call)
+                is_sure = self._prepare(request, client, is_call)
             except ModelError as error:
                 sending.refuse(error)
+        if is_call and is_sure:
+            self._placed = place
         self._sent.append((request.headers, request.url))
         request.headers["accept-encoding"] = _PACKING
         return sending

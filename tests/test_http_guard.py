@@ -15,7 +15,8 @@ import time
 import types
 import zlib
 from collections.abc import Callable
-from typing import Any, cast
+from contextlib import suppress
+from typing import Any, NoReturn, cast
 from unittest import mock
 
 import pytest
@@ -314,9 +315,10 @@ def test_texts_that_another_place_gets_beside_the_call_are_no_call(library: Any)
     body = {"prompt": " ".join(TEXTS)}
     prepared: list[tuple[str, bool, bool]] = []
 
-    def prepare(request: Any, client: Any, is_call: bool) -> None:
+    def prepare(request: Any, client: Any, is_call: bool) -> bool:
         prepared.append((str(request.url), client is sender, is_call))
         request.headers["x-mine"] = "secret"
+        return is_call
 
     with AnyServer() as log, AnyServer() as server, library.Client(verify=PLAIN) as sender:
         rules: Any = {"texts": TEXTS, "prepare": prepare}
@@ -333,6 +335,27 @@ def test_texts_that_another_place_gets_beside_the_call_are_no_call(library: Any)
         assert all("x-mine" not in one.headers for one in log.asked)
     asked = (server.address, True, True)
     assert prepared == [asked, (server.address, True, False), asked]
+
+
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_request_that_is_not_surely_the_call_hides_no_other(library: Any, refuses: bool) -> None:
+    """A callback sends the texts to a server of its own before the call."""
+
+    def prepare(request: Any, *_: Any) -> bool:
+        is_sure = b"limit" in request.content
+        if refuses and not is_sure:
+            raise ModelError("no limit")
+        return is_sure
+
+    body = {"prompt": " ".join(TEXTS)}
+    with AnyServer(500) as log, AnyServer() as server, library.Client(verify=PLAIN) as sender:
+        with guarded_http(texts=TEXTS, prepare=prepare) as exchange:
+            with suppress(ModelError):
+                sender.post(log.address, json=body)
+            sender.post(server.address, json={**body, "limit": 7})
+            sender.post(log.address, json=body)
+        assert len(log.asked) == (1 if refuses else 2)
+    assert (exchange.answer.status_code, exchange.error) == (200, None)
 
 
 def test_texts_go_to_no_other_host_before_the_call_is_answered(library: Any) -> None:
@@ -357,7 +380,7 @@ def test_texts_go_to_no_other_host_before_the_call_is_answered(library: Any) -> 
 
 
 def test_what_prepares_a_request_may_refuse_it(library: Any) -> None:
-    def prepare(*_: Any) -> None:
+    def prepare(*_: Any) -> NoReturn:
         raise ModelError("not this one")
 
     with AnyServer() as server, library.Client(verify=PLAIN) as sender:

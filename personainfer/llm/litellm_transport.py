@@ -205,28 +205,49 @@ class LiteLLMTransport(DialectTransport):
         lost = sorted({*_LIMITS} & fields.keys() - {*self._takes})
         return {"allowed_openai_params": lost} if lost else {}
 
-    def _prepare(self, is_sent: Sent, limit: int, request: Any, client: Any, is_call: bool) -> None:
+    def _prepare(self, is_sent: Sent, limit: int, request: Any, client: Any, may_be: bool) -> bool:
         """Check a request that is about to be sent, and write its headers, whoever sends it.
+
+        Args:
+            is_sent: says whether a budget allows a request without a limit.
+            limit: the most tokens of the reply; 0: none was asked for.
+            request: the library's request.
+            client: the library's client.
+            may_be: whether the request may be the call.
+
+        Returns:
+            Whether it is the call for sure: it goes to `api_base`, or names the limit of the reply.
 
         Raises:
             ModelError: it names no limit of the reply, and a budget was reserved for it; or an earlier call
                 went elsewhere.
         """
-        is_own = self.provider in self._own()
-        if is_call and not is_own and not _names_limit(json.loads(request.content), limit):
+        if not may_be or self.provider in self._own():
+            self._write_headers(request, client, may_be)
+            return may_be
+        names_limit = _names_limit(json.loads(request.content), limit)
+        if not names_limit:
             is_sent(has_limit=False)
-        if is_call and not is_own and self.options["api_base"] is None:
-            called = f"{request.url.scheme}://{request.url.netloc.decode()}"
+        is_sure = names_limit or not limit or self.options["api_base"] is not None
+        if self.options["api_base"] is None:
+            self._check_called(request.url, is_sure)
+        self._write_headers(request, client, is_sure)
+        return is_sure
+
+    def _check_called(self, url: Any, is_sure: bool) -> None:
+        """Raise ModelError if a call without an `api_base=` goes to OpenAI instead, or elsewhere than before.
+
+        What may be the request of a callback may go anywhere else.
+        """
+        if url.host == "api.openai.com" and "openai" not in self.provider:
+            raise _moved(f"litellm knows no address of {self.provider}, and would call OpenAI's")
+        called = f"{url.scheme}://{url.netloc.decode()}"
+        if is_sure:
             self._called = self._called or called
-            if request.url.host == "api.openai.com" and "openai" not in self.provider:
-                raise _moved(
-                    f"litellm knows no address of {self.provider}, and would call OpenAI's"
-                )
-            if called != self._called:  # whatever told litellm the other one
-                raise _moved(
-                    f"litellm calls {called} for {self.provider}, and not {self._called} as before"
-                )
-        self._write_headers(request, client, is_call)
+        if is_sure and called != self._called:  # whatever told litellm the other one
+            raise _moved(
+                f"litellm calls {called} for {self.provider}, and not {self._called} as before"
+            )
 
     def _write_headers(self, request: Any, client: Any, is_call: bool) -> None:
         """Write the headers of a request.

@@ -16,6 +16,7 @@ import time
 import traceback
 import zlib
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -603,6 +604,36 @@ def test_added_headers_go_to_no_server_of_a_callback(monkeypatch: pytest.MonkeyP
         llm_of("openai/x", server).ask(MESSAGES)
     assert "secret" not in str(logger.asked[0].headers)
     assert server.asked[0].headers["x-mine"] == "secret-header-1"
+
+
+@pytest.mark.parametrize("budget", [None, 1.0])
+def test_a_callback_that_sends_the_texts_before_the_call_is_not_taken_for_it(
+    budget: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import litellm
+
+    def log() -> None:
+        with suppress(ModelError):
+            httpx.post(logger.address, json={"logged": MESSAGES})
+
+    async def acompletion(**fields: Any) -> Any:
+        log()
+        return await complete(**fields)
+
+    complete = litellm.acompletion
+    monkeypatch.setattr(litellm, "acompletion", acompletion)
+    with AnyServer(500) as logger, FakeLLM("one") as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.api_base)
+        options: dict[str, Any] = {"budget": budget, "prices": (1, 1), "max_attempts": 1}
+        headers = {"X-Mine": "secret-header-1"}
+        model = pi.LLM(
+            "litellm/openai/x", api_key="k", cache=False, extra_headers=headers, **options
+        )
+        for calls in (1, 2):
+            assert model.ask(MESSAGES).text == "one"
+            assert (server.calls, model.usage.calls) == (calls, calls)
+        assert "secret" not in str([one.headers for one in logger.asked])
+        assert server.headers[0]["x-mine"] == "secret-header-1"
 
 
 @pytest.mark.parametrize("told_by", ["environment", "litellm"])
