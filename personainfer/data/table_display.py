@@ -264,7 +264,7 @@ def short_prompt(pair: Preference | None) -> str:
         return pair.prompt
     earlier = len(pair.prompt) - 1
     told = f"[{earlier} earlier turn{'s' * (earlier > 1)}] " if earlier else ""
-    return told + pair.prompt[-1].content
+    return told + (pair.prompt[-1].content if pair.prompt else "")
 
 
 def embedded_json(rows: Sequence[object]) -> Markup:

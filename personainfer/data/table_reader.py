@@ -15,14 +15,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from ..exceptions import DataError
 from ..local.atomic_files import check_file
 from ..preferences.cells import read_json
-from ..records import Candidate, Persona, PersonaRow, Preference, Record, Usage
+from ..records import Candidate, Persona, PersonaRow, Preference, Usage
 from .arrow_columns import (
     ColumnType,
     OwnColumns,
@@ -48,8 +48,6 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow
     from numpy.typing import NDArray
-
-R = TypeVar("R", bound=Record)
 
 UNEXPLAINED = "persona_unexplained"
 DETAILS = (
@@ -520,7 +518,23 @@ def record_of(row: PersonaRow) -> str:
 
 
 def _dumped(persona: Persona) -> dict[str, Any]:
-    return persona.model_dump(exclude_none=True)
+    return _in_utf_8(persona.model_dump(exclude_none=True))
+
+
+def _in_utf_8(fields: Mapping[str, Any]) -> dict[str, Any]:
+    r"""Return the fields of a persona with an escape, such as \udcff, for each half of a surrogate pair.
+
+    `Persona` refuses such a text, but older versions wrote it, and replies may hold it.
+    """
+    return {
+        name: [*map(_text_in_utf_8, value)] if name == "flags" else _text_in_utf_8(value)
+        for name, value in fields.items()
+    }
+
+
+def _text_in_utf_8(value: Any) -> Any:
+    is_text = isinstance(value, str)
+    return value.encode("utf-8", "backslashreplace").decode() if is_text else value
 
 
 # Version 0.1.0 wrote what is now `PersonaRow.unexplained` as an error.
@@ -705,22 +719,24 @@ def _read_record(record: dict[str, Any]) -> PersonaRow:
     if not isinstance(record["error"], str | None):
         raise TypeError("error")
     tried = {
-        side: tuple(Candidate(Persona(**fields), _score(score)) for fields, score in kept)
+        side: tuple(
+            Candidate(Persona(**_in_utf_8(fields)), _score(score)) for fields, score in kept
+        )
         for side, kept in record["candidates"].items()
     }
-    preference = _validated(Preference, record["preference"])
-    if preference is not None and preference.prompt == ():
+    preference = None if record["preference"] is None else Preference(**record["preference"])
+    if preference is not None and preference.prompt == () and record["error"] is None:
         raise ValueError("a conversation without a turn")
     return PersonaRow(
         record["index"],
         preference,
-        chosen=_validated(Persona, record["chosen"]),
-        rejected=_validated(Persona, record["rejected"]),
+        chosen=_persona(record["chosen"]),
+        rejected=_persona(record["rejected"]),
         error=_without_finding(record["error"]),
         chosen_candidates=tried["chosen"],
         rejected_candidates=tried["rejected"],
     )
 
 
-def _validated(kind: type[R], fields: object) -> R | None:
-    return None if fields is None else kind.model_validate(fields)
+def _persona(fields: Mapping[str, Any] | None) -> Persona | None:
+    return None if fields is None else Persona(**_in_utf_8(fields))

@@ -172,7 +172,7 @@ def test_what_pandas_cannot_make_of_the_index_is_an_error_of_the_library(
         {"preference": ""},
         {"preference": {}},
         {"preference": {"prompt": [], "chosen": "a", "rejected": "b"}},
-        {"chosen": {"trait": "\ud83d", "preference": "x"}},
+        {"chosen": {"trait": ["\ud83d"], "preference": "x"}},
         {"candidates": {"chosen": [[{"trait": "t", "preference": "p"}, "x"]], "rejected": []}},
         {"candidates": {"chosen": [[{"trait": "t", "preference": "p"}, [1]]], "rejected": []}},
         {"candidates": {"chosen": [[{"trait": "t", "preference": "p"}, True]], "rejected": []}},
@@ -447,3 +447,43 @@ def test_values_in_lists_of_a_table_are_counted_before_they_are_read(
     monkeypatch.setattr("personainfer.data.table_reader.whole_group", None)
     with pytest.raises(DataError, match="unpacks to more than 1,048,576 bytes"):
         loaded.to_arrow()
+
+
+def test_half_of_a_surrogate_pair_that_an_older_version_wrote_is_read_as_an_escape(
+    good: pa.Table, tmp_path: Path
+) -> None:
+    told = {
+        "trait": "a\ud83d",
+        "preference": "b\ud83d",
+        "evidence": "c\ud83d",
+        "flags": ["d\ud83d"],
+    }
+    fault = {"chosen": told, "candidates": {"chosen": [[told, 0.5]], "rejected": []}}
+    records = [json.loads(str(text)) | fault for text in good.column("personainfer").to_pylist()]
+    place = good.column_names.index("personainfer")
+    texts = pa.array([json.dumps(record) for record in records])
+    pq.write_table(good.set_column(place, "personainfer", texts), tmp_path / "t.parquet")
+    table = PersonaTable.load(tmp_path / "t.parquet")
+    show(table, tmp_path)
+    escaped = Persona(
+        trait="a\\ud83d", preference="b\\ud83d", evidence="c\\ud83d", flags=("d\\ud83d",)
+    )
+    assert [row.chosen for row in table] == [escaped, escaped]
+    assert table[0].chosen_candidates[0].persona == escaped
+
+
+def test_half_of_a_surrogate_pair_in_a_persona_is_written_as_an_escape(tmp_path: Path) -> None:
+    persona = Persona.of_phrases("c\ud83d", "a\ud83d", "b\ud83d")
+    row = PersonaRow(0, Preference(prompt="p", chosen="a", rejected="b"), chosen=persona)
+    path = PersonaTable([row]).save(tmp_path / "t.parquet")
+    (text,) = pq.read_table(path).column("personainfer").to_pylist()
+    written = json.loads(str(text))["chosen"]
+    assert (written["trait"], written["evidence"]) == ("a\\ud83d", "c\\ud83d")
+
+
+def test_a_row_with_an_error_may_have_a_conversation_without_a_turn(tmp_path: Path) -> None:
+    row = PersonaRow(0, Preference(prompt=(), chosen="a", rejected="b"), error="no turn")
+    table = PersonaTable.load(PersonaTable([row]).save(tmp_path / "t.parquet"))
+    assert list(table) == [row]
+    for shown in (str, PersonaTable._repr_html_, PersonaTable.to_pandas):
+        shown(table)
