@@ -74,8 +74,32 @@ class Wanted(NamedTuple):
     secret: bool = False
 
 
+def _is_whole(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_place(value: object) -> bool:
+    """Whether a value can be the place of an item: a whole number, NumPy's too, and no bool."""
+    return hasattr(value, "__index__") and not _is_bool(value)
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")  # NumPy's, too
+
+
+def in_python(value: Any) -> Any:
+    """Return a whole number or a boolean, such as one of NumPy's, as Python's own; others as they are."""
+    if _is_bool(value):
+        return bool(value)
+    return int(value) if _is_whole(value) else value
+
+
 Count = Annotated[
-    int, Strict(), Field(ge=1, le=sys.maxsize), Wanted("must be a whole number from 1 up.")
+    int,
+    Strict(),
+    Field(ge=1, le=sys.maxsize),
+    BeforeValidator(in_python),
+    Wanted("must be a whole number from 1 up."),
 ]
 _MOST = 2**128  # of a seed: no JSON and no text holds any number of digits
 WholeNumber = Annotated[
@@ -85,7 +109,7 @@ CountFromZero = Annotated[
     int,
     Strict(),
     Field(ge=0, lt=_MOST),
-    BeforeValidator(lambda seed: int(seed) if _is_whole(seed) else seed),  # NumPy's, too
+    BeforeValidator(in_python),
     Wanted("must be a whole number from 0 up."),
 ]
 # Strict numbers are no bools; NumPy's have another type, which would pass.
@@ -107,20 +131,7 @@ PositiveNumber = Annotated[
     _NO_BOOL,
     Wanted("must be a positive number."),
 ]
-Flag = Annotated[bool, Strict(), Wanted("must be True or False.")]
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def is_place(value: object) -> bool:
-    """Whether a value can be the place of an item: a whole number, NumPy's too, and no bool."""
-    return hasattr(value, "__index__") and not _is_bool(value)
-
-
-def _is_bool(value: object) -> bool:
-    return isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")  # NumPy's, too
+Flag = Annotated[bool, Strict(), BeforeValidator(in_python), Wanted("must be True or False.")]
 
 
 Text = Annotated[str, Strict()]  # bytes would pass without it
@@ -219,7 +230,9 @@ class Options:
         ]
 
     def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Check options, and return all: those that were given, unchanged, and the others' defaults.
+        """Check options, and return all: those that were given, and the others' defaults.
+
+        Whole numbers and booleans of NumPy become Python's, which JSON can hold. All else stays unchanged.
 
         Raises:
             UnknownOptionError: a name is not an option. The error names the most similar one.
@@ -228,7 +241,7 @@ class Options:
         UnknownOptionError.check(given, self.each)
         if (problem := self._problem(given)) is not None:
             raise problem  # here, so that pydantic's error, which quotes the value, is not its context
-        return {**self.defaults, **given}
+        return {**self.defaults, **{name: in_python(value) for name, value in given.items()}}
 
     def _problem(self, given: Mapping[str, Any]) -> InvalidArgumentError | None:
         try:
@@ -507,7 +520,9 @@ def read_items(name: str, given: Iterable[T]) -> list[T]:
             items = iter(given)
     if items is None:
         raise InvalidArgumentError(
-            f"{name}= is a single {type(given).__name__}.", hint="Pass a list: [it].", argument=name
+            f"{name}= is a single {type(given).__name__}.",
+            hint="Pass list(it)." if isinstance(given, Mapping) else "Pass a list: [it].",
+            argument=name,
         )
     return list(items)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Annotated, Any, Literal, TypedDict, Unpack
@@ -17,10 +18,12 @@ from typer.testing import CliRunner
 import personainfer as pi
 from personainfer.arguments import (
     Count,
+    Flag,
     Options,
     PositiveNumber,
     Wanted,
     check_argument,
+    read_items,
     takes_options,
 )
 from personainfer.cli.commands import app
@@ -207,3 +210,26 @@ NUMBERS: dict[str, Callable[[Any], object]] = {
 def test_a_number_is_no_truth_value(name: str, true: Any) -> None:
     with pytest.raises(InvalidArgumentError, match=r"must be .*number"):
         NUMBERS[name](true)
+
+
+def test_counts_and_flags_may_be_of_numpy_and_become_pythons_in_options() -> None:
+    class Given(TypedDict, total=False):
+        count: Annotated[Count, Field(default=3)]
+        flag: Annotated[Flag, Field(default=False)]
+
+    for kind in (np.int64, np.uint8):
+        check_argument("count", kind(2), Count)
+    check_argument("flag", np.True_, Flag)
+    checked = Options(Given).check({"count": np.int64(2), "flag": np.True_})
+    assert json.dumps(checked) == '{"count": 2, "flag": true}'
+    for wrong in (np.int64(0), np.float64(2), np.True_, True):
+        with pytest.raises(InvalidArgumentError, match="count="):
+            check_argument("count", wrong, Count)
+    with pytest.raises(InvalidArgumentError, match="flag="):
+        check_argument("flag", np.int64(1), Flag)
+
+
+def test_a_mapping_is_to_be_passed_as_a_list_of_its_keys() -> None:
+    with pytest.raises(InvalidArgumentError) as caught:
+        read_items("names", {"a": 1})
+    assert caught.value.hint == "Pass list(it)."

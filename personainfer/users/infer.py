@@ -18,7 +18,14 @@ from typing import Annotated, Any, Unpack
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, Field
 
-from ..arguments import Count, CountFromZero, PositiveNumber, check_argument, takes_options
+from ..arguments import (
+    Count,
+    CountFromZero,
+    PositiveNumber,
+    check_argument,
+    in_python,
+    takes_options,
+)
 from ..evaluation.verification import Verifier
 from ..exceptions import InvalidArgumentError, UnknownOptionError
 from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
@@ -122,7 +129,8 @@ def infer_user_personas(
     llm = make_llm(model, options)
     select = of_one_run(select, llm)
     before = llm.usage
-    settings = {**llm.settings, "method": method, "pairs_per_user": pairs_per_user}
+    used = in_python(pairs_per_user)  # JSON has no numbers of NumPy
+    settings = {**llm.settings, "method": method, "pairs_per_user": used}
     users, skipped = users_in(data, user, columns, pairs_per_user, update)
     at_work = _at_work(users, max(min_pairs, _FEWEST[method]))
     if method not in _WITHOUT_SCORES:

@@ -397,6 +397,7 @@ def _check_use(kind: Kind, given: Mapping[str, object]) -> None:
     defaults = inspect.signature(persona_prefix).parameters
     for name, value in given.items():
         default = defaults[name].default
+        value = value.item() if isinstance(value, np.generic) else value
         is_default = type(value) is type(default) and value == default
         if not is_default and name not in _USED.get(kind, ()):
             raise InvalidArgumentError(

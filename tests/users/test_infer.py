@@ -590,6 +590,16 @@ def test_a_user_whose_persona_failed_keeps_the_reason_until_it_succeeds(
     assert again.usage.calls == 1
 
 
+def test_a_number_of_pairs_of_numpy_is_saved(
+    llm: FakeLLM, endpoint: dict[str, Any], tmp_path: Path
+) -> None:
+    llm.reply = answer
+    given: dict[str, Any] = {"pairs_per_user": np.int64(3), **endpoint}
+    pi.infer_user_personas(choices("ann", 3), **given).save(tmp_path / "users.jsonl")
+    loaded = UserPersonas.load(tmp_path / "users.jsonl")
+    assert loaded.settings["pairs_per_user"] == 3
+
+
 def test_what_is_saved_can_be_updated(
     llm: FakeLLM, endpoint: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 import personainfer as pi
@@ -340,3 +341,11 @@ def test_neighbours_may_be_numbers_too() -> None:
     prefix = pi.persona_prefix("few-shot", history=data, neighbours=neighbours)
     assert prefix.users == ("7",)
     assert "ann likes" in prefix.text("7", "Tea?")
+
+
+def test_a_default_as_a_value_of_numpy_is_a_default() -> None:
+    given: Any = {"k": np.int64(2), "retrieve": np.str_("random")}
+    assert pi.persona_prefix("persona", personas=PERSONAS, **given).text("bob", "Tea?")
+    given = {"k": np.int64(3)}
+    with pytest.raises(InvalidArgumentError, match="no use for k="):
+        pi.persona_prefix("persona", personas=PERSONAS, **given)
