@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Unpack
 
@@ -50,7 +50,7 @@ class UserResponse(Record):
 @takes_options(LLMOptions)
 def respond_to_users(
     prefixes: Mapping[str, Prefix],
-    users: Sequence[str],
+    users: Iterable[str],
     prompts: Sequence[Prompt],
     model: str | LLM | None = None,
     **options: Unpack[LLMOptions],
@@ -61,7 +61,7 @@ def respond_to_users(
 
     Args:
         prefixes: name of a baseline -> prefix from `persona_prefix`.
-        users: the names of the users.
+        users: the names of the users; or a mapping with these names as keys, such as `UserData.users`.
         prompts: texts or conversations.
         model: as for `infer_personas`.
         options: configure the LLM that a model string makes: see `LLM`.
@@ -77,7 +77,8 @@ def respond_to_users(
         CacheError: the cache of replies cannot be read or written.
     """
     UnknownOptionError.check(options, OPTIONS.union(inspect.signature(respond_to_users).parameters))
-    users, prompts = read_items("users", users), read_items("prompts", prompts)
+    users = list(users) if isinstance(users, Mapping) else read_items("users", users)
+    prompts = read_items("prompts", prompts)
     _check_asked(prefixes, users, prompts)
     asked = [
         (name, user, place, prefix.messages(user, prompt))

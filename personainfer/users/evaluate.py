@@ -9,13 +9,13 @@ intervals that resample users.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 
-from ..arguments import Count, CountFromZero, Flag, check_argument, takes_options
+from ..arguments import Count, CountFromZero, Flag, check_argument, read_items, takes_options
 from ..evaluation.statistics import CONFIDENCE, check_confidence
 from ..exceptions import InvalidArgumentError, UnknownOptionError
 from ..llm.client import OPTIONS, LLMOptions
@@ -46,7 +46,7 @@ def evaluate_prefixes(
     lift: bool = False,
     groups: Groups | None = None,
     questions: Mapping[str, str] | Literal["find"] | None = None,
-    attribute: Sequence[str] = (),
+    attribute: Iterable[str] = (),
     ablations: int = ABLATIONS,
     user: str = "user_id",
     columns: Mapping[str, str] | None = None,
@@ -109,8 +109,8 @@ def evaluate_prefixes(
     check_confidence(confidence)
     check_argument("lift", lift, Flag)
     check_argument("draw_seed", draw_seed, CountFromZero)
-    attribute = (attribute,) if isinstance(attribute, str) else attribute
-    _check(prefixes, scorer, fit, folds, questions, attribute, ablations)
+    named = [attribute] if isinstance(attribute, str) else read_items("attribute", attribute)
+    _check(prefixes, scorer, fit, folds, questions, named, ablations)
     known = group_values(groups)
     # With another untuned scorer than a name, the options are those of `scorer` alone.
     untuned_options = options if isinstance(untuned, str) else None
@@ -127,14 +127,14 @@ def evaluate_prefixes(
         FittedFold(part, everything, predictor_of(_scorer(scorer, fit, part), options))
         for part in parts
     ]
-    _check_attribute(attribute, tests[-1], choices, draw_seed)
+    _check_attribute(named, tests[-1], choices, draw_seed)
     settings = {"lift": lift, "folds": folds, "confidence": confidence, "draw_seed": draw_seed}
     return PrefixEvaluation.of(
         _score(tests, choices, folds is not None, lift, draw_seed, before_tuning),
         choices,
         questions=_questions(questions, choices),
         groups=known,
-        attribution=_attribution(attribute, tests, choices, ablations, confidence, draw_seed),
+        attribution=_attribution(named, tests, choices, ablations, confidence, draw_seed),
         skipped=skipped,
         settings=settings,
     )
@@ -377,10 +377,6 @@ def _check(
         raise InvalidArgumentError(f"fit={fit!r:.80} is not a function (names of users) -> scorer.")
     if not (questions is None or questions == "find" or isinstance(questions, Mapping)):
         raise InvalidArgumentError(f'questions={questions!r} is neither "find" nor kinds by id.')
-    if not isinstance(attribute, Sequence):
-        raise InvalidArgumentError(
-            f"attribute={attribute!r:.60} is not a list of names of prefixes.", argument="attribute"
-        )
     for name in attribute:
         if not isinstance(name, str) or name not in prefixes:
             raise InvalidArgumentError(f"attribute= names {name!r}, which prefixes= does not.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,6 +96,12 @@ def test_each_user_is_scored_by_their_own_weights() -> None:
     assert by_user["ann", 0] == pytest.approx(2.0)
     assert by_user["bob", 0] == pytest.approx(-2.0)
     assert found.baselines["long"].win_rate.value == 0.5
+
+
+def test_users_may_be_the_keys_of_a_mapping(endpoint: dict[str, Any]) -> None:
+    prefixes = {"bare": pi.persona_prefix("none")}
+    users: Mapping[str, Any] = {"ann": {"age": 3}, "bob": {}}
+    assert [row.user for row in respond_to_users(prefixes, users, ["q"], **endpoint)] == [*users]
 
 
 def test_a_request_that_fails_costs_its_row(llm: FakeLLM, endpoint: dict[str, Any]) -> None:

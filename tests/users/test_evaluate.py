@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from numpy.testing import assert_allclose
 
@@ -299,8 +300,21 @@ def test_the_sentence_that_moves_the_decision_is_found() -> None:
     assert found.to_dict()["attribution"]["persona"][1]["right"]["value"] > 0
 
 
-def test_one_prefix_can_be_named_by_itself() -> None:
-    found = pi.evaluate_prefixes({"persona": personas()}, held_out(), obeys, attribute="persona")
+@pytest.mark.parametrize(
+    "named",
+    [
+        "persona",
+        {"persona"},
+        {"persona": 1}.keys(),
+        iter(["persona"]),
+        np.array(["persona"]),
+        pd.Series(["persona"], index=[5]),
+    ],
+    ids=lambda named: type(named).__name__,
+)
+def test_prefixes_can_be_named_in_any_collection_or_one_by_itself(named: Any) -> None:
+    prefixes = {"persona": personas()}
+    found = pi.evaluate_prefixes(prefixes, held_out(), obeys, attribute=named, ablations=2)
     assert list(found.attribution) == ["persona"]
 
 
