@@ -40,7 +40,8 @@ class UserData:
         preferences: the choices, each with `user` and `id`.
         users: user -> attribute -> value, for the users of `preferences` of whom attributes are known.
         questions: id of a preference -> kind of its question, such as "personal".
-        dropped: reason -> how many rows, turns of a conversation, or responses were left out.
+        dropped: reason -> how many rows, turns of a conversation, responses, or cells of optional columns
+            were left out.
     """
 
     preferences: tuple[Preference, ...]
@@ -113,11 +114,11 @@ def read_famous_persona(
             names = _found(row, ("name",), ("prompt",), ("chosen", "yw"), ("rejected", "yl"))
         try:
             found = _pair(row, names, f"{split}:{number}")
-            kind, axis = _optional(row, "question_type"), _optional(row, "axis")
         except DataError as error:
             dropped[str(error)] += 1
             continue
         preferences.append(found)
+        kind, axis = (_optional(row, name, dropped) for name in ("question_type", "axis"))
         if kind:
             questions[f"{split}:{number}"] = _QUESTIONS.get(kind, kind)
         if axis and found.user:
@@ -206,11 +207,11 @@ def read_prism(
         for answers in turns:
             try:
                 found, asked = _turn(answers, asked, against, dropped)
-                kind = _optional(answers[0], "conversation_type")
             except (ValueError, TypeError, ArithmeticError, LookupError):
                 dropped["a score or a text of the turn cannot be read"] += 1
                 found, asked = [], None
             preferences += found
+            kind = _optional(answers[0], "conversation_type", dropped)
             questions.update({choice.id: kind for choice in found if choice.id and kind})
     _require(preferences, dropped)
     answered = {choice.user for choice in preferences}
@@ -240,7 +241,9 @@ def _no_frame(rows: Rows) -> Rows:
 
     A loop over a frame, or over a dict of columns, would give the names of columns.
     """
-    if isinstance(rows, Mapping | str | bytes) or not isinstance(rows, Iterable):
+    # A class with __getitem__ alone can be looped over, too.
+    is_loopable = isinstance(rows, Iterable) or hasattr(rows, "__getitem__")
+    if isinstance(rows, Mapping | str | bytes) or not is_loopable:
         raise InvalidArgumentError(f"{rows!r:.80} is not rows.", hint="Give a list of dicts.")
     if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
         raise InvalidArgumentError(
@@ -288,13 +291,14 @@ def _pair(row: Mapping[str, Any], names: Sequence[str], id: str) -> Preference:
     return found
 
 
-def _optional(row: Mapping[str, Any], name: str) -> str:
-    """Read a text or a number as text; "" where the row has none. Raise DataError for another type."""
+def _optional(row: Mapping[str, Any], name: str, dropped: Counter[str]) -> str:
+    """Read a text or a number as text; "" where the row has none, or another type, which `dropped` counts."""
     value = plain(row.get(name))
     if is_null(value):
         return ""
     if not isinstance(value, str | int | float):
-        raise wrong_type(name, value, "text")
+        dropped[str(wrong_type(name, value, "text"))] += 1
+        return ""
     return str(value)
 
 

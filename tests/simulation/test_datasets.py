@@ -389,10 +389,35 @@ def test_an_optional_column_may_have_gaps_and_no_lists() -> None:
         famous("Cy", 1, axis={"diet": 1}),
     ]
     found = read_famous_persona(rows)
-    assert (found.questions, found.users) == ({}, {"Ada": {}})
+    assert (found.questions, found.users) == (
+        {"train:2": "personal"},
+        {"Ada": {}, "Bo": {}, "Cy": {}},
+    )
     assert [reason.partition(",")[0] for reason in found.dropped] == [
         "'question_type' is of type list",
         "'axis' is of type dict",
     ]
     with pytest.raises(DataError, match="row 1 of demographics="):
         read_famous_persona([famous("Ada", 1)], demographics=[{"name": "Ada"}, {"name": 5}])
+
+
+def test_a_bad_kind_of_a_prism_conversation_costs_no_pair() -> None:
+    rows = [{**row, "conversation_type": ["controversy"]} for row in UTTERANCES]
+    found = read_prism((rows, SURVEY))
+    assert found.preferences == read_prism((UTTERANCES, SURVEY)).preferences
+    assert any(reason.startswith("'conversation_type' is") for reason in found.dropped)
+
+
+def test_rows_may_be_of_a_class_that_has_only_places() -> None:
+    class Rows:
+        def __init__(self, rows: list[dict[str, Any]]) -> None:
+            self.rows = rows
+
+        def __getitem__(self, place: int) -> dict[str, Any]:
+            return self.rows[place]
+
+        def __len__(self) -> int:
+            return len(self.rows)
+
+    rows: Any = Rows([famous("Ada", 1), famous("Bo", 2)])
+    assert len(read_famous_persona(rows)) == 2
