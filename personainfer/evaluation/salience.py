@@ -97,7 +97,7 @@ def salient_words(
     *,
     floor: int = FLOOR,
     lemmatize: Callable[[str], str] | Literal["installed"] | None = "installed",
-    stop_words: Collection[str] = STOP_WORDS,
+    stop_words: Iterable[str] = STOP_WORDS,
     prior: float | None = None,
     confidence: float = CONFIDENCE,
     correction: Literal["benjamini-hochberg", "holm"] = "benjamini-hochberg",
@@ -136,7 +136,8 @@ def salient_words(
         raise InvalidArgumentError(
             f"salient_words takes a PersonaTable, not {type(table).__name__}."
         )
-    _check(floor, prior, correction, stop_words)
+    left_out = _stop_words(stop_words)
+    _check(floor, prior, correction)
     check_confidence(confidence)
     chosen = _personas("chosen", (row.chosen for row in table))
     rejected = _personas("rejected", (row.rejected for row in table))
@@ -144,7 +145,7 @@ def salient_words(
     lemma, lemmatizer = _lemmatizer(
         lemmatize, {word for side in said for one in side for word in one}
     )
-    counts = [_counts(side, lemma, frozenset(stop_words)) for side in said]
+    counts = [_counts(side, lemma, left_out) for side in said]
     words = sorted(counts[0] | counts[1])
     one, other = (np.array([count[word] for word in words], dtype=np.float64) for count in counts)
     both = one + other
@@ -256,12 +257,18 @@ def _counts(
     return counts
 
 
-def _check(floor: int, prior: float | None, correction: str, stop_words: Collection[str]) -> None:
-    are_words = isinstance(stop_words, Collection) and not isinstance(stop_words, str)
-    if not are_words or not all(isinstance(word, str) for word in stop_words):
+def _stop_words(given: Iterable[str]) -> frozenset[str]:
+    """Read `stop_words`. Raise InvalidArgumentError if they are no words."""
+    are_many = isinstance(given, Iterable) and not isinstance(given, str)
+    words = list(given) if are_many else [None]
+    if not all(isinstance(word, str) for word in words):
         raise InvalidArgumentError(
-            f"stop_words={stop_words!r:.40} is not a list of words.", argument="stop_words"
+            f"stop_words={given!r:.40} is not a list of words.", argument="stop_words"
         )
+    return frozenset(map(str, words))
+
+
+def _check(floor: int, prior: float | None, correction: str) -> None:
     check_argument("floor", floor, Count)
     check_argument("prior", prior, PositiveNumber | None)
     InvalidArgumentError.check("correction", correction, _CORRECTIONS)

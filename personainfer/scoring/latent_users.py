@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -42,6 +42,9 @@ class LatentUsers:
         InvalidArgumentError: an argument has a value that cannot work.
     """
 
+    # Of the responses, before a projection. Here, since pickles of older versions have none.
+    _features_width: int | None = None
+
     def __init__(
         self,
         features: Features | None = None,
@@ -61,7 +64,7 @@ class LatentUsers:
         self._kl, self._steps, self._seed = kl, steps, seed
         self._vectors: dict[str, FloatArray] = {}
 
-    def fit(self, choices: Sequence[Preference]) -> Self:
+    def fit(self, choices: Iterable[Preference]) -> Self:
         """Train encoder and decoder on these choices, then infer their users' vectors.
 
         An earlier fit is forgotten.
@@ -73,9 +76,10 @@ class LatentUsers:
             MissingExtraError: torch is not installed.
         """
         torch = MissingExtraError.require("torch")
+        choices = read_choices("choices", choices)
         known = encode(choices)
         self._places = known.responses if self._features is None else None
-        self._features_width: int | None = None  # of the responses, before a projection
+        self._features_width = None
         table = self._table(list(known.responses))
         random = torch.Generator().manual_seed(self._seed)
         with torch.random.fork_rng(devices=[]):

@@ -8,7 +8,7 @@ together. For a new user only the weights are fitted, which takes few choices.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -18,8 +18,10 @@ from ..arguments import (
     Count,
     CountFromZero,
     Flag,
+    NumberFromZero,
     PositiveNumber,
     check_argument,
+    read_items,
     read_numbers,
     read_places,
 )
@@ -167,7 +169,7 @@ class LowRankRewards:
         found: FloatArray = np.einsum("nb,nb->n", margins, weights[known.user])
         return found
 
-    def rewards(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
+    def rewards(self, prompts: Iterable[Prompt], responses: Iterable[str]) -> FloatArray:
         """Compute the basis rewards of n responses to n prompts, shape (n, rank).
 
         Raises:
@@ -232,8 +234,8 @@ def fit_user_weights(
             one.
         users: shape (choices,): the number of the user who made the choice, from 0, and below the number of
             choices.
-        shrink: the penalty on the logits of the weights is shrink / 2 times the sum of their squares; above
-            0.
+        shrink: the penalty on the logits of the weights is shrink / 2 times the sum of their squares. Without
+            it (0), the weights of a user whose choices all agree grow until the last step.
         steps: the most iterations of L-BFGS.
 
     Returns:
@@ -242,10 +244,10 @@ def fit_user_weights(
 
     Raises:
         InvalidArgumentError: the shapes do not fit, a margin is NaN or infinite, `users` holds something else
-            than such numbers, `shrink` is not a positive number, or `steps` not a whole number from 1 up.
+            than such numbers, `shrink` is not a number from 0 up, or `steps` not a whole number from 1 up.
         MissingExtraError: scipy is not installed.
     """
-    check_argument("shrink", shrink, PositiveNumber)
+    check_argument("shrink", shrink, NumberFromZero)
     check_argument("steps", steps, Count)
     given, place = read_numbers("margins", margins, dimensions=(2,)), read_places("users", users)
     if place.shape != given.shape[:1]:
@@ -361,7 +363,7 @@ class BradleyTerry:
             margins = margins + np.einsum("nd,nd->n", differences, effects[known.user])
         return margins
 
-    def rewards(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> FloatArray:
+    def rewards(self, prompts: Iterable[Prompt], responses: Iterable[str]) -> FloatArray:
         """Compute the reward that all users share, for each of n responses to n prompts, shape (n,).
 
         Raises:
@@ -407,8 +409,9 @@ class BradleyTerry:
         return x[:width], x[width:].reshape(users, depth)
 
 
-def _pairs(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Response]:
+def _pairs(prompts: Iterable[Prompt], responses: Iterable[str]) -> list[Response]:
     """Pair prompts and responses. Raise InvalidArgumentError if they cannot be, or their numbers differ."""
+    prompts, responses = read_items("prompts", prompts), read_items("responses", responses)
     check_lengths(prompts=prompts, responses=responses)
     rows = check_rows(prompts, [None] * len(prompts), responses)
     return [(prompt, response) for prompt, _, response in rows]

@@ -146,6 +146,13 @@ def test_stop_words_can_be_kept() -> None:
     assert "the" in by_word(pi.salient_words(rows, stop_words=()))
 
 
+def test_stop_words_may_come_from_a_generator() -> None:
+    rows = table(["calm one"] * 12, ["bold one"] * 12)
+    found = by_word(pi.salient_words(rows, stop_words=(word for word in ["one"])))
+    assert {"calm", "bold"} <= found.keys()
+    assert "one" not in found
+
+
 @pytest.mark.heavy
 @settings(max_examples=25)
 @given(

@@ -91,3 +91,18 @@ def test_equal_seeds_give_equal_numbers_and_leave_torch_alone() -> None:
 def test_bad_arguments(options: dict[str, int]) -> None:
     with pytest.raises(InvalidArgumentError, match=next(iter(options))):
         LatentUsers(None, **options)
+
+
+def test_choices_may_come_from_a_generator() -> None:
+    seen = choices(range(4), 3, 0)
+    model = LatentUsers(steps=1).fit(one for one in seen)
+    assert (model.predict(seen) == LatentUsers(steps=1).fit(seen).predict(seen)).all()
+
+
+def test_a_model_from_a_pickle_without_the_width_of_its_features_predicts() -> None:
+    seen = choices(range(4), 3, 0)
+    model = LatentUsers(features, steps=1).fit(seen)
+    state = {name: value for name, value in vars(model).items() if name != "_features_width"}
+    old = LatentUsers.__new__(LatentUsers)
+    vars(old).update(state)
+    assert (old.predict(seen) == model.predict(seen)).all()

@@ -321,3 +321,14 @@ def test_bad_arguments() -> None:
         BradleyTerry().fit([pi.Preference(prompt="p", chosen="a", rejected="b")])
     with pytest.raises(InvalidArgumentError, match="users of the shape"):
         fit_user_weights(np.zeros((3, 2)), np.zeros(2, dtype=int))
+
+
+def test_weights_can_be_fitted_without_a_penalty() -> None:
+    weights = fit_user_weights(np.array([[1.0, 0.0], [-0.5, 0.0]]), [0, 0], shrink=0)
+    assert weights.sum() == pytest.approx(1)
+
+
+def test_rewards_are_computed_of_what_a_generator_yields() -> None:
+    model = BradleyTerry().fit([choice("a", "b", "u")])
+    found = model.rewards((p for p in ["?", "?"]), (r for r in ["a", "b"]))
+    assert found.tolist() == model.rewards(["?", "?"], ["a", "b"]).tolist()
