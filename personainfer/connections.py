@@ -307,7 +307,7 @@ def environment_proxy(base: str) -> str | None:
     if not is_usable:
         error = TransportError(
             f"the environment's {variable}_proxy is no proxy that can be used.",
-            hint=f"It is http://HOST:PORT. Or name {host} in NO_PROXY.",
+            hint=f"It is http://HOST:PORT (SOCKS is not supported). Or name {host} in NO_PROXY.",
         )
         error.fatal = error.given_up = True
         raise error

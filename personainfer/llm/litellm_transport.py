@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from functools import cached_property, lru_cache, partial
 from typing import Any
 from urllib.request import getproxies
@@ -122,11 +123,13 @@ class LiteLLMTransport(DialectTransport):
             )
         self._models: dict[str, _InstructorModels] = {}
         self._clients: dict[str, Any] = {}
+        self._takes: list[str] | None = None  # not known
         with guarded_http(largest=LARGEST_REPLY):  # litellm may ask a server what its model can do
             # Found out now, and not learned later: it is part of the key of a reply.
-            self._takes: list[str] | None = self._litellm.get_supported_openai_params(
-                self.name, self.provider
-            )
+            with suppress(
+                Exception
+            ):  # of a provider that has no such list, litellm raises anything
+                self._takes = self._litellm.get_supported_openai_params(self.name, self.provider)
             self._asks_by_tool_call = not self._litellm.supports_response_schema(model) and (
                 self._litellm.supports_function_calling(model)
             )
@@ -536,7 +539,7 @@ class LiteLLMTransport(DialectTransport):
             name: text
             for name, text in os.environ.items()
             if text and _is_variable_of(self.provider, _PLACES, name)
-            if not name.startswith("OPENAI_")  # its project is a header
+            if not name.startswith(("OPENAI_", "WANDB_"))  # theirs is a header, or one of a log
         }
         if self.provider.startswith("vertex"):
             told["location"] = self._litellm.vertex_location or ""
@@ -696,8 +699,11 @@ def _moved(words: str) -> ModelError:
     return error
 
 
-# Variables that decide where a provider is called, beside its address; AWS's profile has a region.
-_PLACES = "(DEFAULT)?REGION(NAME)?|PROFILE|LOCATION|HOST|(ACCOUNT|PROJECT|TENANT|SPACE)(ID)?"
+# Variables that decide where a provider is called, beside its address; AWS's profile has a region. The
+# workspace of GitHub is a folder.
+_PLACES = (
+    "(DEFAULT)?REGION(NAME)?|PROFILE|LOCATION|HOST|(ACCOUNT|PROJECT|TENANT|(?<!WORK)SPACE)(ID)?"
+)
 
 
 # Other starts of the names of a provider's variables: litellm takes HF_TOKEN for huggingface.

@@ -704,6 +704,33 @@ def test_so_it_is_with_the_region_or_account_that_decides_the_address(
         assert llm_of(PLACES[variable], server).reached == told  # api_base= says it
 
 
+@pytest.mark.parametrize(
+    ("provider", "variable"), [("github/x", "GITHUB_WORKSPACE"), ("wandb/x", "WANDB_PROJECT")]
+)
+def test_a_variable_that_decides_no_address_changes_nothing(
+    provider: str, variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached = set()
+    for place in ("one", "two"):
+        monkeypatch.setenv(variable, place)
+        reached.add(pi.LLM(f"litellm/{provider}", api_key="k", cache=False).reached)
+    assert len(reached) == 1
+
+
+def test_what_litellm_raises_about_the_fields_of_a_model_is_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import litellm
+
+    def fields(*_: Any, **__: Any) -> Any:
+        raise litellm.BadRequestError("no list", "x", "scaledown")
+
+    monkeypatch.setattr(litellm, "get_supported_openai_params", fields)
+    with FakeLLM("one") as server:
+        model = pi.LLM("litellm/openai/x", api_base=server.api_base, api_key="k", cache=False)
+        assert model.ask(MESSAGES).text == "one"
+
+
 def test_what_is_for_another_provider_does_not_go_to_openai() -> None:
     """litellm calls OpenAI's address where it has none."""
     with pytest.raises(ModelError, match=r"no address of ai21, .* OpenAI's: nothing was sent"):

@@ -202,6 +202,18 @@ def test_a_proxy_that_cannot_be_used_is_one_error_that_says_so(
     assert "secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize("variable", ["all_proxy", "https_proxy"])
+def test_a_proxy_of_socks_is_refused_by_its_name(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("https_proxy", "HTTPS_PROXY", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, "socks5://127.0.0.1:1080")
+    llm = pi.LLM("m", api_base="https://model.invalid/v1", cache=False)
+    with pytest.raises(TransportError, match=rf"{variable} is no proxy .*SOCKS is not supported"):
+        llm.ask(MESSAGES)
+
+
 @each_way
 @pytest.mark.parametrize("status", [407, 503])
 def test_a_proxy_that_refuses_costs_nothing_and_is_named(status: int, proxy: AnyServer) -> None:
