@@ -24,7 +24,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
-from ..arguments import Count, CountFromZero, check_argument
+from ..arguments import Count, CountFromZero, check_argument, in_python
 from ..data.file_formats import missing_file, open_rows
 from ..data.table import PersonaTable
 from ..data.table_display import embedded_json
@@ -124,7 +124,7 @@ def write_rating_sheet(
         raise InvalidArgumentError(
             f"items={items}: the table has {len(found)} personas of these sides.", argument="items"
         )
-    shown, key = _blinded(table, found, count, question, random.Random(seed))
+    shown, key = _blinded(table, found, count, question, random.Random(in_python(seed)))
     about = {"question": question, "rows": len(table), "items": key}
     with place_errors(folder, "folder"), atomic_folder(folder) as unfinished:
         sheet = _files(unfinished)

@@ -405,3 +405,10 @@ def test_cells_that_a_spreadsheet_may_run_are_texts(tmp_path: Path, text: str) -
     sheet = write_rating_sheet(pi.PersonaTable([row(0, preference=pair)]), tmp_path / "sheet")
     with sheet.csv.open(encoding="utf-8-sig", newline="") as file:
         assert all(one["prompt"] == f"'{text}" for one in csv.DictReader(file))
+
+
+def test_the_numbers_of_a_sheet_may_be_of_numpy(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"items": np.int64(2), "seed": np.int64(5)}
+    same = write_rating_sheet(table(3), tmp_path / "other", items=2, seed=5)
+    sheet = write_rating_sheet(table(3), tmp_path / "sheet", **given)
+    assert sheet.csv.read_text() == same.csv.read_text()
