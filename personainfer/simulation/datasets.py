@@ -211,8 +211,8 @@ def read_prism(
                 dropped["a score or a text of the turn cannot be read"] += 1
                 found, asked = [], None
             preferences += found
-            kind = _optional(answers[0], "conversation_type", dropped)
-            questions.update({choice.id: kind for choice in found if choice.id and kind})
+            if found and (kind := _optional(answers[0], "conversation_type", dropped)):
+                questions.update({choice.id: kind for choice in found if choice.id})
     _require(preferences, dropped)
     answered = {choice.user for choice in preferences}
     users = {}
