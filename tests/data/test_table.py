@@ -311,6 +311,7 @@ def test_what_is_saved_is_loaded(original: Any, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path)) == ["again.parquet", "new folder"]
 
 
+@pytest.mark.heavy
 @indexes
 def test_a_saved_pandas_frame_comes_back_with_its_index(
     index: pd.Index[Any], tmp_path: Path
@@ -488,6 +489,7 @@ ADDED: dict[str, list[Any]] = {
 }
 
 
+@pytest.mark.heavy
 @originals
 def test_added_columns_are_in_every_frame_and_in_the_file(original: Any, tmp_path: Path) -> None:
     added = {f"judge_{name}": values for name, values in ADDED.items()}

@@ -215,6 +215,7 @@ KINDS: dict[str, Maker] = {
 kinds = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 
 
+@pytest.mark.heavy
 @kinds
 def test_the_file_is_what_save_would_have_written(
     make: Maker, endpoint: dict[str, Any], tmp_path: Path

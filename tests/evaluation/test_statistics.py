@@ -67,6 +67,7 @@ def test_the_order_of_the_items_does_not_matter(values: list[float], random: Any
     assert_allclose(list(one.to_dict().values()), list(other.to_dict().values()), rtol=1e-9)
 
 
+@pytest.mark.heavy
 @brief
 @given(scores, scores)
 def test_swapping_what_is_compared_changes_the_sign(one: list[float], other: list[float]) -> None:

@@ -577,6 +577,7 @@ def test_the_same_persona_on_both_sides_is_a_tie() -> None:
     assert found.win_rate.ties == 5
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize(
     ("policy", "counts", "words"),
     [("drop", (8, 0, 0), "left out"), ("tie", (8, 4, 0), "ties"), ("loss", (8, 0, 4), "losses")],

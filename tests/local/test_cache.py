@@ -458,6 +458,7 @@ USES: dict[str, Callable[[ReplyCache], object]] = {
 }
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("use", USES.values(), ids=USES)
 def test_a_damaged_database_is_set_aside(
     tmp_path: Path, use: Callable[[ReplyCache], object]

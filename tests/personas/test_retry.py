@@ -49,6 +49,7 @@ def small_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(writing, "GROUP_ROWS", 4)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", ["in memory", "loaded", "path", "text path", "frame", "output"])
 def test_only_the_failed_rows_are_asked_again(kind: str, tmp_path: Path) -> None:
     model, path = Moody(), tmp_path / "t.parquet"

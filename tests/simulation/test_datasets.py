@@ -176,6 +176,7 @@ SURVEY = [
 ]
 
 
+@pytest.mark.heavy
 def test_prism_is_read_from_a_folder(tmp_path: Path) -> None:
     folder = tmp_path / "prism"
     write(folder / "utterances.jsonl", UTTERANCES)

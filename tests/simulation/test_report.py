@@ -716,6 +716,7 @@ def test_a_result_of_another_kind_may_have_a_page(tmp_path: Path) -> None:
         assert words in page
 
 
+@pytest.mark.heavy
 def test_an_audit_is_a_page_with_its_verdict(tmp_path: Path) -> None:
     world = World(3, users=20, choices=12)
     found = pi.audit_personas(world.personas("knows"), world.choices, read, baselines=("longer",))

@@ -341,6 +341,7 @@ def test_kinds_of_questions_may_be_numbers_or_missing() -> None:
     assert told == {"1": 2, "other": 1}
 
 
+@pytest.mark.heavy
 def test_a_long_prefix_is_never_cut_away() -> None:
     """Two examples of 3,500 characters are before the prompt, and change the margins."""
     long = {user: f"The user likes {taste} answers. " * 110 for user, taste in TASTE.items()}
