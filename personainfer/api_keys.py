@@ -475,7 +475,7 @@ class Secrets:
         return self._search(in_replies=True).mask(text)
 
     def _search(self, *, in_replies: bool) -> _Search:
-        # Transports make their secrets anew for each reply, and compiling a pattern takes a millisecond.
+        # litellm's transport makes its secrets anew for each reply. To compile a pattern takes a millisecond.
         headers = tuple(self._headers.items())
         return _search_for(self._texts, headers, self._addresses, in_replies=in_replies)
 

@@ -150,7 +150,7 @@ def test_every_option_has_one_line_of_help(option: Any) -> None:
     ("start", "name"),
     [
         ("pi.infer_personas(data, cand", "candidates="),
-        pytest.param("pi.LLM('x', rp", "rpm=", marks=pytest.mark.heavy),
+        pytest.param("pi.LLM('x', rp", "rpm="),
     ],
 )
 def test_an_editor_completes_an_option(start: str, name: str) -> None:

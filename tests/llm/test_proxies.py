@@ -124,7 +124,6 @@ HEADERS: dict[str, Any] = {"extra_headers": {"X-Tenant": "secret-header"}}
         lambda base: batch_api(ask(base, **SECRET, **HEADERS).transport).look("batch_1"),
         pytest.param(
             lambda base: ask(base, "litellm/openai/m", **SECRET, **HEADERS),
-            marks=pytest.mark.heavy,
         ),
     ],
     ids=["chat", "azure", "password", "embeddings", "scoring", "batches", "litellm"],

@@ -233,7 +233,7 @@ def test_so_it_is_for_requests_whose_refusal_comes_late() -> None:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("model", ["m", pytest.param("litellm/openai/m", marks=pytest.mark.heavy)])
+@pytest.mark.parametrize("model", ["m", "litellm/openai/m"])
 def test_no_more_connections_are_opened_than_the_process_may_have(
     model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
