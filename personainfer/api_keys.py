@@ -243,6 +243,7 @@ def _save_without_key(pickler: Any, key: HiddenKey) -> None:
     pickler.save_reduce(HiddenKey, (), obj=key)
 
 
+_OPENAI_HOST = "api.openai.com"
 # Hosts of Azure's model services. Other names below azure.com can be anybody's, such as a virtual machine's.
 _OPENAI_ON_AZURE = (".openai.azure.com", ".cognitiveservices.azure.com")
 _AZURE_HOSTS = (*_OPENAI_ON_AZURE, ".services.ai.azure.com", ".models.ai.azure.com")
@@ -266,7 +267,7 @@ def environment_key(endpoint: str) -> str:
     if parts.scheme != "https":
         return ""
     names: tuple[str, ...] = ()
-    if host == "api.openai.com":
+    if host == _OPENAI_HOST:
         names = ("OPENAI_API_KEY",)
     elif host.endswith(_AZURE_HOSTS):
         names = ("AZURE_OPENAI_API_KEY", "AZURE_API_KEY")
@@ -278,6 +279,12 @@ def environment_key(endpoint: str) -> str:
             hint="A key is ASCII text without white space around it.",
         )
     return key
+
+
+def is_openai(endpoint: str) -> bool:
+    """Return whether OpenAI's own models answer at an address: at OpenAI, or at its service on Azure."""
+    host = urlsplit(endpoint).hostname or ""
+    return host == _OPENAI_HOST or host.endswith(_OPENAI_ON_AZURE)
 
 
 def openai_headers() -> dict[str, str]:

@@ -254,7 +254,7 @@ class LLM:
         if chosen["reasoning_effort"] is not None:
             self._sampling["reasoning_effort"] = chosen["reasoning_effort"]
         self.max_concurrency: int = chosen["max_concurrency"] or 64
-        size = ReplySize.of(chosen["extra_body"] or {})
+        size = ReplySize.of(self._fields_of_size(chosen))
         if not size.is_told:  # also without a budget: that of another model may pay
             self.transport.send_one_first()
         self._call_settings = CallSettings(
@@ -286,6 +286,14 @@ class LLM:
         self._forms: dict[tuple[Any, ...], Form] = {}
         self._counting = threading.Lock()
         renew_in_forks(self)
+
+    def _fields_of_size(self, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return the fields of requests, beside `max_tokens`, that say how long replies may become."""
+        fields = chosen["extra_body"] or {}
+        effort = chosen["reasoning_effort"]
+        if effort in (None, "none") or self.transport.limits_thinking:
+            return fields
+        return {**fields, "reasoning_effort": effort}
 
     @property
     def samples(self) -> bool:

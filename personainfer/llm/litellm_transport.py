@@ -21,6 +21,7 @@ from ..api_keys import (
     SecretText,
     can_be_sent,
     hide_secrets,
+    is_openai,
     key_headers,
     openai_headers,
     route_of,
@@ -112,6 +113,9 @@ class LiteLLMTransport(DialectTransport):
         shown = shown_address(address.rstrip("/"))
         self.endpoint = f"litellm:{self.provider}:{shown}"
         self._place = shown or model  # for errors
+        self.limits_thinking = self.provider in ("openai", "azure") and all(
+            map(is_openai, self._addresses)
+        )
         self._places = [] if api_base else self._told_places()
         self.route = route_of(self._addresses, headers or {}, self._places)
         self._called = ""  # scheme, host and port of the first call without an `api_base=`

@@ -69,6 +69,7 @@ class EmbeddedTransport(EndpointTransport):
     def __init__(self, weights: Weights) -> None:
         super().__init__(model=Path(weights.file).stem, api_base="", api_key="none")
         self._weights = weights
+        self.limits_thinking = True
         # A reply depends on the weights, and not on the port, which differs each time.
         self.endpoint = f"llama.cpp:{weights.sha256}"
 

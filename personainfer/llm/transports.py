@@ -21,6 +21,7 @@ from ..api_keys import (
     Secrets,
     SecretText,
     environment_key,
+    is_openai,
     key_headers,
     route_of,
     shown_address,
@@ -59,6 +60,9 @@ class Transport(Protocol):
     model: str  # the name that the request carries
     endpoint: str  # where it goes, in the cache's key: holds no API key, and no port that changes
     route: str  # what else chooses the model, as `route_of` tells; also in the cache's key
+    limits_thinking: (
+        bool  # True: a reply with its reasoning is known to hold no more tokens than allowed
+    )
 
     @property
     def key(self) -> str:
@@ -120,6 +124,7 @@ class DialectTransport:
     """
 
     enforces_forms = False  # True: every reply is in the form that was asked for
+    limits_thinking = False
 
     def __init__(self, model: str) -> None:
         self.model = model
@@ -321,6 +326,7 @@ class EndpointTransport(DialectTransport):
         self._wants_full_name = False
         self._base: str = Address(api_base.rstrip("/"))
         self.endpoint = shown_address(self._base)
+        self.limits_thinking = is_openai(self._base)
         self.headers = {name: SecretText(text) for name, text in (headers or {}).items()}
         self.route = route_of([self._base], self.headers)
         self.key = SecretText(api_key or "")

@@ -641,16 +641,49 @@ def test_calls_in_flight_are_free_at_a_wrong_key_only_where_no_model_ever_ran() 
     assert llm.usage.cost > 3 * 5 + 5  # those that hang at their most
 
 
-@pytest.mark.parametrize("thinking", [{"thinking_budget": 4000}, {"enable_thinking": True}])
+@pytest.mark.parametrize(
+    "thinking",
+    [
+        {"extra_body": {"thinking_budget": 4000}},
+        {"extra_body": {"enable_thinking": True}},
+        {"reasoning_effort": "high"},
+    ],
+)
 def test_thinking_that_the_request_asks_for_is_reserved(thinking: dict[str, Any]) -> None:
     """Providers need not count it in max_tokens: here it takes 4,000 tokens, 40 USD."""
     with FakeLLM(Reply("fine", prompt_tokens=5, completion_tokens=4400)) as server:
-        llm = fake(server, budget=100.0, extra_body=thinking, max_concurrency=16)
+        llm = fake(server, budget=100.0, max_concurrency=16, **thinking)
         replies = ask(llm, 30)
         assert 1 <= server.calls <= 2
     assert "budget" in str(replies[-1].error)
     assert llm.usage.cost is not None
     assert llm.usage.cost <= 100
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "effort", "is_known"),
+    [
+        ("https://api.openai.com/v1", "high", True),
+        ("https://mine.openai.azure.com/openai/v1", "high", True),
+        ("http://127.0.0.1:9/v1", "high", False),
+        ("http://127.0.0.1:9/v1", "none", True),
+    ],
+)
+def test_openai_counts_thinking_in_the_limit_of_a_reply(
+    endpoint: str, effort: str, is_known: bool
+) -> None:
+    """So a batch of its reasoning models keeps a budget, without a single call before it."""
+    llm = pi.LLM("gpt-5", api_base=endpoint, api_key="none", reasoning_effort=effort, cache=False)
+    assert llm.most_is_known is is_known
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("model", "is_known"), [("gpt-5", True), ("anthropic/claude-sonnet-4-5", False)]
+)
+def test_so_it_does_through_litellm(model: str, is_known: bool) -> None:
+    llm = pi.LLM(model, api_key="none", reasoning_effort="high", cache=False)
+    assert llm.most_is_known is is_known
 
 
 def test_later_runs_and_batches_know_how_much_a_model_thinks() -> None:
