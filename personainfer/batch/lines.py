@@ -19,7 +19,7 @@ from ..llm.client import LLM
 from ..llm.openai_protocol import read_answer
 from ..llm.refusals import error_text, redact, status_error
 from ..llm.replies import taken_by
-from ..llm.requests import Request, cached_reply
+from ..llm.requests import Request, stored_texts
 from ..personas.infer import checked
 from ..personas.requests import Plan
 from ..preferences.cells import read_json
@@ -60,9 +60,8 @@ class Answer(NamedTuple):
 def wire_requests(llm: LLM, requests: Sequence[Request]) -> list[WireRequest]:
     """Return the requests as `llm.run` would send them, in their order, each with its cached reply."""
     jobs = [llm.job(request) for request in requests]
-    stored = llm.cache.get_many([job.key for job in jobs]) if llm.cache else {}
-    usable = {job.key: text for job in jobs if cached_reply(job, text := stored.get(job.key))}
-    return [WireRequest(job.key, job.body, usable.get(job.key)) for job in jobs]
+    stored = stored_texts(jobs, llm.cache)
+    return [WireRequest(job.key, job.body, stored.get(job.key)) for job in jobs]
 
 
 def wired_rows(

@@ -15,7 +15,7 @@ from ..exceptions import ModelError, ReplyError
 from ..llm.client import LLM
 from ..llm.pricing import Tally, cost_is_unknown
 from ..llm.replies import read_reply
-from ..llm.requests import Job, Reply, Run, text_to_cache
+from ..llm.requests import Form, Job, Reply, Request, Run, stored_texts, text_to_cache
 from ..llm.transports import Transport
 from ..local.cache import ReplyCache
 from ..personas.infer import checked
@@ -57,9 +57,11 @@ def bring_in(
     """
     tally = Tally(llm.batch_price, cached=batch.cached)
     most = llm.most_tokens()
-    outcome = BatchOutcome(batch.plan().prompt.schema, llm.transport, tally, keys, most)
+    schema = batch.plan().prompt.schema
+    outcome = BatchOutcome(schema, llm.transport, tally, keys, most)
+    form = Form(llm.transport, Request([], schema), {})
     before = (known for known in batch.cached_replies() if known[0] in keys)
-    _write(before, llm.model, llm.cache)
+    _write(before, form, llm.model, llm.cache)
     for path in batch.answer_files():
         with path.open("rb") as file:
             replies = (
@@ -67,16 +69,25 @@ def bring_in(
                 for answer in read_answers(file, llm.transport.secrets)
                 if answer.key in keys and (reply := outcome.take(answer)) is not None
             )
-            _write(replies, llm.model, llm.cache, own_cache if path in downloaded else None)
+            _write(replies, form, llm.model, llm.cache, own_cache if path in downloaded else None)
     return outcome
 
 
-def _write(replies: Iterator[tuple[bytes, str]], model: str, *caches: ReplyCache | None) -> None:
-    """Write replies, as (key, text), to each cache that is not None, in transactions of `_GROUP` replies."""
+def _write(
+    replies: Iterator[tuple[bytes, str]], form: Form, model: str, *caches: ReplyCache | None
+) -> None:
+    """Write replies, as (key, text), to each cache that is not None, in transactions of `_GROUP` replies.
+
+    A reply to the same bytes that another form reads, and `form` does not, stays where it is.
+    """
     while group := list(islice(replies, _GROUP)):
         for cache in caches:
             if cache is not None:
-                cache.set_many(group, model=model)
+                jobs = [Job(key, form, b"") for key, _ in group]
+                stored_texts(jobs, cache)  # finds the place of each
+                texts = [text for _, text in group]
+                placed = zip((job.cache_key for job in jobs), texts, strict=True)
+                cache.set_many(list(placed), model=model)
 
 
 def run_without_calls(batch: PersonaBatch, llm: LLM, outcome: BatchOutcome) -> Run[SourceRow]:

@@ -320,6 +320,25 @@ def looked_up(job: Job, cache: ReplyCache | None) -> Reply | None:
     return cached_reply(job, cache.get_many([job.cache_key]).get(job.cache_key), cache)
 
 
+def stored_texts(jobs: Sequence[Job], cache: ReplyCache | None) -> dict[bytes, str]:
+    """Return the replies of these jobs in the cache that they can read: key -> text as it is stored.
+
+    `place` of each job is changed to where its reply is, or is to be stored.
+
+    Raises:
+        CacheError: the cache fails.
+    """
+    if cache is None or not jobs:
+        return {}
+    found = cache.get_many([job.key for job in jobs])
+    for job in jobs:
+        if cached_reply(job, found.get(job.key), cache) is None:
+            found.pop(job.key, None)
+        elif job.place:
+            found[job.key] = cache.get_many([job.cache_key])[job.cache_key]
+    return found
+
+
 def _stored_reply(job: Job, stored: str) -> Reply | None:
     """Return the reply in a text of the cache; None if it does not fit the schema of this job.
 

@@ -10,7 +10,7 @@ from typing import Any
 from ..data.source_rows import SourceRow
 from ..exceptions import DataError
 from ..llm.client import LLM
-from ..llm.requests import Request
+from ..llm.requests import Request, stored_texts
 from ..records import Record
 from .requests import Plan
 
@@ -96,10 +96,8 @@ def first_body(llm: LLM, rows: Iterable[SourceRow], plan: Plan) -> dict[str, Any
 
 
 def _not_cached(llm: LLM, requests: Sequence[Request]) -> list[Request]:
-    if llm.cache is None:
-        return list(requests)
     jobs = [llm.job(request) for request in requests]
-    known = llm.cache.get_many([job.key for job in jobs])
+    known = stored_texts(jobs, llm.cache)
     return [one for one, job in zip(requests, jobs, strict=True) if job.key not in known]
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from pydantic import model_validator
 
 import personainfer as pi
 from personainfer.batch import job_folder as batch_folder
@@ -40,6 +41,7 @@ from personainfer.exceptions import (
     UnknownOptionError,
 )
 from personainfer.llm.pricing import Price, find_batch_price, find_price
+from personainfer.personas import prompts
 from personainfer.testing import FakeLLM, Fault, Reply
 
 from ..batch_server import ASK, CREATE, FETCH, LIST, LOOK, UPLOAD, BatchServer, Lines
@@ -223,6 +225,35 @@ def test_what_was_in_the_cache_is_in_the_folder_too(provider: BatchServer, place
         table.raise_for_errors()
         assert table.usage.cached == 4
     assert provider.count(ASK) == calls.count(ASK)
+
+
+def test_replies_in_another_schema_to_the_same_bytes_stay_in_the_cache(
+    provider: BatchServer, place: Path
+) -> None:
+    """A batch neither takes them for its own nor writes over them, and finds its own beside them."""
+
+    class OnePersona(prompts.OnePersona):
+        __doc__ = prompts.OnePersona.__doc__
+
+        @model_validator(mode="before")  # it is told to no endpoint
+        @classmethod
+        def of_words(cls, value: Any) -> Any:
+            plain = {"evidence": "It says so.", "trait": "busy", "preference": "short answers"}
+            return value if "evidence" in value else plain
+
+    options: dict[str, Any] = {"sides": "chosen", "protocol": "separate"}
+    infer(provider, pairs(1), cache=False, **options)
+    asked = [pi.Message(**message) for message in provider.llm.requests[-1]["messages"]]
+    llm = pi.LLM("fake", api_base=provider.api_base)
+    provider.llm.reply = '{"words": 3}'
+    words = llm.ask(asked, OnePersona)
+    assert words.error is None
+    provider.llm.reply = None
+    collect(submit(provider, pairs(1), place / "b", **options)).raise_for_errors()
+    assert llm.ask(asked, OnePersona).text == words.text
+    again = submit(provider, pairs(1), place / "again", **options)
+    assert (again.cached, again.sent) == (1, 0)
+    assert pi.estimate_cost(pairs(1), llm, **options).calls == 0
 
 
 def test_no_rows_are_no_batch(provider: BatchServer, place: Path) -> None:
