@@ -97,8 +97,10 @@ def submit_batch(
         with PersonaBatch.load(folder).alone() as batch:
             if not is_new:
                 _write_requests_anew(batch, source, plan, llm, api)
-                batch = batch.model_copy(update=_told(plan, llm, options))
-                batch.save()
+                told = batch.model_copy(update=_told(plan, llm, options))
+                if told.model_dump() != batch.model_dump():
+                    told.save()
+                batch = told
             costs = _most_costs(batch, llm) if costs is None else costs
             batch = _submitted(batch, api, llm, costs)
             return batch.submitted_by(llm, made_here=is_new)
