@@ -89,6 +89,8 @@ def _is_bool(value: object) -> bool:
 
 def in_python(value: Any) -> Any:
     """Return a whole number or a boolean, such as one of NumPy's, as Python's own; others as they are."""
+    if isinstance(value, int):  # also one that is marked as read from a file: see `Stored`
+        return value
     if _is_bool(value):
         return bool(value)
     return int(value) if _is_whole(value) else value

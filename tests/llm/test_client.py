@@ -25,7 +25,7 @@ from pydantic import BaseModel
 
 import personainfer as pi
 from personainfer import event_loop
-from personainfer.api_keys import environment_key
+from personainfer.api_keys import Stored, as_stored, environment_key
 from personainfer.exceptions import (
     InvalidArgumentError,
     ModelError,
@@ -58,6 +58,17 @@ by_litellm_too = pytest.mark.parametrize(
 
 def fake(server: FakeLLM, **options: Any) -> pi.LLM:
     return pi.LLM("fake", api_base=server.api_base, **options)
+
+
+def test_options_of_a_file_stay_marked_as_such() -> None:
+    """Without the mark, a stranger's table would decide what is paid."""
+    told = as_stored(
+        {"max_tokens": 900, "seed": 1, "reasoning_effort": "low", "extra_body": {"top_k": 2}}
+    )
+    llm = pi.LLM("fake", api_base="http://127.0.0.1:9/v1", **told)
+    for settings in (llm.options, llm.settings, pickle.loads(pickle.dumps(llm)).options):
+        assert {name: settings[name] for name in told} == told
+        assert all(isinstance(settings[name], Stored) for name in told)
 
 
 def test_ask_gives_a_record_or_text(llm: FakeLLM) -> None:
