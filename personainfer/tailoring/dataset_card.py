@@ -5,6 +5,8 @@ The text is the template `templates/dataset_card.md`.
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
 
 MARK = "<!-- Written by personainfer's export, which may replace it. -->"
 LONG = 1024  # tokens: the default max_length of TRL's trainers for preferences and completions
+
+# What YAML cannot hold as it is; and what begins HTML.
+_ESCAPED = re.compile("[<\ufffe\uffff]")
 
 _PURPOSE = {
     "chosen": "Each row shows the inferred persona of somebody who would prefer the chosen response.",
@@ -157,10 +162,21 @@ def _size_category(rows: int) -> str:
     return f"{bounds[place]}<n<{bounds[place + 1]}" if place < len(bounds) - 1 else "n>1T"
 
 
+def _yaml(text: str) -> str:
+    """Write a text as YAML that every reader takes as this text: in quotes, or "no" would be false.
+
+    YAML's escapes are JSON's, but for characters beyond 16 bits, which JSON would write as two halves. "<" is
+    escaped, because what shows a card may take its metadata as HTML.
+    """
+    quoted = json.dumps(visible(text), ensure_ascii=False)
+    return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", quoted)
+
+
 @cache
 def _template() -> Template:
     from jinja2 import Environment, StrictUndefined
 
     source = files(__package__).joinpath("templates").joinpath("dataset_card.md")
     environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.filters["yaml"] = _yaml
     return environment.from_string(source.read_text(encoding="utf-8"))

@@ -45,8 +45,9 @@ _FILES = (".jsonl", ".parquet")
 _BYTES_A_TOKEN = 4
 _UNLIMITED = ("grpo", "few-shot")
 # A data file, in a card's metadata.
-_DATA = re.compile(r"^    path: (data/\w+\.parquet)$", re.MULTILINE)
-_SPLIT = re.compile(r"[A-Za-z_]\w*")  # a name that Hugging Face accepts for a split
+_DATA = re.compile(r'^    path: "?(data/\w+\.parquet)"?$', re.MULTILINE)
+# A name that Hugging Face accepts for a split: "all" means all splits together.
+_SPLIT = re.compile(r"(?!all$)[a-z_]\w*", re.IGNORECASE)
 
 
 class ExportFormat(NamedTuple):
@@ -144,7 +145,7 @@ def export_personas(
             "few-shot".
         persona, persona_in, template, drop_flagged: as for `tailoring_rows`.
         splits: for a folder: name -> share of the prompts (see `TailoringRows.split`). A name has letters,
-            digits and _. None: one split, "train".
+            digits and _, and is not "all". None: one split, "train".
         seed: decides which prompts are in which split. Not used without `splits`.
         title: the heading of the card.
         overwrite: also replace a .jsonl or .parquet file that `export_personas` did not write, unless it is a
@@ -229,7 +230,8 @@ def _target(path: str | Path | IO[str], splits: Mapping[str, float] | None) -> P
         check_shares(splits)
         if wrong := [name for name in splits if not _SPLIT.fullmatch(str(name))]:
             raise InvalidArgumentError(
-                f"{wrong[0]!r} cannot be the name of a split.", hint="Use letters, digits and _."
+                f"{wrong[0]!r} cannot be the name of a split.",
+                hint='Use letters, digits and _. "all" means all splits together.',
             )
     if not isinstance(path, str | Path):
         _refuse_splits(splits)
@@ -401,8 +403,8 @@ def _turns_of(cell: object) -> list[dict[str, Any]]:
 def _field(values: Sequence[Any]) -> _Field:
     """Choose how to store the values of a field of messages: the first form that Arrow keeps unchanged.
 
-    1. The values as they are. 2. The `arguments` of tool calls as JSON text, which is OpenAI's form. 3. Each
-    value as JSON text.
+    1. The values as they are. 2. The `arguments` of tool calls as JSON text, which is OpenAI's form: Arrow
+    would give each call the arguments of all others, as nulls. 3. Each value as JSON text.
     """
     import pyarrow
 
@@ -435,11 +437,18 @@ def _with_text_arguments(value: Any) -> Any:
 
 
 def _canonical(value: Any) -> str:
-    """Encode a value as JSON without fields that are null: Arrow adds such fields to structs."""
+    """Encode a value as JSON without fields that are null, which Arrow adds to structs.
+
+    Within `arguments` they stay: a model would be trained on arguments that nobody gave.
+    """
 
     def bare(each: Any) -> Any:
         if isinstance(each, dict):
-            return {name: bare(inner) for name, inner in each.items() if inner is not None}
+            return {
+                name: inner if name == "arguments" else bare(inner)
+                for name, inner in each.items()
+                if inner is not None
+            }
         return list(map(bare, each)) if isinstance(each, list) else each
 
     return json.dumps(bare(value), sort_keys=True)

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 import personainfer as pi
-from personainfer.exceptions import DataError, InvalidArgumentError
+from personainfer.exceptions import DataError, InvalidArgumentError, visible
 from personainfer.local.weights import find_weights
 from personainfer.tailoring.dataset_card import _size_category
 from personainfer.tailoring.export import EXPORT_FORMATS
@@ -64,9 +65,13 @@ def test_what_may_go_to_a_terminal_acts_on_none() -> None:
 
 
 def bare(value: Any) -> Any:
-    """Without the nulls that Arrow adds, where a turn lacks the field of another."""
+    """Without the nulls that Arrow adds, where a turn lacks the field of another; those of arguments stay."""
     if isinstance(value, dict):
-        return {name: bare(each) for name, each in value.items() if each is not None}
+        return {
+            name: each if name == "arguments" else bare(each)
+            for name, each in value.items()
+            if each is not None
+        }
     return list(map(bare, value)) if isinstance(value, list) else value
 
 
@@ -76,7 +81,10 @@ def bare(value: Any) -> Any:
     ("arguments", "stored"),
     [
         (['{"n": 1}', "{}"], ['{"n": 1}', "{}"]),
-        ([{"n": 1}, {"of": "tea"}], [{"n": 1}, {"of": "tea"}]),
+        ([{"n": 1}, {"n": 2}], [{"n": 1}, {"n": 2}]),
+        ([{"n": 1}, {"n": None}], [{"n": 1}, {"n": None}]),
+        ([{"n": 1}, {"of": "tea"}], ['{"n": 1}', '{"of": "tea"}']),  # both would get both
+        ([{"n": {"a": 1}}, {"n": {}}], ['{"n": {"a": 1}}', '{"n": {}}']),
         ([{"n": 1}, {"n": "x"}], ['{"n": 1}', '{"n": "x"}']),  # no one type for both
         ([{"n": 1}, {"n": 0.5}], ['{"n": 1}', '{"n": 0.5}']),  # 1 would become 1.0
         ([{"n": 2**70}, {}], [f'{{"n": {2**70}}}', "{}"]),  # no type of Arrow's holds it
@@ -109,6 +117,29 @@ def test_a_folder_holds_the_tools_and_their_calls(
     assert "tool_calls" in str(wanted)
     assert bare(read(tmp_path / "set" / "data" / "train.parquet")) == wanted
     assert "tools" in (tmp_path / "set" / "README.md").read_text("utf-8")
+
+
+def test_calls_get_no_arguments_that_nobody_gave(tmp_path: Path) -> None:
+    def asked(arguments: dict[str, Any]) -> dict[str, Any]:
+        call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+        turns = [
+            {"role": "user", "content": "q"},
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+            {"role": "tool", "content": "x", "tool_call_id": "1"},
+        ]
+        return {
+            "prompt": turns,
+            "chosen": "a",
+            "rejected": "b",
+            "chosen_persona": "The user is calm.",
+        }
+
+    given: list[dict[str, Any]] = [{"city": "Paris", "unit": None}, {"day": 3}, {"city": "Rome"}]
+    made = pi.PersonaTable.from_data([asked(each) for each in given], rejected_persona=None)
+    file = pi.export_personas(made, tmp_path / "rows.parquet").files["train"]
+    turns = [row["prompt"][2] for row in pq.read_table(file).to_pylist()]
+    calls = [turn["tool_calls"][0]["function"] for turn in turns]
+    assert [json.loads(call["arguments"]) for call in calls] == given
 
 
 def test_nothing_to_export_is_an_error_that_says_why(tmp_path: Path) -> None:
@@ -196,6 +227,7 @@ def test_a_file_of_the_users_own_is_not_replaced(name: str, tmp_path: Path) -> N
         ("set", {"splits": {1: 1.0}}, "1 cannot be the name"),
         ("set", {"splits": {"train": 0.5}}, "add up to 0.5"),
         ("set", {"splits": {"../up": 1.0}}, "'../up' cannot be the name"),
+        ("set", {"splits": {"All": 1.0}}, "'All' cannot be the name"),
         ("rows.csv", {}, "neither a folder nor"),
         ("rows.jsonl", {"splits": SHARES}, "needs a folder"),
         ("no/rows.jsonl", {}, "there is no folder"),
@@ -340,6 +372,34 @@ def test_a_model_in_a_file_is_named_without_its_folder(tmp_path: Path) -> None:
     text = (tmp_path / "set" / "README.md").read_text(encoding="utf-8")
     assert "`local:small.gguf`" in text
     assert "/home/me" not in text
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "Personas \U0001f600",
+        "no",
+        'a "b" \\n: #&*[]{}<b>|%@',
+        "\x1b\u202e\ufeff\ufffe\uffff\U000e0001\ud83d",
+    ],
+    ids=ascii,
+)
+def test_what_is_read_of_a_card_is_what_was_given(title: str, tmp_path: Path) -> None:
+    yaml = pytest.importorskip("yaml")
+    names = ["no", "Yes", "on", "null", "TRUE", "y", "_1", "aé", "train"]
+    made = pi.export_personas(
+        repeated(), tmp_path, splits=dict.fromkeys(names, 1 / len(names)), title=title
+    )
+    assert made.card is not None
+    head, _, body = made.card.read_text("utf-8").removeprefix("---\n").partition("\n---\n")
+    found = yaml.safe_load(head)
+    assert found["pretty_name"] == visible(title)
+    assert f"# {visible(title)}".replace("<", "&lt;") in body.splitlines()
+    assert found["size_categories"] == ["n<1K"]
+    listed = found["configs"][0]["data_files"]
+    assert listed == [{"split": name, "path": f"data/{name}.parquet"} for name in names]
+    pi.export_personas(repeated(), tmp_path)  # it knows the files of the card that it replaces
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["train.parquet"]
 
 
 @pytest.mark.heavy
