@@ -95,7 +95,13 @@ def shown_address(address: str) -> str:
 
 
 def _parts(address: str) -> dict[str, str]:
-    """Split any text as an address: scheme, user, place, query and fragment, "" for each that is missing."""
+    """Split any text as an address.
+
+    Returns:
+        Name -> part of the text, "" for one that is missing. "scheme" ends with "://". "user" is all after it
+        up to the last "@", this included, wherever that stands. "place" is host, port and path. "query" and
+        "fragment" come without "?" and "#".
+    """
     found = _ADDRESS.fullmatch(address)
     assert found is not None
     return found.groupdict("")

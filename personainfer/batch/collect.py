@@ -276,21 +276,28 @@ def _is_cut(file: IO[bytes], size: int) -> bool:
 
 @contextmanager
 def _counted(batch: PersonaBatch, llm: LLM, cost: float, judge: Any) -> Iterator[list[Any]]:
-    """Count in the budget what single calls in the block take, and note in the folder what they took.
+    """Note in the batch's folder, and count in budgets, what the single calls in the block take.
 
-    Before the block, the budget gets what the batch and earlier single calls took; and the folder notes that
-    these calls may take all that is left. So if the process is killed, all of it counts as taken. It warns if
-    another `collect_batch` noted this and has not ended.
+    If `llm` has a budget, the budget first gets what the batch and earlier single calls took. The folder then
+    notes that the calls of the block may take all that is left: if the process is killed, all of it counts as
+    taken. A warning tells of such a note by another `collect_batch`, which still runs or was killed.
+
+    After the block, also if it raises, what the calls took replaces the note. It counts in the budgets of
+    `llm` and of the LLM that submitted the batch. If another process keeps the folder locked, the note stays.
 
     Args:
         batch: the batch.
         llm: the LLM of the single calls.
         cost: USD that the batch took.
-        judge: a selector whose `usage` has its calls; None: there is none.
+        judge: a selector with `usage`; what this grows by in the block is counted, too. None: there is none.
 
     Yields:
         An empty list. The block adds the runs that make single calls; their `usage` is what they took. (The
         budget alone would not tell, because other runs and batches may share it.)
+
+    Raises:
+        BatchPendingError, InvalidArgumentError, DataError: as `PersonaBatch.alone`, before the block.
+        OSError: the note cannot be written.
     """
     budget, submitter = llm.account.bounds.budget, batch.submitter
     left = 0.0

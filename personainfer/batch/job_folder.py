@@ -136,7 +136,7 @@ class PersonaBatch(Record):
         being_asked: the most USD that single calls may take of a `collect_batch` which runs now, or was
             killed.
         digest: a SHA-256 of all rows and the keys of their requests, which shows whether they have changed.
-        parts: the parts, in the order of the numbers of their files.
+        parts: the parts. The number of a part is its place here, from 0; the names of its files have it.
     """
 
     path: Path = Field(exclude=True)
@@ -378,7 +378,7 @@ class PersonaBatch(Record):
         )
 
     def requests_file(self, number: int) -> Path:
-        """Return the path of the file of requests of a part, which is uploaded."""
+        """Return the path of the file of requests that is uploaded for a part; `number` counts from 0."""
         return _file(self.path, "requests", number)
 
     @property
@@ -388,7 +388,10 @@ class PersonaBatch(Record):
         return [number for number, part in parts if part.batch_id is None or part.refused]
 
     def order(self, number: int) -> str:
-        """Return the name of a part in the budget that pays for it: the same when it is submitted again."""
+        """Return the name that a part has in the budget that pays for it; `number` counts from 0.
+
+        The name stays the same when the part is submitted again.
+        """
         return f"{self.path.resolve()} {number} {self.parts[number].order}"
 
     def as_submitted(self, submitted: PersonaBatch) -> PersonaBatch:
@@ -431,9 +434,12 @@ class PersonaBatch(Record):
         budget.replace(map(self.order, submitted), took, spent=spent)
 
     def most_cost(self, number: int, price: Price, max_tokens: int) -> float:
-        """Return the most USD that the requests of a part can cost, with `max_tokens` in each reply.
+        """Return the most USD that the requests of a part can cost, read from its file of requests.
 
-        It reads the file of requests.
+        Args:
+            number: the place of the part in `parts`, from 0.
+            price: the price of tokens in a batch.
+            max_tokens: the most tokens of each reply.
 
         Raises:
             DataError: the file cannot be read.
@@ -468,7 +474,15 @@ class PersonaBatch(Record):
             ) from None
 
     def unfetched(self, number: int) -> list[tuple[str, Path]]:
-        """Return the provider's files of a part that are not downloaded yet, as (id, the path to write)."""
+        """Return which files of replies and of errors of a part have to be downloaded.
+
+        Args:
+            number: the place of the part in `parts`, from 0.
+
+        Returns:
+            (the provider's id of a file, the path to write) for each file that the provider has named and the
+            folder lacks. Empty if there is none.
+        """
         part = self.parts[number]
         named = {"output": part.output_file_id, "errors": part.error_file_id}
         places = [(file_id, _file(self.path, kind, number)) for kind, file_id in named.items()]
@@ -544,7 +558,11 @@ class PersonaBatch(Record):
         return BatchPart(requests=part.requests, order=part.order)
 
     def updated(self, number: int, part: BatchPart) -> PersonaBatch:
-        """Return this batch with another state of one part, and save it if that state is new."""
+        """Return this batch with `part` at the place `number` of `parts`. Save `batch.json` if that is new.
+
+        Raises:
+            OSError: `batch.json` cannot be written, or the disk is full.
+        """
         if self.parts[number] == part:
             return self
         parts = (*self.parts[:number], part, *self.parts[number + 1 :])

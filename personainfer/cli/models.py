@@ -53,7 +53,14 @@ def remove(name: Name, as_json: AsJson = False) -> None:
 
 
 def _named(name: str) -> Any:
-    """Return the weights of a named model. Raises InvalidArgumentError if there are none of that name."""
+    """Return the record (`Weights`) of a named model. Nothing is fetched.
+
+    Args:
+        name: the model's name, with or without "local:" before it.
+
+    Raises:
+        InvalidArgumentError: the library knows no model of that name.
+    """
     from ..local.weights import NAMED_WEIGHTS
 
     known = name.removeprefix("local:")

@@ -57,7 +57,10 @@ class OwnColumns(ABC):
 
     @abstractmethod
     def size(self, row: PersonaRow) -> int:
-        """Estimate how many bytes the user's own columns of a row take."""
+        """Estimate how many bytes the columns of the input data take in a row.
+
+        A source that has one table of all rows returns the mean over the rows, whatever the row.
+        """
 
 
 def own_columns(original: Any, *, gaps: bool = False) -> OwnColumns:
@@ -738,5 +741,5 @@ class WithAdded(OwnColumns):
         return table
 
     def size(self, row: PersonaRow) -> int:
-        """Estimate how many bytes the user's own and the added columns of a row take."""
+        """Estimate how many bytes the columns of the input data and the added ones take in a row."""
         return self._own.size(row) + 16 * len(self._added)

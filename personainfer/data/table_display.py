@@ -78,7 +78,14 @@ def sides(row: PersonaRow) -> list[tuple[str, str, Persona | None]]:
 
 
 def _side_lines(side: str, response: str, who: str, width: int) -> list[str]:
-    """Write a response beside the persona that prefers it, or above it if the lines are short."""
+    """Write a response on the left and its persona on the right; one above the other below 60 columns.
+
+    Args:
+        side: "chosen" or "rejected", which stands before the response.
+        response: the response, which is cut after a few lines.
+        who: the persona that prefers it, with its flags, or "no persona". It is shown whole.
+        width: the columns of a line at most, 24 or more.
+    """
     response, who = _one_line(response), _one_line(who)
     if width < _NARROW:
         excerpt = _excerpt(f"{side}: {response}", width - 2, _EXCERPT_LINES)

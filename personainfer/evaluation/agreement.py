@@ -187,7 +187,17 @@ def _ordinal(ratings: FloatArray) -> _Disagreement:
 
 
 def _counted(ratings: FloatArray) -> tuple[int, FloatArray]:
-    """Return the number of different values, and how often each item has each, shape (items, values)."""
+    """Count how often each item has each value.
+
+    Args:
+        ratings: shape (raters, items); NaN: no rating.
+
+    Returns:
+        k, the number of different values; and the counts, shape (items, k), with the values in rising order.
+
+    Raises:
+        InvalidArgumentError: there are more than 128 different values.
+    """
     known = ~np.isnan(ratings)
     k, numbers = _categories(ratings[known])
     counts = np.zeros((ratings.shape[1], k))

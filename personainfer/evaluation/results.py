@@ -211,16 +211,18 @@ class Verification(TableFindings):
 
 @dataclass(frozen=True, kw_only=True)
 class PersonaComparison(TableFindings):
-    """The result of `compare_personas`. Intervals resample rows, and that of `win_rate.rate` is Wilson's.
+    """The result of `compare_personas`. `win_rate.rate` has Wilson's interval; the others resample rows.
 
     Attributes:
         win_rate: wins of the chosen side's personas against those of the rejected side.
         consistency: the share of rows for which both orders picked the same persona, among those for which
-            both orders picked one.
-        policy: what a row with an unusable reply counts as: the argument `unparsable`.
+            both orders picked one; NaN if there is no such row.
+        policy: the argument `unparsable`, which says how `win_rate` counts a row with an unusable reply:
+            "drop" (it is left out), "tie", or "loss" (of the chosen side's persona).
 
-    The table has the column `better_persona`: "chosen", "rejected", "tie", or null without both personas or
-    if a reply is unusable or missing.
+    The table has the column `better_persona`: "chosen" or "rejected", the side that both orders picked;
+    "tie", if they did not pick the same side; or null, if a persona is missing, or one of the two replies is
+    unusable or missing (whatever the policy).
     """
 
     win_rate: WinRate
@@ -319,7 +321,8 @@ class ResponseComparison(Findings):
             share of orders that the test model won; None without a usable verdict, or if the responses are
             equal), and error.
         verdicts: rubric -> one verdict for each row, None if the row was not judged.
-        policy: what a row with an unusable reply counts as: the argument `unparsable`.
+        policy: the argument `unparsable`, which says how the rates count a row with an unusable reply:
+            "drop" (it is left out), "tie", or "loss" (of the test model).
         same: how many rows have equal responses. They are ties, and the judge was not asked.
         left_out: reason -> how many rows were not judged.
     """

@@ -81,7 +81,10 @@ class Dialect:
         self._first = asyncio.Lock()
 
     def renew_in_fork(self) -> None:
-        """Let the next request go first in a fork, whatever request of the parent process was going first."""
+        """Forget, in a fork, the request of the parent process that was going first: it ends there, not here.
+
+        Otherwise the requests of the fork would wait for it. What was learned stays.
+        """
         self._first = asyncio.Lock()
 
     def for_a_new_run(self) -> Dialect:

@@ -369,11 +369,23 @@ class EndpointTransport(DialectTransport):
         return self._full_name not in ("", self.model) and not self.dialect.answered
 
     def learn_name(self, listed: Collection[str]) -> None:
-        """Use the model's full name from now on, if only that is among the names that the endpoint lists."""
+        """Send the model's full name from now on, if the endpoint lists it, and not the name without prefix.
+
+        Args:
+            listed: the names of all models that the endpoint lists.
+        """
         self._wants_full_name |= self._full_name in listed and self.model not in listed
 
     def written(self, body: bytes, dialect: Dialect | None = None) -> bytes:
-        """Return a request as the endpoint takes it: in this dialect; None: in that of all requests."""
+        """Return a request as the endpoint takes it.
+
+        Args:
+            body: the request as JSON.
+            dialect: how it is written; None: as all requests are.
+
+        Returns:
+            The request in that dialect, with the model's full name if the endpoint has turned out to need it.
+        """
         written = (dialect or self.dialect).written(body)
         if self._wants_full_name:
             written = json.dumps({**json.loads(written), "model": self._full_name}).encode()

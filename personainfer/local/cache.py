@@ -397,7 +397,7 @@ class ReplyCache:
         return connection
 
     def _check_database(self) -> None:
-        """Mark a new database as this library's.
+        """Check that the database is this library's and not damaged. Mark a new one as this library's.
 
         Raises:
             CacheError: the database is another program's, which is left as it is; or damaged, or locked; or
@@ -525,8 +525,12 @@ class ReplyCache:
         """Replace a damaged database by one with the replies that can be read. Return the error to raise.
 
         The damaged file is kept beside the new one, under another name. It stays in its place until the new
-        one is complete: after a kill, the next call begins again. If another process was first, nothing is
-        done.
+        one is complete: after a kill, the next call begins again. Nothing is replaced if the cache is only
+        read, if the database was deleted or replaced meanwhile, if another process holds the lock, or if the
+        disk is full. The error says what happened.
+
+        Args:
+            reason: what is wrong with the database, for the error.
         """
         if self._read_only:
             return CacheError(

@@ -71,7 +71,12 @@ _SIDES: Final = "1 2|a b|0 1|left right|first second"
 
 
 def _two(things: str) -> Iterator[tuple[str, str]]:
-    """Yield names of two columns for each thing: response_1 and response_2, left_text and right_text, …"""
+    """Yield pairs of names of columns that hold two things of a kind, such as two responses.
+
+    Args:
+        things: words with spaces between. Each word gives a pair for each spelling of the two sides: "text"
+            gives (text_1, text_2), (text1, text2), (text_a, text_b), …, (left_text, right_text), ….
+    """
     for thing in things.split():
         for one, two in (side.split() for side in _SIDES.split("|")):
             yield f"{thing}_{one}", f"{thing}_{two}"

@@ -103,7 +103,8 @@ class ScoringEndpoint(EndpointTransport):
         concurrency: how many requests may be in flight.
         timeout: seconds for one request.
         max_attempts: how often a request is sent at most.
-        failed: `each` calls it if the server failed at some items and not at others.
+        failed: `each` calls it if the server failed at some items and not at others: with how many, and the
+            first error.
     """
 
     def __init__(

@@ -127,11 +127,13 @@ class LatentUsers:
         return self
 
     def predict(self, choices: Sequence[Preference]) -> FloatArray:
-        """Compute the log-odds that the user prefers `chosen`, for each choice, shape (n,). Call `fit` first.
+        """Compute the log-odds that the user prefers `chosen`, for each choice, shape (n,).
 
-        A user without a vector gets the mean of the prior, zeros.
+        For a user without a vector, z is zeros, the mean of the prior: the part of the reward that all users
+        share decides alone.
 
         Raises:
+            InvalidArgumentError: `fit` was not called.
             DataError, InvalidArgumentError, MissingExtraError: as `fit`; but there may be no choices.
         """
         choices = read_choices("choices", choices)

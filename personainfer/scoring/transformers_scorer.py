@@ -40,7 +40,11 @@ class TorchScorer:
     Args:
         name, device, dtype: as for `load_model`, which loads the weights at once.
         batch_size: the most texts of one forward pass.
-        failed: called if the chat template refuses some prefixes and not others.
+        failed: `encode_prefixes` calls it if the chat template refuses some prefixes and not others: with
+            how many, and the first error. A text after such a prefix has no score.
+
+    Attributes:
+        decodes: False: a text is read in one pass.
     """
 
     decodes = False

@@ -226,16 +226,19 @@ def feature_regression(
 
     The regression is ordinary least squares of 1 (best) and 0 (worst) on features and an intercept, over the
     responses of the highest and the lowest utility to every prompt: a linear probability model. The features
-    are standardised over all responses. The default features stand for the semantic and syntactic features of
-    PersonalLLM.
+    are standardised over all responses. A feature that is the same for all responses is left out. The default
+    features are simple ones, in place of the semantic and syntactic features of PersonalLLM.
 
     Args:
-        users: the users, whose utilities decide which response is the best.
+        users: the users, whose utilities decide which response is the best (of equal ones, the first).
         matrix: rewards of the users' models, with prompts and responses.
         features: name -> function from a text to a number.
 
+    Returns:
+        A coefficient for each user and each feature that was not left out, and R squared for each user.
+
     Raises:
-        DataError: no feature varies, or one is not a finite number.
+        DataError: all features are left out, or one is not a finite number.
         InvalidArgumentError: the matrix has no texts, or other models than the users; or a bad argument.
     """
     check_argument("users", users, InstanceOf[SimulatedUsers])

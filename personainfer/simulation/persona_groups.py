@@ -243,10 +243,18 @@ def _cluster_count(cluster: Any, vectors: Floats) -> int:
 
 
 def _typical_phrases(texts: Sequence[str], groups: Sequence[Sequence[int]]) -> list[list[str]]:
-    """Find for each group of texts up to three phrases that are frequent in it, and rarer elsewhere.
+    """Find for each group of texts up to three phrases that are more frequent in it than in all texts.
 
-    score = count in the group * log(share of the group's texts / share of all texts) * weight of its length.
-    A phrase is in three texts of the group or more, has a score above 0, and is no part of a better one.
+    score = n * log((n / texts in the group) / (N / all texts)) * w, for a phrase that n texts of the group
+    and N of all texts have. The weight w is 1, 1.5 or 2 for 1, 2 or 3 words. A phrase is left out if n is
+    below 3, if its score is not above 0, or if it contains a better phrase that is kept, or is within one.
+
+    Args:
+        texts: all texts.
+        groups: for each group the places of its texts, from 0.
+
+    Returns:
+        The phrases of each group, the highest score first.
     """
     every = [_phrases(text) for text in texts]
     total = Counter(phrase for phrases in every for phrase in phrases)

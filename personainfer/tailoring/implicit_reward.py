@@ -52,8 +52,8 @@ def implicit_rewards(
 
     Args:
         policy: the tuned model pi, such as `Likelihood("folder/of/an/adapter")`.
-        reference: the model pi_ref that was tuned, such as `Likelihood("transformers:local")`. Give both
-            models the same options: `dtype`, `persona_in`, and the limits on tokens.
+        reference: the model pi_ref from which the tuning started, such as `Likelihood("transformers:local")`.
+            Give both models the same options: `dtype`, `persona_in`, and the limits on tokens.
         prompts: n texts, or conversations as sequences of `Message`.
         personas: n personas, as records or text. A persona that is None: the prompt alone.
         responses: n texts.
@@ -64,7 +64,8 @@ def implicit_rewards(
         model; NaN for one that has probability 0 under both, or that one model cannot score.
 
     Raises:
-        InvalidArgumentError: a bad argument, before anything is scored; or a model did not return n numbers.
+        InvalidArgumentError: a bad argument, such as one object as both models, before anything is scored; or
+            a model did not return n numbers.
         ModelError: a model cannot be loaded or reached, as its `log_likelihood` says.
     """
     for name, model in (("policy", policy), ("reference", reference)):

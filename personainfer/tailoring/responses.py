@@ -54,8 +54,9 @@ class TailoredResponses(Mapping[str, str | None]):
 
     Attributes:
         prompts: id -> the prompt as it was given.
-        responses: id -> the model's response, or None.
-        personas: id -> the persona that the response was written for, or None.
+        responses: id -> the model's response; None: see `errors`.
+        personas: id -> the persona for which the prompt was to be answered. None: with personas="none", the
+            response was written without a persona; otherwise there was none, and the prompt has an error.
         errors: id -> why there is no response. An answered prompt has no entry.
         usage: the calls, tokens and cost (USD) of the run.
         settings: the model and the arguments that made the responses.

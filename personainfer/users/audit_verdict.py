@@ -91,9 +91,10 @@ class Accuracies:
 class PersonaAudit:
     """The result of `audit_personas`: do personas know their users?
 
-    Accuracy is the share of held-out choices that are predicted; a tie counts half. Each difference is over
-    the choices that have both predictions. Intervals resample users, and `n` counts users. "Own" is the
-    persona of the user who made the choice. All numbers are of the largest k, but for `curve`.
+    Accuracy is the share of held-out choices that are predicted; a tie counts half. Each accuracy is over the
+    choices that have this prediction, and each difference over those that have both. Intervals resample
+    users, and `n` counts users. "Own" is the persona of the user who made the choice. If there are personas
+    made from several numbers k of choices, only `curve` has all of them; the rest is of the largest k.
 
     Attributes:
         verdict: one of "knows its user", "knows people in general", "no better than length", "no better than
@@ -106,18 +107,20 @@ class PersonaAudit:
         own_minus_none: `own` minus `none`. Any other persona may gain as much.
         own_minus_best_baseline: `own` minus the accuracy of the best baseline, which is found again in each
             resample. NaN without baselines.
-        own_minus_length: `own` minus the accuracy of a rule that knows only which response is longer (by a
-            tenth), and whether the persona predicts longer or shorter ones on the user's other choices.
-        unseen: accuracies for the users that are not in `fitted_users`.
-        by_group: `own`, and `own_minus_shuffled`, compared between groups; p-values corrected together.
+        own_minus_length: `own` minus the accuracy of a rule that knows only which response is longer, and
+            whether the persona predicted the longer or the shorter one on most of the user's other choices.
+            Lengths that differ by at most a tenth of the longer one count as equal, and give a tie.
+        unseen: accuracies for the users that are not in the argument `fitted_users`: for all, if it is empty.
+        by_group: `own`, and `own_minus_shuffled`, compared between the groups of each attribute in the
+            argument `groups`; empty without it. All p-values are corrected together (Holm 1979).
         curve: k -> accuracies with personas made from k choices; empty if the personas were given.
         tokens: condition -> mean tokens that the scorer reads for a choice, at four bytes a token.
         choices: the held-out choices of users with a persona.
-        margins: the predictions of these choices.
+        margins: the predictions of `choices` under each condition, NaN where one is missing.
         left_out: name of a baseline that could not be fitted -> the reason.
-        unknown: how many held-out choices are of users without a persona. They are left out.
-        failed: how many choices have no margin with the own persona: the text is too long, the scorer gave no
-            number, or a judge did not reply. They are left out.
+        unknown: how many held-out choices are of users without a persona. No number counts them.
+        failed: how many of `choices` have no margin with the own persona: the text is too long, the scorer
+            gave no number, or a judge did not reply. They do not count in `own` and its differences.
         skipped: reason -> how many rows of the data are not a choice of a user.
         settings: the arguments that the numbers depend on.
     """
