@@ -122,10 +122,10 @@ def _check(llm: LLM, options: Mapping[str, Any]) -> None:
         )
     if llm.account.bounds.budget is not None and not llm.most_is_known:
         raise InvalidArgumentError(
-            "the requests ask the model to think, and name no number of tokens: the most that the batch may"
-            " cost is not known.",
-            hint="Name the tokens of thinking in extra_body=, leave budget= out, or make a call with an LLM"
-            " and submit the batch with the same LLM: it then counts as many as that reply took.",
+            "the requests ask the model to think, or have a field that may ask for longer replies: the most"
+            " that the batch may cost is not known.",
+            hint="Leave budget= out, or make a call with an LLM and submit the batch with the same LLM: it"
+            " then counts as many tokens as that reply took.",
             argument="budget",
         )
 

@@ -22,7 +22,7 @@ from pydantic import (
 )
 from pydantic_core import to_json
 
-from ..api_keys import Stored, hide_key, show_key, shown_address
+from ..api_keys import Stored, environment_key, hide_key, show_key, shown_address
 from ..arguments import (
     ApiBase,
     ApiKey,
@@ -254,7 +254,7 @@ class LLM:
         if chosen["reasoning_effort"] is not None:
             self._sampling["reasoning_effort"] = chosen["reasoning_effort"]
         self.max_concurrency: int = chosen["max_concurrency"] or 64
-        size = ReplySize.of(self._fields_of_size(chosen))
+        size = ReplySize.of(self._fields_of_size(chosen), chosen["max_tokens"])
         if not size.is_told:  # also without a budget: that of another model may pay
             self.transport.send_one_first()
         self._call_settings = CallSettings(
@@ -357,11 +357,16 @@ class LLM:
 
     def is_called_as(self, other: LLM) -> bool:
         """Return whether both call one address with one key and the same headers, and so share its limits."""
-        one, two = (
-            (type(llm.transport), llm.transport.endpoint.lower(), llm.transport.key, llm._headers)
-            for llm in (self, other)
-        )
-        return one == two
+        return self._caller == other._caller
+
+    @property
+    def _caller(self) -> tuple[object, ...]:
+        """Who calls where. An address that was given is one, by whatever way and provider it is called."""
+        transport, base = self.transport, self._options["api_base"]
+        if base is None:
+            return type(transport), transport.endpoint.lower(), transport.key, self._headers
+        key = transport.key or environment_key(base)
+        return shown_address(base.rstrip("/")).lower(), key, self._headers
 
     @property
     def _headers(self) -> dict[str, str]:
@@ -426,14 +431,16 @@ class LLM:
         Returns:
             The stream; see `Run` for the errors of its iteration.
         """
-        self.account.begin()
+        bounds = within or self.account.bounds
+        if self.account.begin() and bounds.budget is not None:
+            self.transport.send_one_first()
         tally = Tally(self.price)
         return Run(
             self.jobs(items),
             Workers(
                 self.transport,
                 self.account,
-                within or self.account.bounds,
+                bounds,
                 self.cache,
                 self._call_settings,
                 tally,
@@ -458,7 +465,8 @@ class LLM:
     def most_is_known(self) -> bool:
         """Whether `most_tokens` says the most that a reply can take.
 
-        Requests that ask for thinking without a number of tokens do not tell. A first reply does.
+        Requests that ask for thinking, or have fields that may ask for longer replies, do not tell. A first
+        reply does.
         """
         return self._call_settings.size.is_told or self.account.has_run
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import math
 import re
 import threading
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,26 +31,26 @@ class Price(NamedTuple):
         completion: of a token of the completion.
         reasoning: what a token of reasoning costs more than another one of the completion.
         call: of a call, beside its tokens.
-        longer: (tokens, prompt, completion), with rising tokens: the prices of a call whose prompt has more
-            tokens than these.
+        longer: (tokens, prompt, completion, reasoning), with rising tokens: the prices of a call whose prompt
+            has more tokens than these.
     """
 
     prompt: float
     completion: float
     reasoning: float = 0.0
     call: float = 0.0
-    longer: tuple[tuple[float, float, float], ...] = ()
+    longer: tuple[tuple[float, float, float, float], ...] = ()
 
     def cost(
         self, prompt_tokens: float, completion_tokens: float, reasoning_tokens: float = 0
     ) -> float:
         """Return the USD of a call with these tokens. The `completion_tokens` include those of reasoning."""
-        prompt, completion = self.prompt, self.completion
+        prompt, completion, reasoning = self.prompt, self.completion, self.reasoning
         for tokens, *dearer in self.longer:
             if prompt_tokens > tokens:
-                prompt, completion = dearer
+                prompt, completion, reasoning = dearer
         tokens_cost = prompt * prompt_tokens + completion * completion_tokens
-        return tokens_cost + self.reasoning * reasoning_tokens + self.call
+        return tokens_cost + reasoning * reasoning_tokens + self.call
 
     def plain(self, prompt_tokens: int, completion_tokens: int) -> float:
         """Return the USD of these tokens without what calls, reasoning and long prompts cost more."""
@@ -60,7 +62,9 @@ class Price(NamedTuple):
 
     def times(self, factor: float) -> Price:
         """Return a price in which all prices are multiplied by `factor`."""
-        longer = tuple((tokens, p * factor, c * factor) for tokens, p, c in self.longer)
+        longer = tuple(
+            (tokens, p * factor, c * factor, r * factor) for tokens, p, c, r in self.longer
+        )
         prompt, completion = self.prompt * factor, self.completion * factor
         return Price(prompt, completion, self.reasoning * factor, self.call * factor, longer)
 
@@ -287,20 +291,28 @@ _MILLION = 1_000_000
 
 
 # Fields of requests that cost nothing but tokens. Others may name a search, a tool or another model.
-_FREE_FIELDS = frozenset(
+# These lengthen no reply, whatever they hold …
+_PLAIN_FIELDS = frozenset(
     "top_k top_p top_a min_p typical_p tfs_z mirostat mirostat_tau mirostat_eta frequency_penalty"
     " presence_penalty repetition_penalty repeat_penalty repeat_last_n length_penalty no_repeat_ngram_size"
-    " dry_multiplier dry_base dry_allowed_length dry_penalty_last_n xtc_probability xtc_threshold"
-    " dynatemp_range dynatemp_exponent samplers do_sample min_tokens stop stop_token_ids ignore_eos bad_words"
-    " include_stop_str_in_output skip_special_tokens spaces_between_special_tokens logit_bias logprobs"
-    " top_logprobs n_probs user metadata store safety_identifier safety_settings safe_prompt random_seed"
-    " prompt_cache_key cache_prompt cache_salt id_slot keep_alive num_ctx options chat_template"
-    " chat_template_kwargs add_generation_prompt continue_final_message add_special_tokens guided_json"
-    " guided_regex guided_choice guided_grammar guided_decoding_backend guided_whitespace_pattern"
-    " structured_outputs grammar json_schema regex ebnf format think thinking thinking_budget enable_thinking"
-    " reasoning include_reasoning reasoning_format separate_reasoning verbosity parallel_tool_calls"
-    " service_tier prompt_cache_retention usage transforms google thinking_config truncate_prompt_tokens"
-    " priority reasoning_split preserve_thinking".split()
+    " penalize_newline dry_multiplier dry_base dry_allowed_length dry_penalty_last_n dry_sequence_breakers"
+    " xtc_probability xtc_threshold dynatemp_range dynatemp_exponent samplers do_sample temperature seed"
+    " random_seed stop stop_token_ids ignore_eos bad_words allowed_token_ids logit_bias logprobs top_logprobs"
+    " prompt_logprobs n_probs min_keep include_stop_str_in_output skip_special_tokens"
+    " spaces_between_special_tokens return_token_ids return_tokens_as_token_ids user metadata labels"
+    " request_id store safety_identifier safety_settings safe_prompt prompt_cache_key prompt_cache_retention"
+    " cache_prompt cache_salt id_slot keep_alive num_ctx num_keep num_batch num_gpu main_gpu num_thread"
+    " n_keep n_discard t_max_predict_ms chat_template add_generation_prompt continue_final_message"
+    " add_special_tokens guided_json guided_regex guided_choice guided_grammar guided_decoding_backend"
+    " guided_whitespace_pattern structured_outputs grammar json_schema regex ebnf format verbosity"
+    " parallel_tool_calls service_tier usage transforms priority truncate_prompt_tokens max_input_tokens"
+    " max_prompt_tokens max_context_tokens".split()
+)
+# … and these hold other fields, or may lengthen it.
+_FREE_FIELDS = _PLAIN_FIELDS | frozenset(
+    "options google chat_template_kwargs min_tokens think thinking thinking_budget thinking_config"
+    " enable_thinking reasoning include_reasoning reasoning_format separate_reasoning reasoning_split"
+    " preserve_thinking".split()
 )
 _PLAIN_TIERS = (None, "auto", "default", "on_demand", "standard", "standard_only")
 
@@ -311,7 +323,8 @@ class ReplySize(NamedTuple):
     Attributes:
         more: tokens, such as those of thinking; not every provider counts them in the limit.
         times: how many replies one call has.
-        is_told: whether that is all. False: a field asks for thinking, and replies may take more tokens.
+        is_told: whether that is all. False: a field asks for thinking, or may ask for longer replies; they
+            may take more tokens.
         limit: what takes the place of `max_tokens`, if it is more; 0: nothing does.
     """
 
@@ -321,44 +334,68 @@ class ReplySize(NamedTuple):
     limit: int = 0
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> ReplySize:
-        """Return what fields of a request say of a reply's size, by their names and those within them."""
+    def of(cls, fields: Mapping[str, Any], max_tokens: int) -> ReplySize:
+        """Return what fields of a request say of a reply's size, by their names and those within them.
+
+        A field that is not known may be a limit of the reply by another name, if its number is no plain
+        limit below `max_tokens`.
+        """
         others = {name: value for name, value in fields.items() if name not in _LIMITS}
         limits = [fields[name] for name in _LIMITS if type(fields.get(name)) is int]
-        return cls._of_those_within(others)._replace(limit=max([0, *limits]))
+        return cls._of_one("", others, max_tokens)._replace(limit=max([0, *limits]))
 
     @classmethod
-    def _of_those_within(cls, fields: Mapping[str, Any]) -> ReplySize:
-        size = cls()
-        for name, value in fields.items():
-            if name in _LABELS:
-                continue
-            if isinstance(value, Mapping):
-                inner = cls._of_those_within(value)
-                size = cls(
-                    size.more + inner.more, size.times * inner.times, size.is_told and inner.is_told
-                )
-            number = value if type(value) is int and value > 0 else 0
-            size = cls(
-                size.more + number * bool(_LENGTHS.search(name)),
-                size.times * max(1, number * (name in ("n", "best_of"))),
-                size.is_told and not (_THINKING.search(name) and value not in (0, None)),
-            )
-        return size
+    def _of_one(cls, name: str, value: Any, max_tokens: int) -> ReplySize:
+        """Return what one field says, with those within it; `name` is written as `_spelled` does."""
+        if name in _LENGTHENS_NOTHING or value in (0, None):
+            return cls()
+        is_told = not _THINKING.search(name)
+        if isinstance(value, Mapping):
+            within = [cls._of_one(_spelled(n), v, max_tokens) for n, v in value.items()]
+        elif isinstance(value, list):
+            within = [cls._of_one(name, one, max_tokens) for one in value]
+        else:
+            number = _number(value)
+            asks_to_think = isinstance(value, str) and bool(_REASONING.search(value.lower()))
+            whole = int(min(max(0.0, number), _MOST_TOKENS))
+            times = max(1, whole) if name in _REPLIES else 1
+            more = whole if _LENGTHS.search(name) else 0
+            fits = 0 <= number <= max_tokens or times > 1
+            return cls(more, times, is_told and fits and not asks_to_think)
+        return cls(
+            sum(one.more for one in within),
+            math.prod(one.times for one in within),
+            is_told and all(one.is_told for one in within),
+        )
 
     def most(self, asked: int) -> int:
         """Return the most tokens of all replies of a call; `asked`: of one reply without these fields."""
         return self.times * (max(asked, self.limit) + self.more)
 
 
-_LIMITS = (
-    "max_tokens",
-    "max_completion_tokens",
-)  # of the whole reply; counted apart from other lengths
-_LABELS = frozenset({"metadata", "labels"})  # whose names are the user's own
-_MAX_TOKENS = "max_(?!input|prompt|context).*tokens"  # fields that bound a reply
-_LENGTHS = re.compile(f"budget|{_MAX_TOKENS}|min_tokens|num_predict")
-_THINKING = re.compile(f"think|reason|budget|{_MAX_TOKENS}|num_predict|effort")
+def _spelled(name: str) -> str:
+    """Return the name of a field in one spelling: max_new_tokens, maxNewTokens and max-new-tokens are one."""
+    return name.lower().replace("_", "").replace("-", "")
+
+
+def _number(value: Any) -> float:
+    """Return the number that a value is, also as text, which some servers read; else 0."""
+    with suppress(ValueError, OverflowError):
+        return float(value) if isinstance(value, int | float | str) else 0.0
+    return math.inf if isinstance(value, int) else 0.0
+
+
+# Limits of the whole reply, counted apart from other lengths.
+_LIMITS = ("max_tokens", "max_completion_tokens")
+_MOST_TOKENS = 2**53  # of a field: beyond it, prices could not be computed
+_LENGTHENS_NOTHING = frozenset(map(_spelled, _PLAIN_FIELDS))
+_REPLIES = frozenset(  # fields that ask for several replies
+    "n bestof candidatecount numcandidates numcompletions numgenerations numresults"
+    " numreturnsequences".split()
+)
+_LENGTHS = re.compile("budget|max.*(tok|len)|min(new)?tok|predict")  # of replies
+_THINKING = re.compile("think|reason|budget|max.*(tok|len)|predict|effort")
+_REASONING = re.compile("think|reason")
 
 
 def find_price(
@@ -375,12 +412,10 @@ def find_price(
     if prices is not None:
         prompt, completion = prices
         return Price(float(prompt) / _MILLION, float(completion) / _MILLION)
-    fields = dict(fields or {})
-    inner = fields.pop("extra_body", None)
-    fields |= inner if isinstance(inner, dict) else {}
-    if not _FREE_FIELDS.issuperset(fields):
+    told = _flat(fields)
+    if not _FREE_FIELDS.issuperset(told):
         return None
-    tier = fields.get("service_tier")
+    tier = told.get("service_tier")
     return _from_list(model, "" if tier in _PLAIN_TIERS else f"_{tier}")
 
 
@@ -395,8 +430,15 @@ def find_batch_price(
     single = find_price(model, prices, fields)
     if single is None or prices is not None:
         return single and single.times(0.5)
-    is_plain = (fields or {}).get("service_tier") in _PLAIN_TIERS
+    is_plain = _flat(fields).get("service_tier") in _PLAIN_TIERS
     return _from_list(model, "_batches") if is_plain else single
+
+
+def _flat(fields: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Return the fields of a request with those of its own "extra_body", which Google's endpoint reads."""
+    told = dict(fields or {})
+    inner = told.pop("extra_body", None)
+    return told | (inner if isinstance(inner, dict) else {})
 
 
 def listed_provider(model: str) -> str:
@@ -418,6 +460,11 @@ def _from_list(model: str, ending: str) -> Price | None:
     listed = _listed()
     model = model.removeprefix("litellm/")
     entry = listed.get(model) or listed.get(model.split("/", 1)[-1]) or {}
+    tiers = [tier for tier in entry.get("tiered_pricing") or () if "input_cost_per_token" in tier]
+    if (
+        tiers
+    ):  # many models have prices in tiers alone: then those of the first one are the plain ones
+        entry = {**min(tiers, key=lambda tier: tier["range"][0]), **entry}
 
     times = 0.5 if ending else 1.0
     if ending not in ("", "_batches"):
@@ -438,14 +485,16 @@ def _from_list(model: str, ending: str) -> Price | None:
     ):  # each call makes any number of searches
         return None
     reasoning = max(0.0, (usd("output_cost_per_reasoning_token") or 0.0) - completion)
-    longer: list[tuple[float, float, float]] = []
-    for tier in entry.get("tiered_pricing") or ():
+    longer: list[tuple[float, float, float, float]] = []
+    for tier in tiers:
         asked, said = tier["input_cost_per_token"] * times, tier["output_cost_per_token"] * times
-        longer.append((float(tier["range"][0]), asked, said))
+        thought = tier.get("output_cost_per_reasoning_token")
+        beyond = reasoning if thought is None else max(0.0, thought * times - said)
+        longer.append((float(tier["range"][0]), asked, said, beyond))
     for thousands in sorted(int(found[1]) for name in entry if (found := _LONGER.fullmatch(name))):
         above = f"_above_{thousands}k_tokens"
         asked, said = usd(f"input_cost_per_token{above}"), usd(f"output_cost_per_token{above}")
-        longer.append((1000 * thousands, asked or prompt, said or completion))
+        longer.append((1000 * thousands, asked or prompt, said or completion, reasoning))
     return Price(
         prompt, completion, reasoning, _price_of_a_call(model, entry), tuple(sorted(longer))
     )

@@ -446,26 +446,28 @@ class TokenGuess:
     Until a reply has told, the guess is the most that is possible: a token for each byte of the request, and
     all tokens that the reply is allowed. Later it is as many as the largest call so far took, by its size.
     Calls are compared with those of about their size: a short one takes more for each byte, since a server
-    adds words of its own.
+    adds words of its own, and may have a shorter reply. If none of about the size is known, the guess is as
+    many tokens a byte as any call took, but one at most, and all tokens that the reply is allowed.
     """
 
     def __init__(self) -> None:
-        self._a_byte: dict[int, float] = {}  # log2 of the size -> the most tokens that a byte took
-        self._reply = 0  # the most tokens of a reply
+        # log2 of the size -> (the most tokens that a byte took, the most tokens of a reply)
+        self._taken: dict[int, tuple[float, int]] = {}
 
     def of(self, size: int, asked: int) -> int:
         """Return the guess for a request of `size` bytes, whose reply may have `asked` tokens."""
-        if not self._a_byte:
-            return size + asked
-        known = self._a_byte.get(size.bit_length())
-        a_byte = min(1.0, max(self._a_byte.values())) if known is None else known
-        return math.ceil(size * a_byte) + min(asked, self._reply)
+        known = self._taken.get(size.bit_length())
+        if known is None:
+            a_byte = min(1.0, max((a_byte for a_byte, _ in self._taken.values()), default=1.0))
+            return math.ceil(size * a_byte) + asked
+        a_byte, reply = known
+        return math.ceil(size * a_byte) + min(asked, reply)
 
     def learn(self, size: int, prompt_tokens: int, completion_tokens: int) -> None:
         """Learn from a call whose request had `size` bytes how many tokens a call takes."""
         about = size.bit_length()
-        self._a_byte[about] = max(self._a_byte.get(about, 0.0), prompt_tokens / size)
-        self._reply = max(self._reply, completion_tokens)
+        a_byte, reply = self._taken.get(about, (0.0, 0))
+        self._taken[about] = max(a_byte, prompt_tokens / size), max(reply, completion_tokens)
 
 
 class Account:
@@ -513,16 +515,21 @@ class Account:
         self._keeps_beyond = keeps_beyond
         renew_in_forks(self)
 
-    def begin(self) -> None:
+    def begin(self) -> bool:
         """Begin a run. If no other run is open, forget the endpoint's refusals and `beyond`.
 
         An endpoint that was given up is tried again in any case. `beyond` is kept with `keeps_beyond`, that
-        is if requests ask the model to think without a number of tokens: only replies tell how many it takes.
+        is if the fields of requests do not tell how long replies may be: only replies tell it.
+
+        Returns:
+            Whether `beyond` was forgotten, and the next reply should tell it before others are asked for.
         """
         beside_others = self.in_flight.has_runs
         self.gate.reset(beside_others=beside_others)
-        if not (beside_others or self._keeps_beyond):
-            self.beyond = 0
+        if beside_others or self._keeps_beyond:
+            return False
+        forgotten, self.beyond = self.beyond, 0
+        return forgotten > 0
 
     def renew_in_fork(self) -> None:
         """Free what the parent's threads held. The objects stay the same for those that refer to them."""

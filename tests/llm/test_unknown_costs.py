@@ -204,9 +204,11 @@ def test_a_dearer_call_is_charged_as_such() -> None:
     }
     with FakeLLM(faults=[Fault.response({"choices": [SAID], "usage": usage})] * 2) as server:
         llm = fake(server, budget=100.0)
-        llm.price = Price(0.001, 0.01, reasoning=0.02, call=0.5, longer=((2_000, 0.002, 0.03),))
+        llm.price = Price(
+            0.001, 0.01, reasoning=0.02, call=0.5, longer=((2_000, 0.002, 0.03, 0.05),)
+        )
         ask(llm, 2)
-    assert llm.usage.cost == pytest.approx(2 * (3_000 * 0.002 + 100 * 0.03 + 90 * 0.02 + 0.5))
+    assert llm.usage.cost == pytest.approx(2 * (3_000 * 0.002 + 100 * 0.03 + 90 * 0.05 + 0.5))
 
 
 def test_the_prices_of_the_list_are_those_of_dearer_calls_too(
@@ -258,6 +260,15 @@ def test_the_prices_of_the_list_are_those_of_dearer_calls_too(
     tiers = find_price("tiers", None)
     assert tiers is not None
     assert (tiers.cost(1000, 10), tiers.cost(1001, 10)) == (1020, 3 * 1001 + 40)
+    thought = "output_cost_per_reasoning_token"
+    first = {**plain, "range": [0, 1000], thought: 6.0}
+    listed["tiers alone"] = {"tiered_pricing": [first, {**tier, thought: 9.0}]}
+    alone = find_price("tiers alone", None)
+    assert alone is not None
+    assert (alone.cost(1000, 10, 10), alone.cost(1001, 10, 10)) == (1060, 3 * 1001 + 90)
+    halves = find_batch_price("tiers alone", None)
+    assert halves is not None
+    assert halves.cost(1001, 10, 10) == (3 * 1001 + 90) / 2
     listed["flexible"] = {**plain, "input_cost_per_token_flex": 0.5}  # a reply may cost as much
     flexible = find_price("flexible", None, {"service_tier": "flex"})
     assert flexible is not None
@@ -297,6 +308,8 @@ def test_a_dearer_tier_counts_at_its_price(llm: FakeLLM, monkeypatch: pytest.Mon
     )
     assert dearer.price is not None
     assert dearer.price == dearer.batch_price
+    inner = {"extra_body": {"service_tier": "priority"}}
+    assert find_price("m", None, inner) == find_batch_price("m", None, inner) == dearer.price
     for one, price in ((plain, 1.0), (dearer, 1.7)):
         pi.infer_personas(pairs(2), one)
         tokens = one.usage.prompt_tokens + one.usage.completion_tokens
@@ -591,6 +604,26 @@ def test_a_judge_counts_in_the_minute_of_its_model_if_both_have_one_address_and_
         assert window._held == (2 if is_shared else 0)
 
 
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("model", "judge"),
+    [
+        ("m", "litellm/openai/j"),
+        ("litellm/openai/m", "openai/j"),
+        ("litellm/openai/m", "litellm/hosted_vllm/j"),
+    ],
+)
+def test_an_address_is_one_by_whatever_way_and_provider_it_is_called(
+    model: str, judge: str
+) -> None:
+    there: dict[str, Any] = {"api_key": "sk-mine", "cache": False}
+    llm = pi.LLM(model, api_base="http://127.0.0.1:9/v1", rpm=10, **there)
+    same = pi.Verifier(judge, api_base="http://127.0.0.1:9/v1/", **there).share_budget(llm)
+    assert same._within.requests is llm.account.bounds.requests
+    other = pi.Verifier(judge, api_base="http://127.0.0.1:8/v1", **there).share_budget(llm)
+    assert other._within.requests is None
+
+
 def test_a_judge_that_was_given_as_an_llm_has_its_own_minute() -> None:
     with FakeLLM() as server:
         llm, judge = fake(server, rpm=60), fake(server)
@@ -647,6 +680,10 @@ def test_calls_in_flight_are_free_at_a_wrong_key_only_where_no_model_ever_ran() 
         {"extra_body": {"thinking_budget": 4000}},
         {"extra_body": {"enable_thinking": True}},
         {"reasoning_effort": "high"},
+        {"extra_body": {"n_predict": 4400}},
+        {"extra_body": {"n_predict": -1}},
+        {"extra_body": {"generationConfig": {"maxOutputTokens": "4400"}}},
+        {"extra_body": {"stages": [{"limit_of_a_reply": 4400}]}},
     ],
 )
 def test_thinking_that_the_request_asks_for_is_reserved(thinking: dict[str, Any]) -> None:
@@ -708,23 +745,67 @@ def test_so_does_a_judge_that_thinks_and_is_paid_by_another() -> None:
         assert payer.account.bounds.budget.spent <= 100
 
 
+def size(fields: dict[str, Any]) -> ReplySize:
+    return ReplySize.of(fields, max_tokens=100)
+
+
 def test_fields_that_ask_for_longer_replies_or_for_several_count() -> None:
-    size = ReplySize.of
     assert size({"google": {"thinking_config": {"thinking_budget": 0}}}).more == 0
     assert size({"reasoning": {"max_tokens": 300}}) == ReplySize(300, 1, is_told=False)
     assert size({"n": 3, "best_of": 2, "options": {"num_predict": 9}}).most(100) == 6 * 109
     assert size({"enable_thinking": False, "top_k": 20, "stop_token_ids": [1]}) == ReplySize()
+    assert size({"candidateCount": 3}).most(100) == 300
+    assert size({"thinking": {"budget_tokens": 10**400}}).more == 2**53
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"n_predict": 2000},
+        {"n_predict": -1},
+        {"max_length": 2000},
+        {"Max-New-Tokens": 2000},
+        {"generationConfig": {"maxOutputTokens": 2000, "thinkingConfig": {"thinkingBudget": 9}}},
+        {"google": {"thinkingConfig": {"thinkingLevel": "high"}}},
+        {"a field of tomorrow": "2000"},
+        {"stages": [{"length": 50}, {"length": 101}]},
+        {"prompt_mode": "reasoning"},
+    ],
+)
+def test_a_field_by_any_name_that_may_ask_for_a_longer_reply_is_not_told(
+    fields: dict[str, Any],
+) -> None:
+    assert not size(fields).is_told
+
+
+def test_fields_that_lengthen_no_reply_keep_its_size_told() -> None:
+    plain: dict[str, Any] = {
+        "top_k": -1,
+        "topK": 200,
+        "seed": 12345,
+        "stop_token_ids": [151645, 151643],
+        "logit_bias": {"50256": -100},
+        "chat_template_kwargs": {"enable_thinking": False},
+        "options": {"num_ctx": 32768, "seed": 7, "num_keep": -1, "top_k": 400},
+        "metadata": {"run": 20260101},
+        "keep_alive": -1,
+        "priority": -3,
+        "truncate_prompt_tokens": 4096,
+        "json_schema": {"maxLength": 4000},
+        "reasoning": None,
+        "a field of tomorrow": 50,
+        "another": {"temperature_last": True, "mode": "fast"},
+    }
+    assert size(plain) == ReplySize()
 
 
 def test_labels_and_lengths_of_the_prompt_ask_for_no_longer_reply() -> None:
-    size = ReplySize.of
     labels = {"n": 300, "budget": 100_000, "thinking": "no"}
     assert size({"metadata": labels, "google": {"labels": labels}}) == ReplySize()
     assert size({"max_input_tokens": 9, "options": {"max_prompt_tokens": 9}}) == ReplySize()
 
 
 def test_a_limit_that_replaces_max_tokens_is_not_added_to_it() -> None:
-    size = ReplySize.of
     for name in ("max_tokens", "max_completion_tokens"):
         for limit in (100, 700):
             told = size({name: limit, "n": 2})
@@ -772,6 +853,31 @@ def test_a_reply_that_tells_many_tokens_holds_up_no_other(told: int) -> None:
         threading.Thread(target=run, daemon=True).start()
         assert ended.wait(5)
         assert server.calls == 4
+
+
+def test_after_replies_that_were_too_long_each_run_begins_with_one_call_alone() -> None:
+    with FakeLLM(Reply("fine", prompt_tokens=5, completion_tokens=4400)) as server:
+        llm = fake(server, budget=200.0, max_concurrency=16)
+        ask(llm, 1)
+        for _ in range(3):
+            ask(llm, 30)
+        assert llm.account.bounds.budget is not None
+        assert (
+            llm.account.bounds.budget.spent < 200 + 45
+        )  # the one call of the last run that makes any
+        assert server.calls == 5
+
+
+def test_so_does_a_judge_that_another_model_pays() -> None:
+    with FakeLLM(Reply("fine", prompt_tokens=5, completion_tokens=4400)) as server:
+        payer, judge = fake(server, budget=200.0), fake(server, max_concurrency=16)
+        for count in (1, 30, 30):
+            asked = [
+                (None, [Request([pi.Message(role="user", content=str(n))])]) for n in range(count)
+            ]
+            list(judge.run(asked, within=payer.account.bounds))
+        assert payer.account.bounds.budget is not None
+        assert payer.account.bounds.budget.spent < 200 + 45
 
 
 def test_what_a_reply_took_beyond_what_was_asked_is_reserved_in_its_run_alone() -> None:
