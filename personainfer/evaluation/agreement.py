@@ -206,7 +206,13 @@ def _counted(ratings: FloatArray) -> tuple[int, FloatArray]:
 
 
 def _categories(values: FloatArray) -> tuple[int, NDArray[np.intp]]:
-    """Return the number of different values, and for each value its place, from 0, among these in order.
+    """Number the different values in rising order, from 0.
+
+    Args:
+        values: shape (n,), without NaN.
+
+    Returns:
+        How many different values there are, and the number of each value, shape (n,).
 
     Raises:
         InvalidArgumentError: there are more than 128 different values.

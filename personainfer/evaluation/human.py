@@ -463,7 +463,7 @@ def _judged(
 
     Args:
         picked: as for `_means`.
-        keys: the items of the key, by name.
+        keys: name -> what the key says of the item, in the order of the items in `picked`.
         table: the table with verdicts; None: do not compare.
         rows: how many rows the sheet's table had.
         confidence: of the intervals.

@@ -272,7 +272,7 @@ def holm(p_values: ArrayLike) -> FloatArray:
 
 
 def holm_of_tested(p_values: ArrayLike) -> FloatArray:
-    """Adjust the p-values that are numbers by `holm`. NaN means that there was no test, and stays NaN."""
+    """Adjust p-values of shape (n,) by `holm`. NaN stays NaN, and does not count as a test."""
     adjusted = np.array(p_values, dtype=np.float64)
     tested = ~np.isnan(adjusted)
     adjusted[tested] = holm(adjusted[tested])
@@ -490,9 +490,10 @@ def check_resampling(confidence: float, resamples: int, seed: int) -> None:
 
 
 def check_within(values: FloatArray, bounds: tuple[float, float]) -> None:
-    """Raise InvalidArgumentError for a value outside of the bounds, or bounds that are not two numbers.
+    """Check that all values, in an array of any shape, are within the bounds. NaN is within all bounds.
 
-    They must rise. A value that is NaN is within all bounds.
+    Raises:
+        InvalidArgumentError: a value is outside, or `bounds` is not the lower and then the higher number.
     """
     lowest, highest = read_numbers("bounds", bounds, infinite=True, length=2)
     if not lowest < highest:

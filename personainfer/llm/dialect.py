@@ -109,7 +109,8 @@ class Dialect:
     async def wait_for_turn(self) -> bool:
         """Wait while another request tries a change of the dialect.
 
-        After a change, one request goes first, and the others wait for its outcome.
+        After a change, and after `Transport.send_one_first`, one request goes first, and the others wait for
+        its outcome. At other times this returns at once.
 
         Returns:
             Whether this request goes first. If so, `end_turn` has to be called after it.

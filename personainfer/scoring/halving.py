@@ -74,7 +74,12 @@ class _Runner:
         return found
 
     def take(self, scores: Sequence[FloatArray | None]) -> None:
-        """Append the scores of both responses' next tokens. None: the candidate failed."""
+        """Append the log p of the tokens that `parts` named.
+
+        Args:
+            scores: an array (tokens,) for the chosen and one for the rejected response. None: the text could
+                not be scored, and the candidate has failed.
+        """
         new = [score for score in scores if score is not None]
         self.failed = len(new) < len(scores)
         if not self.failed:
@@ -88,7 +93,12 @@ class _Runner:
 
 
 def _standard_error(some: Sequence[FloatArray], others: Sequence[FloatArray]) -> float:
-    """Estimate the standard error of the difference of two gaps, from the differences token by token."""
+    """Estimate the standard error of the difference between the gaps of two candidates.
+
+    Args:
+        some: log p of the tokens of the chosen and of the rejected response, two arrays (tokens,).
+        others: the same tokens, with the other candidate. A response of fewer than two tokens adds 0.
+    """
     differences = (one - other for one, other in zip(some, others, strict=True) if len(one) > 1)
     return float(np.sqrt(sum(each.var(ddof=1) / len(each) for each in differences)))
 

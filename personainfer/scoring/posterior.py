@@ -251,7 +251,11 @@ class PersonaPosterior:
 
 
 def _prior(weights: npt.ArrayLike | None, size: int) -> FloatArray:
-    """Return K weights with the sum 1. Raises InvalidArgumentError if they cannot be a prior."""
+    """Scale weights to the sum 1, shape (size,). None: equal weights.
+
+    Raises:
+        InvalidArgumentError: the shape is not (size,), a weight is negative or not finite, or all are 0.
+    """
     prior = np.ones(size) if weights is None else read_numbers("prior", weights, infinite=True)
     if prior.shape != (size,) or not np.isfinite(prior).all() or prior.min() < 0 or not prior.any():
         raise InvalidArgumentError(
@@ -263,14 +267,14 @@ def _prior(weights: npt.ArrayLike | None, size: int) -> FloatArray:
 
 
 def _log_choice(explains: FloatArray, temperature: float) -> FloatArray:
-    """Compute log sigma(explains / temperature). Ratios too large for a float are clipped at ±1e300."""
+    """Compute log sigma(explains / temperature), in the shape of `explains`. Ratios are clipped at ±1e300."""
     with np.errstate(over="ignore"):
         ratios = np.clip(explains / temperature, -_LARGEST, _LARGEST)
     return -np.logaddexp(0.0, -ratios)
 
 
 def _log_sum(rows: FloatArray) -> FloatArray:
-    """Compute log(sum(exp(row))) of each row."""
+    """Compute log(sum(exp(row))) of each row: (n, k) -> (n,)."""
     result: FloatArray = np.logaddexp.reduce(rows, axis=1)
     return result
 

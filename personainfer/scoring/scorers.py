@@ -23,7 +23,8 @@ def scorer_of(options: Mapping[str, Any], failed: Failed) -> Callable[[], Scorer
 
     Args:
         options: the arguments of `Likelihood`, by name.
-        failed: the scorer calls it if it fails at some texts.
+        failed: the scorer calls it if it fails at some texts and not at others: with how many, and the first
+            error.
 
     Raises:
         InvalidArgumentError: an argument that cannot work.

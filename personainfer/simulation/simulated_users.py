@@ -347,7 +347,18 @@ def _extremes(values: FloatArray, candidates: Integers) -> Integers:
 def _decide(
     values: FloatArray, pair: Integers, temperature: float, random: np.random.Generator
 ) -> tuple[int, int]:
-    """Let a user choose between a pair of responses; return the preferred place and the other one."""
+    """Let a user choose between two responses to a prompt.
+
+    Args:
+        values: the user's utility of each response, shape (responses,).
+        pair: the places of the two responses, shape (2,).
+        temperature: the scale of the logistic noise that is added to the difference of the utilities. 0: the
+            higher utility wins. The noise decides a tie at any temperature.
+        random: one number is drawn from it.
+
+    Returns:
+        (the place of the preferred response, the place of the other one).
+    """
     one, other = (int(place) for place in pair)
     noise = random.logistic()  # always drawn, so that later draws do not depend on the temperature
     margin = values[one] - values[other]

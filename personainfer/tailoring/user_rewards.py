@@ -428,7 +428,12 @@ def _softmax(logits: FloatArray) -> FloatArray:
 
 
 def _softmax_slope(weights: FloatArray, to_weights: FloatArray) -> FloatArray:
-    """Turn the gradient in the weights of a softmax into the gradient in its logits, row by row."""
+    """Compute the gradient of a loss in the logits of a softmax from that in the softmax's weights.
+
+    Args:
+        weights: the softmax of each row of logits, shape (rows, weights).
+        to_weights: the gradient of the loss in these weights, of the same shape, as is the result.
+    """
     mean = (weights * to_weights).sum(axis=1, keepdims=True)
     found: FloatArray = weights * (to_weights - mean)
     return found

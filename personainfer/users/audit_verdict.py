@@ -464,13 +464,21 @@ def choices_needed(differences: npt.ArrayLike, users: npt.ArrayLike, smallest: f
 
 
 def _never_differ(one: FloatArray, other: FloatArray) -> bool:
-    """Whether at least `_NEVER` predictions are known in both arrays, and all of these are equal."""
+    """Whether at least 60 predictions are known in both arrays, and all of these are equal.
+
+    Args:
+        one, other: shape (choices,): 1 for a predicted choice, 0.5 for a tie, 0 for another; NaN: missing.
+    """
     known = ~(np.isnan(one) | np.isnan(other))
     return int(known.sum()) >= _NEVER and bool((one[known] == other[known]).all())
 
 
 def _mostly_same(one: FloatArray, other: FloatArray) -> bool:
-    """Whether 90 % of the predictions are equal, among those that are known and not tied in either array."""
+    """Whether 90 % or more of the predictions are equal, of those that both arrays have and neither as a tie.
+
+    Args:
+        one, other: as for `_never_differ`.
+    """
     decided = ~np.isnan(one + other) & (one != 0.5) & (other != 0.5)
     return bool(decided.any() and (one[decided] == other[decided]).mean() >= 0.9)
 

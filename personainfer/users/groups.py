@@ -449,7 +449,15 @@ class _Users:
         self.values = [_numbered(of.get(name, "") for name in self.names) for of in groups.values()]
 
     def differing(self, row: int, among: npt.NDArray[np.intp] | slice = slice(None)) -> Any:
-        """Count for each user of `among` the attributes in which the user differs from the user of `row`."""
+        """Count the attributes in which each user of `among` differs from the user at the place `row`.
+
+        Args:
+            row: the place of a user in `names`.
+            among: the places of the users to compare; a slice of everything: all users.
+
+        Returns:
+            Shape (users of `among`,), in their order.
+        """
         return sum((of[among] != of[row] for of in self.values), np.zeros_like(self.words[among]))
 
 
