@@ -15,7 +15,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..exceptions import DataError, InvalidArgumentError
-from ..preferences.cells import is_null, without_na
+from ..preferences.cells import is_null, read_json, without_na
 from ..records import PersonaRow
 from .column_values import (
     STORED_BYTES,
@@ -79,10 +79,12 @@ def own_columns(original: Any, *, gaps: bool = False) -> OwnColumns:
     if package_of(original) == "datasets":
         return _DatasetColumns(original)
     if package_of(original) == "pyarrow":
-        return _TableColumns(original)
-    if package_of(original) == "pandas":  # keeps the index, which narwhals drops
-        return _TableColumns(_arrow_of_pandas(original, True if gaps else None))
-    return _TableColumns(_arrow_of_narwhals(in_narwhals(original)))
+        table = original
+    elif package_of(original) == "pandas":  # keeps the index, which narwhals drops
+        table = _arrow_of_pandas(original)
+    else:
+        table = _arrow_of_narwhals(in_narwhals(original))
+    return _TableColumns(picked_rows(table, range(table.num_rows)) if gaps else table)
 
 
 def own_names(original: Any) -> list[Any]:
@@ -102,6 +104,8 @@ def arrow_names(original: Any, rows: Sequence[PersonaRow]) -> list[str]:
     """
     if original is None:
         return list(names_of([own_values(row) for row in rows]))
+    if package_of(original) == "pyarrow":
+        return picked_rows(original, range(0)).column_names
     names = list(names_of([dict.fromkeys(own_names(original))]))
     if package_of(original) == "pandas":
         names += level_names(original.index.names, names)
@@ -134,7 +138,7 @@ def without(original: Any, dropped: Collection[int], count: int) -> Any:
     if package_of(original) == "datasets":
         return original.select(left)
     if package_of(original) == "pyarrow":
-        return taken(original, left)
+        return picked_rows(original, left)
     return in_narwhals(original)[left].to_native()
 
 
@@ -189,7 +193,7 @@ def pandas_of(source: Any) -> Any:
     frame = _own_frame(source.drop_columns(names), described)
     # As columns, since pandas would read whole numbers beside nulls in an index as floats.
     columns = _own_frame(source.select(names), {**described, "column_indexes": []})
-    own_names = {_field(one): one["name"] for one in described["columns"]}
+    own_names = {_field(one): _level_name(one) for one in described["columns"]}
     levels: list[pandas.Index[Any]] = []
     for one in told:
         labels: pandas.Index[Any]
@@ -239,6 +243,13 @@ def _own_frame(table: pyarrow.Table, described: Mapping[str, Any]) -> pandas.Dat
 def _field(column: Mapping[str, Any]) -> Any:
     """Return the name in Arrow of a column of which the metadata for pandas tell; old ones tell one name."""
     return column.get("field_name", column["name"])
+
+
+def _level_name(column: Mapping[str, Any]) -> Any:
+    """Return the user's name of a level of the index; for old metadata, their name of one without a name."""
+    name = column["name"]
+    is_made_up = "field_name" not in column and re.fullmatch(r"__index_level_\d+__", str(name))
+    return None if is_made_up else name
 
 
 def _is_of_pandas(dtype: object) -> bool:
@@ -388,15 +399,11 @@ def _gapless(places: Sequence[int]) -> bool:
     return not places or places[-1] - places[0] + 1 == len(places)
 
 
-def _arrow_of_pandas(frame: Any, index: bool | None) -> pyarrow.Table:
-    """Convert a pandas frame and its index to an Arrow table.
+def _arrow_of_pandas(frame: Any) -> pyarrow.Table:
+    """Convert a pandas frame, which stays as it is, and its index to an Arrow table.
 
-    A column, or a level of the index, whose values Arrow would change becomes JSON text.
-
-    Args:
-        frame: the frame; it stays as it is.
-        index: True: an index that only counts the rows becomes a column, too; None: the metadata tells its
-            start, stop and step.
+    A column, or a level of the index, whose values Arrow would change becomes JSON text. Of an index that
+    only counts the rows, the metadata tells start, stop and step: see `with_index_column`.
     """
     import pandas
     import pyarrow
@@ -419,9 +426,7 @@ def _arrow_of_pandas(frame: Any, index: bool | None) -> pyarrow.Table:
     own_levels = list(frame.index.names)
     frame.index = frame.index.set_names(level_names(own_levels, names))
     # Of several levels it would leave out one that only counts, which is wrong for picked rows.
-    table = pyarrow.Table.from_pandas(
-        frame, preserve_index=index or (True if len(levels) > 1 else None)
-    )
+    table = pyarrow.Table.from_pandas(frame, preserve_index=True if len(levels) > 1 else None)
     table = _with_own_levels(table, own_levels)
     for place, (field, values) in found.items():
         table = table.set_column(place, field.with_name(table.column_names[place]), values)
@@ -536,7 +541,16 @@ def with_arrays(table: pyarrow.Table, new: Mapping[str, pyarrow.Array[Any]]) -> 
     return pyarrow.Table.from_arrays(arrays, schema=schema)  # even if there were no columns before
 
 
-def with_index_column(table: pyarrow.Table, places: Sequence[int]) -> pyarrow.Table:
+def picked_rows(table: pyarrow.Table, places: Sequence[int]) -> pyarrow.Table:
+    """Return the rows of a whole Arrow table at some positions, in their order, `with_index_column`."""
+    is_slice = isinstance(places, range) and places.step == 1
+    rows = (
+        table.slice(places[0] if places else 0, len(places)) if is_slice else taken(table, places)
+    )
+    return with_index_column(rows, places, table.num_rows)
+
+
+def with_index_column(table: pyarrow.Table, places: Sequence[int], count: int) -> pyarrow.Table:
     """Write the labels of a pandas RangeIndex into a column, where the metadata of a table tells them.
 
     Arrow stores such an index as the start, stop and step of the whole table, which is wrong for picked rows.
@@ -544,26 +558,41 @@ def with_index_column(table: pyarrow.Table, places: Sequence[int]) -> pyarrow.Ta
     Args:
         table: some rows of a whole table.
         places: the positions of these rows in the whole table, from 0.
+        count: how many rows the whole table has.
 
     Returns:
-        The table with that column; the same table if it has no pandas index, or one of another kind.
+        The table with that column; the same table if it has no pandas index, one of another kind, or one of
+        another number of rows, which is not the table's.
     """
-    about = table.schema.metadata or {}
-    described = json.loads(about.get(b"pandas") or b"{}")
-    indexes = described.get("index_columns", [])
-    counted = [each for each in indexes if isinstance(each, dict) and each.get("kind") == "range"]
-    if len(counted) != 1 or len(indexes) != 1:
-        return table
     import pyarrow
 
-    start, step, name = (counted[0][key] for key in ("start", "step", "name"))
-    (field,) = level_names([name], table.column_names)
+    about = table.schema.metadata or {}
+    try:
+        described = read_json(about[b"pandas"])
+        (told,) = described["index_columns"]
+        labels = range(told["start"], told["stop"], told["step"])
+        if len(labels) != count:
+            return table
+        values = pyarrow.array([labels[place] for place in places], pyarrow.int64())
+        (field,) = level_names([told["name"]], table.column_names)
+        kind = {"pandas_type": "int64", "numpy_type": "int64", "metadata": None}
+        described["columns"] += [{"name": told["name"], "field_name": field, **kind}]
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError):
+        return table  # there is no such index, or what is told of it is spoilt
     described["index_columns"] = [field]
-    kind = {"pandas_type": "int64", "numpy_type": "int64", "metadata": None}
-    described["columns"] += [{"name": name, "field_name": field, **kind}]
-    labels = pyarrow.array([start + step * place for place in places], pyarrow.int64())
     metadata = {**about, b"pandas": json.dumps(described).encode()}
-    return table.append_column(field, labels).replace_schema_metadata(metadata)
+    return table.append_column(field, values).replace_schema_metadata(metadata)
+
+
+def index_columns(table: pyarrow.Table) -> list[str]:
+    """Return the columns from which `pandas_of` reads the pandas index of a table; [] if it has none.
+
+    These are the columns of the levels; for an index that only counts the rows, any column.
+    """
+    described = json.loads((table.schema.metadata or {}).get(b"pandas") or b"{}")
+    if not (told := described.get("index_columns")):
+        return []
+    return [name for name in table.column_names if name in told] or table.column_names[:1]
 
 
 def text_array(values: Sequence[str | None]) -> pyarrow.Array[Any]:

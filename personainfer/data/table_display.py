@@ -263,15 +263,17 @@ def _first_line(row: PersonaRow, width: int) -> str:
 def short_prompt(pair: Preference | None) -> str:
     """Return the prompt; of a conversation, how many turns come before the last one, and the last one.
 
-    "" if there is no pair.
+    "" if there is no pair, or no turn.
     """
     if pair is None:
         return ""
     if isinstance(pair.prompt, str):
         return pair.prompt
+    if not pair.prompt:  # of a row with an error
+        return ""
     earlier = len(pair.prompt) - 1
     told = f"[{earlier} earlier turn{'s' * (earlier > 1)}] " if earlier else ""
-    return told + (pair.prompt[-1].content if pair.prompt else "")
+    return told + pair.prompt[-1].content
 
 
 def embedded_json(rows: Sequence[object]) -> Markup:

@@ -26,13 +26,14 @@ from ..records import Candidate, Persona, PersonaRow, Preference, Usage
 from .arrow_columns import (
     ColumnType,
     OwnColumns,
+    index_columns,
     pandas_errors,
     pandas_of,
     stored_type,
     taken,
     with_index_column,
 )
-from .column_values import COLUMNS, RECORD, TAKEN_NAMES
+from .column_values import COLUMNS, RECORD, TAKEN_NAMES, name_as_text
 from .file_formats import missing_file
 from .parquet import (
     least_bytes,
@@ -155,7 +156,9 @@ class StoredTable:
     def arrow_names(self) -> list[str]:
         """The names of the user's own columns, and of a pandas index that only counts the rows."""
         table = self._file.schema_arrow.empty_table().select(self.own_names)
-        return with_index_column(table.replace_schema_metadata(self._about), ()).column_names
+        return with_index_column(
+            table.replace_schema_metadata(self._about), (), self.ends[-1]
+        ).column_names
 
     @property
     def added(self) -> dict[str, list[Any]]:
@@ -420,12 +423,12 @@ class StoredColumns(OwnColumns):
         if self._places is None:
             return self._file.rows_at(asked, self._group)
         wanted = _positions_of(self._places, asked)
-        return with_index_column(self._file.rows_at(wanted, self._group), wanted)
+        return self._labelled(self._file.rows_at(wanted, self._group), wanted)
 
     def first(self, count: int) -> pyarrow.Table:
         """Read the columns of the first `count` rows, with a pandas RangeIndex as a column."""
         places = (range(self._file.ends[-1]) if self._places is None else self._places)[:count]
-        return with_index_column(self._file.rows_at(places, self._group), places)
+        return self._labelled(self._file.rows_at(places, self._group), places)
 
     def index(self) -> Any:
         """Return the pandas index of the rows; None if the data had none. No other column is read.
@@ -435,15 +438,15 @@ class StoredColumns(OwnColumns):
         """
         if not self.names:
             return None
-        about = self._group(0).schema.metadata or {}
-        described = json.loads(about.get(b"pandas") or b"{}").get("index_columns", [])
-        if not described:
+        if not (wanted := index_columns(self._group(0))):
             return None
-        wanted = [name for name in described if name in self.names] or self.names[:1]
         places = range(self._file.ends[-1]) if self._places is None else self._places
         found = self._file.rows_at(places, lambda number: self._file.group(number, wanted))
         with pandas_errors():
-            return pandas_of(with_index_column(found, places)).index
+            return pandas_of(self._labelled(found, places)).index
+
+    def _labelled(self, rows: pyarrow.Table, places: Sequence[int]) -> pyarrow.Table:
+        return with_index_column(rows, places, self._file.ends[-1])
 
     def size(self, row: PersonaRow) -> int:
         """Return the mean bytes of a row of the file, for any row."""
@@ -527,14 +530,15 @@ def _in_utf_8(fields: Mapping[str, Any]) -> dict[str, Any]:
     `Persona` refuses such a text, but older versions wrote it, and replies may hold it.
     """
     return {
-        name: [*map(_text_in_utf_8, value)] if name == "flags" else _text_in_utf_8(value)
+        name: [*map(_text_in_utf_8, value)]
+        if isinstance(value, list | tuple)
+        else _text_in_utf_8(value)
         for name, value in fields.items()
     }
 
 
 def _text_in_utf_8(value: Any) -> Any:
-    is_text = isinstance(value, str)
-    return value.encode("utf-8", "backslashreplace").decode() if is_text else value
+    return name_as_text(value) if isinstance(value, str) else value
 
 
 # Version 0.1.0 wrote what is now `PersonaRow.unexplained` as an error.
@@ -668,7 +672,7 @@ def _known_metadata(schema: pyarrow.Schema, rows: int) -> dict[bytes, bytes]:
 
 def _is_of_pandas(about: Any, schema: pyarrow.Schema, rows: int) -> bool:
     names = set(schema.names)
-    fields = {"name", "field_name", "pandas_type", "numpy_type", "metadata"}
+    fields = {"name", "pandas_type", "numpy_type", "metadata"}  # old ones tell no field_name
     return (
         all(isinstance(about[key], list) for key in ("index_columns", "columns", "column_indexes"))
         and all(_is_index(one, names, rows) for one in about["index_columns"])

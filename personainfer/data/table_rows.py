@@ -18,10 +18,12 @@ from .arrow_columns import (
     NOT_OF_VALUES,
     OwnColumns,
     in_narwhals,
+    index_columns,
     package_of,
+    pandas_errors,
     pandas_of,
+    picked_rows,
     plain_values,
-    taken,
 )
 from .table_reader import StoredColumns, persona_columns
 
@@ -130,9 +132,7 @@ def at_places(original: Any, places: Sequence[int]) -> Any:
     if package_of(original) == "datasets":
         return original.select(places)
     if package_of(original) == "pyarrow":
-        if isinstance(places, range) and places.step == 1:
-            return original.slice(places.start, len(places))
-        return taken(original, places)
+        return picked_rows(original, places)
     if package_of(original) == "pandas" and isinstance(places, range):
         # A slice keeps an index that only counts as it is.
         stop = places.stop if places.stop >= 0 else None
@@ -151,14 +151,14 @@ def in_row_order(name: str, values: Any, original: Any, count: int) -> Any:
         name: what the values are for, in an error.
         values: one value a row: a list, an array, a series. With a wrong number of values, a series stays as
             it is, too.
-        original: the user's frame or the columns of a saved table, whose pandas index is that of the rows.
-            Without such an index, the rows have the labels 0, 1, ….
+        original: the user's frame or Arrow table, or the columns of a saved table, whose pandas index is that
+            of the rows. Without such an index, the rows have the labels 0, 1, ….
         count: how many rows there are.
 
     Raises:
         InvalidArgumentError: the labels of the series are not those of the rows, or some repeat and the
             series is in another order.
-        DataError: the index of a saved table is damaged.
+        DataError: the index of a saved table, or of an Arrow table, is damaged.
     """
     if package_of(values) != "pandas" or not hasattr(values, "index") or len(values) != count:
         return values  # a wrong length has an error of its own
@@ -167,6 +167,10 @@ def in_row_order(name: str, values: Any, original: Any, count: int) -> Any:
     index = original.index if package_of(original) == "pandas" else None
     if isinstance(original, StoredColumns):
         index = original.index()
+    elif package_of(original) == "pyarrow":
+        with pandas_errors():
+            names = index_columns(original)
+            index = pandas_of(original.select(names)).index if names else None
     index = pd.RangeIndex(count) if index is None else index
     if values.index.equals(index):
         return values
@@ -269,7 +273,7 @@ def index_labels(original: Any, rows: Sequence[PersonaRow]) -> list[str] | None:
     """Return the labels of the first rows of a table in the user's pandas index, as texts.
 
     Args:
-        original: the user's frame, or the columns of a saved table.
+        original: the user's frame or Arrow table, or the columns of a saved table.
         rows: the first rows of the table.
 
     Returns:
@@ -278,8 +282,11 @@ def index_labels(original: Any, rows: Sequence[PersonaRow]) -> list[str] | None:
     """
     if package_of(original) == "pandas":
         index = original.index[: len(rows)]
-    elif isinstance(original, StoredColumns):
-        first = original.first(len(rows))
+    elif isinstance(original, StoredColumns) or package_of(original) == "pyarrow":
+        if isinstance(original, StoredColumns):
+            first = original.first(len(rows))
+        else:
+            first = picked_rows(original, range(len(rows)))
         if b"pandas" not in (first.schema.metadata or {}):
             return None
         try:

@@ -173,6 +173,8 @@ def test_what_pandas_cannot_make_of_the_index_is_an_error_of_the_library(
         {"preference": {}},
         {"preference": {"prompt": [], "chosen": "a", "rejected": "b"}},
         {"chosen": {"trait": ["\ud83d"], "preference": "x"}},
+        {"chosen": {"trait": "t", "preference": "p", "flags": "abc"}},
+        {"chosen": {"trait": "t", "preference": "p", "flags": {"a": 1}}},
         {"candidates": {"chosen": [[{"trait": "t", "preference": "p"}, "x"]], "rejected": []}},
         {"candidates": {"chosen": [[{"trait": "t", "preference": "p"}, [1]]], "rejected": []}},
         {"candidates": {"chosen": [[{"trait": "t", "preference": "p"}, True]], "rejected": []}},
@@ -485,5 +487,6 @@ def test_a_row_with_an_error_may_have_a_conversation_without_a_turn(tmp_path: Pa
     row = PersonaRow(0, Preference(prompt=(), chosen="a", rejected="b"), error="no turn")
     table = PersonaTable.load(PersonaTable([row]).save(tmp_path / "t.parquet"))
     assert list(table) == [row]
-    for shown in (str, PersonaTable._repr_html_, PersonaTable.to_pandas):
-        shown(table)
+    assert str(table).startswith("0\n  ! no turn")
+    assert "turn]" not in table._repr_html_()
+    assert table.to_pandas()["persona_error"].tolist() == ["no turn"]

@@ -139,12 +139,18 @@ def test_an_unnamed_level_beside_a_named_one_comes_back_without_a_name(tmp_path:
     assert list(PersonaTable.load(tmp_path / "t.parquet").to_pandas().index.names) == ["a", None]
 
 
-def test_columns_of_which_old_metadata_tell_one_name_are_read() -> None:
-    frame = indexed(pd.Index(["x", "y", "z"], name="user_id"))
+@pytest.mark.parametrize("name", ["user_id", None])
+def test_columns_of_which_old_metadata_tell_one_name_are_read(
+    name: str | None, tmp_path: Path
+) -> None:
+    frame = indexed(pd.Index(["x", "y", "z"], name=name))
     table = pa.Table.from_pandas(frame)
     described = json.loads((table.schema.metadata or {})[b"pandas"])
     for column in described["columns"]:
-        del column["field_name"]
-    about = {b"pandas": json.dumps(described).encode()}
-    came = pandas_of(table.replace_schema_metadata(about))
-    pd.testing.assert_frame_equal(came, frame, check_column_type=False)
+        column["name"] = column.pop("field_name")
+    table = table.replace_schema_metadata({b"pandas": json.dumps(described).encode()})
+    pd.testing.assert_frame_equal(pandas_of(table), frame, check_column_type=False)
+    made = PersonaTable(list(table_of(frame)), original=table)
+    for each in (made, PersonaTable.load(made.save(tmp_path / "t.parquet"))):
+        own = each.to_pandas()[[*PAIRS]]
+        pd.testing.assert_frame_equal(own, frame, check_column_type=False)

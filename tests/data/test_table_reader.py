@@ -254,7 +254,7 @@ def test_slices_of_a_file_share_the_names_of_its_columns(
     loaded = pi.PersonaTable.load(tmp_path / "t.parquet")
     asked = []
 
-    def with_index(table: Any, places: Any) -> Any:
+    def with_index(table: Any, places: Any, count: Any) -> Any:
         asked.append(places)
         return table
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 import tempfile
 from collections.abc import Callable
 from decimal import Decimal
@@ -69,6 +71,9 @@ ORIGINALS: dict[str, Callable[[], Any]] = {
     ),
     "polars": lambda: pl.from_pandas(frame()),
     "arrow": lambda: pa.Table.from_pandas(frame(), preserve_index=False),
+    "arrow, pandas index": lambda: pa.Table.from_pandas(
+        frame().set_index(pd.RangeIndex(10, 10 + 5 * COUNT, 5))
+    ),
     "hf": lambda: datasets.Dataset.from_pandas(frame(), preserve_index=False),
     "dicts": lambda: None,
 }
@@ -152,6 +157,70 @@ def test_a_cut_has_all_that_the_table_has(
         == expected["score"].replace({pd.NA: None}).tolist()
     )
     assert cut_table.to_hf()["name"][:] == [f"n{place}" for place in places]
+
+
+@pytest.fixture(params=["Arrow table", "unpickled table"])
+def of_arrow(request: pytest.FixtureRequest, tmp_path: Path) -> pi.PersonaTable:
+    """A table with the labels 10, 15, … of a pandas index, of which the metadata of Arrow tell."""
+    if request.param == "Arrow table":
+        return table_of("arrow, pandas index", tmp_path, stored=False)
+    table = table_of("pandas, stepped index", tmp_path, stored=True)
+    return pickle.loads(pickle.dumps(table))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("cut", ["slice", "all backwards", "empty", "of a cut", "filter", "sort"])
+def test_rows_of_an_arrow_table_keep_the_labels_of_its_pandas_index(
+    of_arrow: pi.PersonaTable, cut: str, tmp_path: Path
+) -> None:
+    function, places = CUTS[cut]
+    part = function(of_arrow)
+    again = pi.PersonaTable.load(part.save(tmp_path / "cut.parquet"))
+    for table in (part, again):
+        assert table.to_pandas().index.tolist() == [10 + 5 * place for place in places]
+        assert table.to_pandas()["x"].tolist() == places
+
+
+def test_a_series_is_matched_by_the_pandas_index_of_an_arrow_table(
+    of_arrow: pi.PersonaTable,
+) -> None:
+    x = of_arrow.to_pandas()["x"]
+    assert [row.index for row in of_arrow.filter(x[::-1] < 2)] == [0, 1]
+    assert of_arrow.with_columns({"y": x[::-1]}).added["y"] == list(range(COUNT))
+    assert of_arrow[3:].format(limit=1).startswith("25  q3\n")
+
+
+def test_rows_that_are_left_out_of_an_arrow_table_take_their_labels_with_them(
+    tmp_path: Path,
+) -> None:
+    kept = [row for row in made_rows() if row.error is None]
+    dropped = {n for n in range(COUNT) if n % 3 == 0}
+    original = ORIGINALS["arrow, pandas index"]()
+    for output in (None, tmp_path / "t.parquet"):
+        table = pi.PersonaTable.collect(
+            kept, original=original, about=lambda: (Usage(), {}), dropped=dropped, output=output
+        )
+        read = table if output is None else pi.PersonaTable.load(output)
+        for each in (table, read):
+            assert each.to_pandas().index.tolist() == [10 + 5 * row.index for row in kept]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"stop": 99}, {"step": 0}, {"start": "a"}, {"start": 2**70, "stop": 2**70 + COUNT}, {"name": []}],
+    ids=str,
+)  # fmt: skip
+def test_labels_that_are_not_those_of_an_arrow_table_are_left_out(
+    told: dict[str, Any], tmp_path: Path
+) -> None:
+    """Such as those of a table that was sliced: pyarrow leaves them out, too."""
+    table = ORIGINALS["arrow, pandas index"]()
+    about = json.loads(table.schema.metadata[b"pandas"])
+    about["index_columns"][0] |= {"step": 1, **told}
+    table = table.replace_schema_metadata({b"pandas": json.dumps(about).encode()})
+    whole = pi.PersonaTable(made_rows(), original=table)
+    for each in (whole, pi.PersonaTable.load(whole.save(tmp_path / "t.parquet"))):
+        assert "__index_level_0__" not in each[2:].to_arrow().column_names
+        str(each[2:])
 
 
 @pytest.mark.heavy
