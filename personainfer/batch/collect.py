@@ -132,8 +132,7 @@ def collect_batch(
         "cache_dir": cache_dir,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    judge = select if hasattr(select, "share_budget") else None
-    pays = judge is not None
+    pays = hasattr(select, "share_budget")  # for a judge
     llm = batch.llm(given, submitted_here=here, calls=ask_missing, pays=pays)
     keys = _keys(batch, llm)
     before = batch.answer_files()
@@ -145,15 +144,15 @@ def collect_batch(
     )
     usage = outcome.tally.usage
     with ExitStack() as stack:
-        runs: list[Any] = []
+        runs: list[PersonaStream] = []
         if ask_missing or pays:
-            runs = stack.enter_context(_counted(batch, llm, usage.cost or 0.0, judge))
+            runs = stack.enter_context(_counted(batch, llm, usage.cost or 0.0))
         elif batch.submitter is not None and (paid := batch.submitter.bounds.budget) is not None:
             batch.count_in(paid, usage.cost or 0.0)  # no longer the most that it could cost
         run = None if ask_missing else run_without_calls(batch, llm, outcome)
         plan, on_error = batch.plan(submitted_here=here), batch.on_error
         rows = PersonaStream(batch.source(), llm, plan, on_error=on_error, select=select, run=run)
-        runs += [rows] if ask_missing else []
+        runs.append(rows)
         table = rows.table(progress)
     table.usage = usage + table.usage.model_copy(update={"cached": 0})
     return table
@@ -275,7 +274,7 @@ def _is_cut(file: IO[bytes], size: int) -> bool:
 
 
 @contextmanager
-def _counted(batch: PersonaBatch, llm: LLM, cost: float, judge: Any) -> Iterator[list[Any]]:
+def _counted(batch: PersonaBatch, llm: LLM, cost: float) -> Iterator[list[PersonaStream]]:
     """Note in the batch's folder, and count in budgets, what the single calls in the block take.
 
     If `llm` has a budget, the budget first gets what the batch and earlier single calls took. The folder then
@@ -289,10 +288,9 @@ def _counted(batch: PersonaBatch, llm: LLM, cost: float, judge: Any) -> Iterator
         batch: the batch.
         llm: the LLM of the single calls.
         cost: USD that the batch took.
-        judge: a selector with `usage`; what this grows by in the block is counted, too. None: there is none.
 
     Yields:
-        An empty list. The block adds the runs that make single calls; their `usage` is what they took. (The
+        An empty list. The block adds the run of its rows, whose `usage` and `judged` are what they took. (The
         budget alone would not tell, because other runs and batches may share it.)
 
     Raises:
@@ -308,12 +306,11 @@ def _counted(batch: PersonaBatch, llm: LLM, cost: float, judge: Any) -> Iterator
             _note(now, singly=0.0, being_asked=left)
             if now.being_asked:
                 warnings.warn(_CUT_OFF.format(batch.path, now.being_asked), stacklevel=3)
-    runs: list[Any] = []
-    judged = _cost(judge)
+    runs: list[PersonaStream] = []
     try:
         yield runs
     finally:
-        took = sum(map(_cost, runs)) + _cost(judge) - judged
+        took = sum(one.cost or 0.0 for run in runs for one in (run.usage, run.judged))
         if took or left:
             with suppress(BatchPendingError), batch.alone() as now:
                 noted = _note(now, singly=took, being_asked=-left)
@@ -337,8 +334,3 @@ def _note(batch: PersonaBatch, *, singly: float, being_asked: float) -> PersonaB
     noted = batch.model_copy(update=sums)
     noted.save()
     return noted
-
-
-def _cost(caller: Any) -> float:
-    """Return the USD that a run or a judge took so far; 0 for None, and if the price is unknown."""
-    return (caller.usage.cost or 0.0) if caller is not None else 0.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, BeforeValidator
 
 from ..arguments import Flag, check_argument
+from ..event_loop import renew_in_forks
 from ..exceptions import ModelError, ReplyError, RequestRejectedError
 from ..llm.client import LLM, make_llm
 from ..llm.rate_limits import Bounds
@@ -190,6 +192,8 @@ class Judge:
         self._wanted = soft
         self.answered = False  # whether `require_a_reply` has seen a usable reply
         self._asked = False  # whether the endpoint was asked for log-probabilities
+        self._counting = threading.Lock()
+        renew_in_forks(self)
 
     def __getstate__(self) -> dict[str, Any]:
         # Not `_soft`, which the first reply changes.
@@ -197,6 +201,10 @@ class Judge:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["model"], {}, soft=state["soft"])  # type: ignore[misc]
+
+    def renew_in_fork(self) -> None:
+        """Replace the lock, which another thread of the parent process may have held."""
+        self._counting = threading.Lock()
 
     def verdicts(
         self,
@@ -206,6 +214,7 @@ class Judge:
         *,
         progress: bool | None = False,
         within: Bounds | None = None,
+        count: Callable[[Usage], object] | None = None,
     ) -> list[Verdict]:
         """Ask all questions in both orders; return one verdict for each question, in order.
 
@@ -215,6 +224,7 @@ class Judge:
             total: how many questions there are, for the progress bar.
             progress: whether to show a bar on standard error; None: in a terminal or a notebook.
             within: the budget and the limits of the calls, as for `LLM.run`.
+            count: called with what the calls took, beside `usage`; None: nothing is called.
 
         Raises:
             ModelError: every request would fail in the same way (key, model). Other failures are the
@@ -227,7 +237,7 @@ class Judge:
             first = next(turns, None)
             if first is None:
                 return []
-            answered = self._probe(prefix, first[0], within)
+            answered = self._probe(prefix, first[0], within, count)
             turns = chain([first[len(answered) :]], turns)
         alternatives = _ALTERNATIVES if self._soft else 0
         asked = (
@@ -235,7 +245,7 @@ class Judge:
             for question in turns
         )
         found = []
-        for replies in self.replies(asked, total, progress=progress, within=within):
+        for replies in self.replies(asked, total, progress=progress, within=within, count=count):
             one, other = [*answered, *replies]
             answered = []
             found.append(
@@ -250,12 +260,13 @@ class Judge:
         *,
         progress: bool | None = False,
         within: Bounds | None = None,
+        count: Callable[[Usage], object] | None = None,
     ) -> Iterator[list[Reply]]:
         """Send groups of requests, and yield the replies to each group, in order.
 
         Args:
             groups: the requests of each group.
-            total, progress, within: as for `verdicts`.
+            total, progress, within, count: as for `verdicts`.
 
         Raises:
             ModelError, CacheError: as `verdicts`.
@@ -266,7 +277,10 @@ class Judge:
                 yield replies
         finally:
             run.close()
-            self.usage += run.tally.usage
+            with self._counting:  # runs of several threads may end at once
+                self.usage += run.tally.usage
+            if count is not None:
+                count(run.tally.usage)
 
     def require_a_reply(self, problems: Sequence[str | None]) -> None:
         """Check that the judge works. If one of its replies is usable, `answered` is True from now on.
@@ -281,7 +295,11 @@ class Judge:
         self.answered = self.answered or bool(problems)
 
     def _probe(
-        self, prefix: tuple[Message, ...], turn: Message, within: Bounds | None
+        self,
+        prefix: tuple[Message, ...],
+        turn: Message,
+        within: Bounds | None,
+        count: Callable[[Usage], object] | None,
     ) -> list[Reply]:
         """Ask the first question with log-probabilities, to see whether the endpoint gives them.
 
@@ -289,7 +307,7 @@ class Judge:
             A list of the reply, or an empty list if the endpoint refuses log-probabilities.
         """
         request = Request((turn,), Choice, prefix, logprobs=_ALTERNATIVES)
-        [[reply]] = self.replies([[request]], 1, within=within)
+        [[reply]] = self.replies([[request]], 1, within=within, count=count)
         refused = isinstance(reply.error, RequestRejectedError)
         self._asked, self._soft = True, not (refused and "logprob" in str(reply.error).lower())
         return [reply] if self._soft else []

@@ -277,6 +277,7 @@ class Verifier:
 
     Attributes:
         model: the name of the judge.
+        paid: what the judge took of the budget that `share_budget` gave it; nothing if it has its own.
 
     Raises:
         InvalidArgumentError, UnknownOptionError: options that cannot work, or options beside an LLM.
@@ -293,6 +294,7 @@ class Verifier:
         self._is_made_here = not isinstance(judge, LLM)
         self._shares_budgets = self._is_made_here and options.get("budget") is None
         self._of: LLM | None = None  # the model for which it chooses
+        self.paid = Usage()
 
     @shown_when_made
     def __repr__(self) -> str:
@@ -303,10 +305,14 @@ class Verifier:
         """The calls, tokens and cost of the judge so far, in all runs."""
         return self._judge.usage
 
+    def _count_paid(self, usage: Usage) -> None:
+        self.paid += usage
+
     def share_budget(self, llm: LLM) -> Verifier:
         """Return a verifier for one run: its judge's calls count in the budget and limits of the run's model.
 
-        Several runs at the same time use one each. All of them ask the same judge, and share `usage`.
+        Several runs at the same time use one each. All of them ask the same judge, and share `usage`; each
+        has its own `paid`.
 
         Args:
             llm: the model of the run, whose personas are scored.
@@ -330,7 +336,7 @@ class Verifier:
                 argument="budget",
             )
         of_the_run = copy(self)
-        of_the_run._of = llm
+        of_the_run._of, of_the_run.paid = llm, Usage()
         return of_the_run
 
     @property
@@ -382,7 +388,14 @@ class Verifier:
         pairs = zip(personas, preferences, strict=True)
         questions = (choice_messages(persona, preference) for persona, preference in pairs)
         prefix = instructions("judge_choice.txt")
-        verdicts = list(self._judge.verdicts(prefix, questions, len(personas), within=self._within))
+        shares = self._of is not None and self._shares_budgets
+        verdicts = self._judge.verdicts(
+            prefix,
+            questions,
+            len(personas),
+            within=self._within,
+            count=self._count_paid if shares else None,
+        )
         if not self._judge.answered:
             self._judge.require_a_reply([o.problem for verdict in verdicts for o in verdict.orders])
         failed = [verdict.problem for verdict in verdicts if verdict.problem is not None]

@@ -220,6 +220,12 @@ class PersonaStream(Iterator[PersonaRow]):
         """The calls, tokens and cost of the run so far, also for rows that are still to be yielded."""
         return self._run.tally.usage
 
+    @property
+    def judged(self) -> Usage:
+        """What a judge that selects took of the budget of the run so far."""
+        paid: Usage = getattr(self._select, "paid", Usage())
+        return paid
+
     def table(self, progress: bool | None = False) -> PersonaTable:
         """Collect the rows as a table, and close the stream. The call waits for all replies.
 

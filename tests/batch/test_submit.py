@@ -1389,6 +1389,40 @@ def test_batches_that_are_collected_at_once_note_each_its_own_calls(place: Path)
         assert budget.spent == pytest.approx(sum(table.usage.cost or 0 for table in tables))
 
 
+def test_a_judge_that_chooses_in_two_collects_at_once_is_noted_in_each_with_its_own_calls(
+    place: Path,
+) -> None:
+    there: dict[str, Any] = {"prices": (0.0, 1000.0), "max_tokens": 100, "cache": False}
+    judged = Reply({"answer": "1"}, prompt_tokens=3, completion_tokens=10)
+    with (
+        FakeLLM(lambda body: judged if body["model"] == "judge" else None, latency=0.05) as llm,
+        BatchServer(llm) as server,
+    ):
+        options = {**there, "api_base": server.api_base, "candidates": 2, "temperature": 1.0}
+        groups = {"one": pairs(40)[:3], "two": pairs(40)[20:32]}
+        for name, rows in groups.items():
+            pi.submit_batch(rows, "fake", place / name, budget=50.0, **options)
+        told: dict[str, Any] = {"api_base": llm.api_base, "soft": False, **there}
+        judge = pi.Verifier("judge", max_concurrency=2, **told)
+
+        def collected(name: str) -> pi.PersonaTable:
+            here = {"api_base": server.api_base, "prices": there["prices"]}
+            return collect(place / name, select=judge, **here)
+
+        with ThreadPoolExecutor(2) as threads:
+            list(threads.map(collected, groups))
+        # A side's candidates are equal: one is judged, in both orders, for 0.01 USD each.
+        noted = [PersonaBatch.load(place / name).asked_singly for name in groups]
+        assert noted == pytest.approx([0.04 * len(rows) for rows in groups.values()])
+        assert judge.usage.cost == pytest.approx(sum(noted))
+        judge = pi.Verifier(
+            "judge", budget=5.0, **told
+        )  # what its own budget pays is not the batch's
+        collected("one")
+        assert judge.usage.calls
+        assert PersonaBatch.load(place / "one").asked_singly == pytest.approx(noted[0])
+
+
 def test_a_collect_that_is_killed_has_taken_all_that_was_left(place: Path) -> None:
     options: dict[str, Any] = {"prices": (0.0, 1000.0), "max_tokens": 100, "max_attempts": 1}
     with (
