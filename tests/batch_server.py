@@ -40,6 +40,7 @@ class Batch:
     output: Lines = field(default_factory=list)
     errors: Lines = field(default_factory=list)
     ran: bool = False
+    created: int | None = 1
 
 
 @dataclass(eq=False)
@@ -61,6 +62,7 @@ class BatchServer:
         default_factory=list
     )  # of an uploaded file, before "processed"
     late: int = 0  # looks at a completed batch before its files have names
+    created: int | None = 1  # when files are uploaded
     spare: bool = False  # answers hold no more than an id and a status
     api_key: str | None = None
     calls: list[str] = field(default_factory=list, init=False)
@@ -169,7 +171,8 @@ class BatchServer:
     def _file(self, name: str) -> Json:
         status = self.file_statuses.pop(0) if self.file_statuses else "processed"
         size = len(self.files[name])
-        shown = {"id": name, "object": "file", "bytes": size, "created_at": 1, "status": status}
+        shown = {"id": name, "object": "file", "bytes": size, "status": status}
+        shown |= {"created_at": self.created}
         return shown | {"filename": f"{name}.jsonl", "purpose": "batch"}
 
     def _create(self, asked: Json) -> tuple[int, bytes]:
@@ -219,9 +222,9 @@ class BatchServer:
             return shown
         total = len(self.files[batch.file_id].splitlines())
         counts = {"total": total, "completed": len(batch.output), "failed": len(batch.errors)}
-        shown |= {"object": "batch", "endpoint": "/v1/chat/completions", "created_at": 1}
+        shown |= {"object": "batch", "endpoint": "/v1/chat/completions"}
         shown |= {"input_file_id": batch.file_id, "completion_window": "24h"}
-        shown |= {"request_counts": counts}
+        shown |= {"request_counts": counts, "created_at": batch.created}
         if batch.statuses[0] == "failed":
             problem = {"code": "refused", "message": self.problem, "line": None, "param": None}
             shown["errors"] = {"object": "list", "data": [problem]}

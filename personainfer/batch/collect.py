@@ -9,7 +9,14 @@ import hashlib
 import time
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import (
+    AbstractContextManager,
+    ExitStack,
+    closing,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +28,7 @@ from ..data.table import PersonaTable
 from ..exceptions import (
     BatchPendingError,
     DataError,
+    ModelError,
     ReplyError,
     TransportError,
 )
@@ -204,12 +212,19 @@ def _awaited(
     Raises:
         BatchPendingError: the batch is not done, and `wait` is False or `timeout` seconds have passed.
     """
-    if batch.done and not any(batch.unfetched(n) for n in range(len(batch.parts))):
+    is_fetched = not any(batch.unfetched(n) for n in range(len(batch.parts)))
+    if is_fetched and all(part.whole for part in batch.parts):
         return batch
     left = float("inf") if timeout is None else timeout
     ends, patience = time.monotonic() + left, llm.options["patience"]
+    try:
+        connected = batch_api(llm.transport)
+    except ModelError:
+        if is_fetched and batch.done:  # there may be more, but without a key nobody can ask
+            return batch
+        raise
     bar = progress_bar(progress, total=batch.sent, unit="request")
-    with bar, closing(batch_api(llm.transport)) as api:
+    with bar, closing(connected) as api:
         while True:
             with batch.alone() as batch:
                 batch = _looked(batch, api, min(patience, left), llm.transport.secrets)
@@ -223,7 +238,9 @@ def _awaited(
 
 
 def _looked(batch: PersonaBatch, api: BatchAPI, patience: float, secrets: Secrets) -> PersonaBatch:
-    """Ask for the state of each part that is not done, once, and download the files of those that are done.
+    """Ask for the state of each part that is not whole, once, and download the files of those that are done.
+
+    What a part that is done gives more is welcome: if nobody can be asked for it, there is no error.
 
     Raises:
         BatchPendingError: a part was not submitted.
@@ -234,13 +251,22 @@ def _looked(batch: PersonaBatch, api: BatchAPI, patience: float, secrets: Secret
             hint="Call submit_batch again, with the same arguments and folder.",
         )
     for number, part in enumerate(batch.parts):
-        if not part.done:
-            state = until_deadline(patience)(api.look, str(part.batch_id))
-            batch = batch.updated(number, part.at(state))
+        if not part.whole:
+            with _unless(part.done):
+                retrier = until_deadline(0 if part.done else patience)
+                state = retrier(api.look, str(part.batch_id))
+                batch = batch.updated(number, part.at(state))
         if batch.parts[number].done:
             for file_id, place in batch.unfetched(number):
-                until_deadline(patience)(_fetch, api, file_id, place, secrets, part.requests)
+                with _unless(place.exists()):
+                    retrier = until_deadline(0 if place.exists() else patience)
+                    retrier(_fetch, api, file_id, place, secrets, part.requests)
     return batch
+
+
+def _unless(is_optional: bool) -> AbstractContextManager[None]:
+    """Pass over a ModelError of the block if what it does is optional."""
+    return suppress(ModelError) if is_optional else nullcontext()
 
 
 def _fetch(api: BatchAPI, file_id: str, place: Path, secrets: Secrets, requests: int) -> None:

@@ -67,10 +67,13 @@ class BatchPart(Record):
         status: the provider's word for the state of the batch, such as "in_progress"; before there is a
             batch, "not submitted" or "uploaded".
         answered: how many requests had a reply or an error when the provider was last asked.
+        completed: how many of these had a reply; None: the provider did not tell.
+        failed: how many of these had an error; None: the provider did not tell.
         output_file_id: the provider's id of the file of replies; None: none is named yet.
         error_file_id: the provider's id of the file of failed requests; None: none is named yet.
         problem: why the batch failed, in the provider's words; "": no reason is known.
         ended_at: when a final status was first seen, in seconds since 1970; 0: not yet.
+        looked_at: when a final status was last seen, in seconds since 1970; 0: not yet.
         order: a random name, which tells this part from those of other batches in a budget.
     """
 
@@ -79,41 +82,57 @@ class BatchPart(Record):
     batch_id: str | None = None
     status: str = "not submitted"
     answered: int = 0
+    completed: int | None = None
+    failed: int | None = None
     output_file_id: str | None = None
     error_file_id: str | None = None
     problem: str = ""
     ended_at: float = 0.0
+    looked_at: float = 0.0
     order: str = ""
 
     @property
-    def done(self) -> bool:
-        """Whether the batch has ended and its files can be downloaded.
+    def whole(self) -> bool:
+        """Whether the batch has ended, and all files are named that it has by the provider's counts."""
+        if self.status not in FINAL or not self.answered:  # some providers tell 0 of any batch
+            return False
+        has_replies = self.output_file_id is not None or self.completed == 0
+        return has_replies and (self.error_file_id is not None or self.failed == 0)
 
-        A batch with the status "completed" is done when the id of one of its files is known, which may be
-        later than the status. A failed, expired or cancelled batch is also done if no request was answered,
-        or if 600 seconds have passed since the end was first seen: it may never get a file.
+    @property
+    def done(self) -> bool:
+        """Whether the batch has ended, and nothing more is waited for.
+
+        Files may be named later than the status is final. So a batch that is not whole is done only if it
+        was seen so for 600 seconds: it may never get its files. There is no such wait if no request was
+        answered before a batch failed, expired or was cancelled; or if the provider tells no counts, and one
+        file is named, or the batch failed.
         """
-        named = self.output_file_id or self.error_file_id
-        has_waited = self.status != "completed" and time.time() - self.ended_at > _NAMED_WITHIN
-        is_empty = self.status != "completed" and not self.answered
-        return self.status in FINAL and bool(named or is_empty or (self.ended_at and has_waited))
+        counts = (self.completed, self.failed)
+        if None in counts or (self.status == "completed" and not self.answered):
+            is_enough = bool(self.output_file_id or self.error_file_id or self.status == "failed")
+        else:
+            is_enough = self.whole or not self.answered
+        has_waited = self.looked_at - self.ended_at > _NAMED_WITHIN
+        return self.status in FINAL and (is_enough or has_waited)
 
     @property
     def refused(self) -> bool:
-        """Whether the provider refused the whole part: its batch failed, and there is no file of replies."""
-        return self.status == "failed" and not self.output_file_id
+        """Whether the provider refused the whole part: its batch failed, and there are no replies."""
+        return self.status == "failed" and not (self.output_file_id or self.completed)
 
     def at(self, state: BatchState) -> BatchPart:
         """Return this part with the state that the provider reports.
 
-        The first id of a batch that was reported stays. If the status is final, `ended_at` becomes the time
-        of this call, unless it is set already.
+        The first id of a batch that was reported stays, and so do files that were named. If the status is
+        final, `looked_at` becomes the time of this call, and so does `ended_at`, unless it is set already.
         """
-        found = asdict(state)
-        found["batch_id"] = self.batch_id or state.batch_id
-        ended_at = self.ended_at or (time.time() if state.status in FINAL else 0.0)
+        found = asdict(state) | {"answered": state.answered}
+        for name in ("batch_id", "output_file_id", "error_file_id"):
+            found[name] = getattr(self, name) or found[name]
+        now = time.time() if state.status in FINAL else 0.0
         kept = {name: getattr(self, name) for name in ("requests", "file_id", "order")}
-        return BatchPart(**kept, **found, ended_at=ended_at)
+        return BatchPart(**kept, **found, ended_at=self.ended_at or now, looked_at=now)
 
 
 class PersonaBatch(Record):
@@ -481,12 +500,16 @@ class PersonaBatch(Record):
 
         Returns:
             (the provider's id of a file, the path to write) for each file that the provider has named and the
-            folder lacks. Empty if there is none.
+            folder lacks. So is a file of replies with fewer lines than the provider tells replies: it was
+            downloaded too early.
         """
         part = self.parts[number]
-        named = {"output": part.output_file_id, "errors": part.error_file_id}
-        places = [(file_id, _file(self.path, kind, number)) for kind, file_id in named.items()]
-        return [(file_id, place) for file_id, place in places if file_id and not place.exists()]
+        named = (
+            ("output", part.output_file_id, part.completed or 0),
+            ("errors", part.error_file_id, 0),  # its lines say why, and cost nothing
+        )
+        places = [(name, _file(self.path, kind, number), least) for kind, name, least in named]
+        return [(name, place) for name, place, least in places if name and not _has(place, least)]
 
     def cached_replies(self) -> Iterator[tuple[bytes, str]]:
         """Read the replies that were in the cache when the batch was submitted.
@@ -723,6 +746,14 @@ def add_to_digest(digest: Any, wired: Sequence[WireRequest]) -> None:
     digest.update(b"%d:" % len(wired))
     for wire in wired:
         digest.update(wire.key)
+
+
+def _has(path: Path, lines: int) -> bool:
+    """Whether a file is there, and has at least so many lines that are not blank."""
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        return not lines or sum(map(bool, map(bytes.strip, file))) >= lines
 
 
 def _file(folder: Path, kind: str, number: int) -> Path:

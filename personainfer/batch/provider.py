@@ -99,7 +99,8 @@ class BatchState:
     Attributes:
         batch_id: the provider's id of the batch.
         status: the provider's word, such as "in_progress"; "unknown": the provider said none.
-        answered: how many requests have a reply or an error.
+        completed: how many requests have a reply; None: the provider does not tell.
+        failed: how many requests have an error; None: the provider does not tell.
         output_file_id: the id of the file of replies; None: none is named yet.
         error_file_id: the id of the file of requests that failed; None: none is named yet.
         problem: up to three of the provider's reasons for a failure; "": it gave none.
@@ -107,10 +108,16 @@ class BatchState:
 
     batch_id: str
     status: str
-    answered: int = 0
+    completed: int | None = None
+    failed: int | None = None
     output_file_id: str | None = None
     error_file_id: str | None = None
     problem: str = ""
+
+    @property
+    def answered(self) -> int:
+        """How many requests have a reply or an error, as far as the provider tells."""
+        return (self.completed or 0) + (self.failed or 0)
 
 
 class BatchAPI(Protocol):
@@ -226,7 +233,8 @@ class EndpointBatches:
     def find(self, file_id: str) -> BatchState | None:
         """GET /batches, up to 1,000 batches, the newest first. See `BatchAPI.find`."""
         with self._client(_TIMEOUT) as client:
-            return _made_of(file_id, partial(client.batches.list, limit=100), self._secrets)
+            list_all = partial(client.batches.list, limit=100)
+            return _made_of(file_id, list_all, client.files.retrieve, self._secrets)
 
     @keeps_no_cause
     def look(self, batch_id: str) -> BatchState:
@@ -355,7 +363,8 @@ class LiteLLMBatches:
 
         with self._errors():
             list_all = partial(litellm.list_batches, limit=100, **self._call(_TIMEOUT))
-            return _made_of(file_id, list_all, self._secrets)
+            look = partial(litellm.file_retrieve, **self._call(_TIMEOUT))
+            return _made_of(file_id, list_all, look, self._secrets)
 
     @keeps_no_cause
     def look(self, batch_id: str) -> BatchState:
@@ -506,19 +515,23 @@ def _read(made: Any, look: Callable[[str], Any], secrets: Secrets) -> str:
     return name
 
 
-def _made_of(file_id: str, list_all: Callable[[], Any], secrets: Secrets) -> BatchState | None:
+def _made_of(
+    file_id: str, list_all: Callable[[], Any], look: Callable[[str], Any], secrets: Secrets
+) -> BatchState | None:
     """Find the batch that was made of a file, among the newest 1,000.
 
     Args:
         file_id: the id of the file.
         list_all: returns the SDK's list of batches.
+        look: returns the SDK's object for a file, by its id.
         secrets: as for `_read`.
 
     Returns:
         The state of the batch. None only if a readable list shows that there is none.
 
     Raises:
-        ReplyError: the answer is not a list of batches, or names the file of none of them.
+        ReplyError: the answer is not a list of batches, or names the file of none of them; or the newest
+            1,000 do not go back to before the upload.
     """
     try:
         batches = list_all()
@@ -530,7 +543,13 @@ def _made_of(file_id: str, list_all: Callable[[], Any], secrets: Secrets) -> Bat
     files = [getattr(batch, "input_file_id", None) for batch in newest]
     if newest and not any(files):  # some may lack a file: Azure also makes batches of other things
         raise ReplyError("the provider does not say which files its batches were made of.")
-    return _state(newest[files.index(file_id)], secrets) if file_id in files else None
+    if file_id in files:
+        return _state(newest[files.index(file_id)], secrets)
+    if len(newest) == _MOST_LISTED:
+        oldest, upload = (getattr(one, "created_at", None) for one in (newest[-1], look(file_id)))
+        if type(oldest) is not int or type(upload) is not int or oldest >= upload:
+            raise ReplyError(f"it lists {_MOST_LISTED:,} newer ones.")
+    return None
 
 
 def _distinct(batches: Iterable[Any], secrets: Secrets) -> Iterator[Any]:
@@ -583,9 +602,9 @@ def _file_of(batch: Any, field: str, secrets: Secrets) -> str | None:
     return name
 
 
-def _count(value: object) -> int:
-    """Return a number of requests, at least 0 and at most 2**31; 0 for what is not a whole number."""
-    return min(max(value, 0), _MOST_COUNTED) if isinstance(value, int) else 0
+def _count(value: object) -> int | None:
+    """Return a number of requests, at least 0 and at most 2**31; None for what is not a whole number."""
+    return min(max(value, 0), _MOST_COUNTED) if type(value) is int else None
 
 
 def _state(batch: Any, secrets: Secrets) -> BatchState:
@@ -600,7 +619,8 @@ def _state(batch: Any, secrets: Secrets) -> BatchState:
     return BatchState(
         batch_id=_id(batch, "batch", secrets),
         status=status if status in FINAL else provider_words(status, secrets),
-        answered=sum(_count(getattr(counts, kind, 0)) for kind in ("completed", "failed")),
+        completed=_count(getattr(counts, "completed", None)),
+        failed=_count(getattr(counts, "failed", None)),
         output_file_id=_file_of(batch, "output_file_id", secrets),
         error_file_id=_file_of(batch, "error_file_id", secrets),
         problem="; ".join(islice(words, 3)),

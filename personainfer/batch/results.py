@@ -62,6 +62,7 @@ def bring_in(
     form = Form(llm.transport, Request([], schema), {})
     before = (known for known in batch.cached_replies() if known[0] in keys)
     _write(before, form, llm.model, llm.cache)
+    replied = 0
     for path in batch.answer_files():
         with path.open("rb") as file:
             replies = (
@@ -70,6 +71,10 @@ def bring_in(
                 if answer.key in keys and (reply := outcome.take(answer)) is not None
             )
             _write(replies, form, llm.model, llm.cache, own_cache if path in downloaded else None)
+        if path.name.startswith("output"):  # these come first
+            replied = outcome.seen
+    told = sum(part.completed or 0 for part in batch.parts)
+    outcome.count_lost(told - replied, {key for key, _ in batch.cached_replies()})
     return outcome
 
 
@@ -196,6 +201,24 @@ class BatchOutcome:
             return None
         self.failed.pop(key, None)
         return reply
+
+    @property
+    def seen(self) -> int:
+        """How many requests have an answer so far."""
+        return len(self._seen)
+
+    def count_lost(self, lost: int, cached: Collection[bytes]) -> None:
+        """Count replies that the provider told of, and that are in no file, at the most that they can cost.
+
+        Args:
+            lost: how many there are; 0 or less: none.
+            cached: the keys of requests that were in no part of the batch.
+        """
+        unseen = self.most_prompt_tokens.keys() - self._seen - set(cached)
+        most = sorted((self.most_prompt_tokens[key] for key in unseen), reverse=True)
+        for prompt_tokens in most[: max(0, lost)]:
+            self.tally.calls += 1
+            self.tally.assume(prompt_tokens, self.max_tokens, 0.0)
 
     def _unreadable(self, reply: Completion | None) -> ReplyError | None:
         """Return the error that a reply is not in the form of `schema`; None if it is. None counts as ""."""

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
@@ -44,7 +45,7 @@ from personainfer.llm.pricing import Price, find_batch_price, find_price
 from personainfer.personas import prompts
 from personainfer.testing import FakeLLM, Fault, Reply
 
-from ..batch_server import ASK, CREATE, FETCH, LIST, LOOK, UPLOAD, BatchServer, Lines
+from ..batch_server import ASK, CREATE, FETCH, LIST, LOOK, UPLOAD, Batch, BatchServer, Lines
 from ..builders import MODEL, OPTIONS, collect, everything, pairs, submit
 
 pytestmark = pytest.mark.heavy  # many processes, servers or waits
@@ -797,7 +798,7 @@ def test_lines_that_are_missing_broken_foreign_or_doubled_cost_a_row_each_at_mos
     table = collect(submit(provider, pairs(6), place / "b"))
     assert [row.error is None for row in table] == [True, False, False, True, False, True]
     assert all("the batch brought no reply" in str(table[n].error) for n in (1, 2, 4))
-    assert table.usage.calls == 3
+    assert table.usage.calls == 6  # the provider told that all had replies
     assert pi.cache_info().replies == 3
 
 
@@ -1547,3 +1548,133 @@ def test_headers_that_choose_a_model_are_given_again(provider: BatchServer, plac
     handle.write_text(json.dumps(stored))
     with pytest.raises(DataError, match="extra_headers"):
         collect(place / "b")
+
+
+# When files come late
+
+
+def hide_at_first(provider: BatchServer, name: str, monkeypatch: Patch) -> None:
+    """Have a provider not name a file at the first look after the end of a batch."""
+    shown, left = provider._shown, [1]
+
+    def without(batch: Batch) -> Any:
+        said = shown(batch)
+        if batch.ran and left[0] and said.pop(name, None):
+            left[0] -= 1
+        return said
+
+    monkeypatch.setattr(provider, "_shown", without)
+
+
+@pytest.mark.parametrize("spare", [False, True], ids=["", "no counts"])
+@pytest.mark.parametrize("status", ["expired", "cancelled"])
+def test_replies_whose_file_is_named_long_after_the_first_look_are_fetched(
+    status: str, spare: bool, provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    """The laptop was closed for an hour, or the clock was set ahead: it is the provider that tells."""
+    provider.late, provider.answered, provider.statuses = 1, 2, ["in_progress", status]
+    provider.spare = spare
+    batch = submit(provider, pairs(3), place / "b")
+    with suppress(BatchPendingError):
+        collect(batch, wait=False)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 3600)
+    table = collect(batch, wait=False)
+    assert [row.error is None for row in table] == [True, True, False]
+    assert table.usage.calls == 2
+
+
+def test_a_file_of_errors_that_comes_first_is_not_all(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    provider.refuse = lambda body: "Question 1?" in json.dumps(body)
+    hide_at_first(provider, "output_file_id", monkeypatch)
+    table = collect(submit(provider, pairs(3), place / "b"))
+    assert [row.error is None for row in table] == [True, False, True]
+
+
+@pytest.mark.parametrize("hidden", ["output_file_id", "error_file_id"])
+def test_where_no_counts_tell_it_a_later_collect_brings_the_second_file(
+    hidden: str, provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    provider.refuse = lambda body: "Question 1?" in json.dumps(body)
+    provider.spare = True
+    hide_at_first(provider, hidden, monkeypatch)
+    batch = submit(provider, pairs(3), place / "b")
+    collect(batch)
+    table = collect(batch)
+    assert [row.error is None for row in table] == [True, False, True]
+    assert "scripted refusal" in str(table[1].error)
+
+
+def test_what_is_there_is_collected_where_nobody_can_be_asked_for_more(
+    provider: BatchServer, place: Path
+) -> None:
+    provider.spare = True
+    batch = submit(provider, pairs(3), place / "b")
+    collect(batch).raise_for_errors()
+    provider.faults = [(LOOK, 404)] * 9
+    collect(batch).raise_for_errors()
+    provider.faults = [(LOOK, 500)] * 9
+    collect(batch).raise_for_errors()
+
+
+def test_a_file_that_was_served_before_it_was_whole_is_fetched_again(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    """Until then, the lines that it lacks count at the most that they can cost."""
+    served = provider._answer
+
+    def cut(call: str, *rest: Any) -> tuple[int, bytes]:
+        status, said = served(call, *rest)
+        return status, said.split(b"\n")[0] + b"\n" if call == FETCH else said
+
+    batch = submit(provider, pairs(3), place / "b", prices=(10.0, 100.0))
+    monkeypatch.setattr(provider, "_answer", cut)
+    table = collect(batch)
+    assert len(table.errors) == 2
+    assert table.usage.calls == 3
+    monkeypatch.setattr(provider, "_answer", served)
+    whole = collect(batch)
+    whole.raise_for_errors()
+    assert whole.usage.calls == 3
+    assert (whole.usage.cost or 9) < (table.usage.cost or 0)
+    calls = list(provider.calls)
+    collect(batch)
+    assert provider.calls == calls
+
+
+def test_a_completed_batch_that_never_names_a_file_is_given_up(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    provider.late = 10**9
+    batch = submit(provider, pairs(2), place / "b")
+    with pytest.raises(BatchPendingError):
+        collect(batch, timeout=0.2)
+    monkeypatch.setattr("personainfer.batch.job_folder._NAMED_WITHIN", 0.1)
+    assert len(collect(batch).errors) == 2
+    provider.late = 0
+    collect(batch).raise_for_errors()
+
+
+@pytest.mark.parametrize("created", [[9, 1], [1, 9], [1, None]])
+def test_a_batch_behind_a_thousand_newer_ones_is_not_made_twice(
+    created: list[int | None], provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    """Where the list goes back to before the upload, there is none, and one is made."""
+    monkeypatch.setattr("personainfer.batch.provider._MOST_LISTED", 3)
+    upload, others = created
+    monkeypatch.setattr(provider, "created", upload)
+    provider.faults = [(CREATE, 500), *[(LIST, 500)] * 9]
+    with pytest.raises(TransportError):
+        submit(provider, pairs(2), place / "b", patience=0.01)
+    provider.faults = []
+    for number in range(4):
+        other = Batch(f"batch-{number + 70}", f"file-{number + 500}", ["completed"], created=others)
+        provider.batches[other.id] = other
+        provider.files[other.file_id] = b""
+    if others == 1:
+        assert submit(provider, pairs(2), place / "b").parts[0].batch_id
+    else:
+        with pytest.raises(ReplyError, match="does not list its batches"):
+            submit(provider, pairs(2), place / "b")
