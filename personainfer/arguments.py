@@ -20,6 +20,7 @@ import re
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from copy import copy
 from decimal import Decimal
 from functools import cache
 from numbers import Integral, Real
@@ -187,6 +188,18 @@ Headers = Annotated[
 ]
 
 
+def own_copy(value: Any) -> Any:
+    """Return a copy of a dict or a list, with those within it; other values as they are.
+
+    Nothing changes it later: one dict of the caller's may be for several models, or be filled further.
+    """
+    if isinstance(value, Mapping):
+        own = copy(value) if isinstance(value, dict) else dict(value)
+        own.update({name: own_copy(one) for name, one in value.items()})
+        return own
+    return [own_copy(one) for one in value] if isinstance(value, list) else value
+
+
 class Option(NamedTuple):
     """One option of a function.
 
@@ -234,7 +247,8 @@ class Options:
     def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Check options, and return all: those that were given, and the others' defaults.
 
-        Whole numbers and booleans of NumPy become Python's, which JSON can hold. All else stays unchanged.
+        Whole numbers and booleans of NumPy become Python's, which JSON can hold. Dicts and lists are copied,
+        so that what is checked is what is used. All else stays unchanged.
 
         Raises:
             UnknownOptionError: a name is not an option. The error names the most similar one.
@@ -243,7 +257,8 @@ class Options:
         UnknownOptionError.check(given, self.each)
         if (problem := self._problem(given)) is not None:
             raise problem  # here, so that pydantic's error, which quotes the value, is not its context
-        return {**self.defaults, **{name: in_python(value) for name, value in given.items()}}
+        own = {name: own_copy(in_python(value)) for name, value in given.items()}
+        return {**self.defaults, **own}
 
     def _problem(self, given: Mapping[str, Any]) -> InvalidArgumentError | None:
         try:

@@ -35,6 +35,7 @@ from ..arguments import (
     WholeNumber,
     check_argument,
     options_of,
+    own_copy,
     takes_options,
 )
 from ..connections import most_connections
@@ -314,7 +315,7 @@ class LLM:
         """
         base = self._options["api_base"]
         extra = self._options["extra_body"]
-        more = {"extra_body": extra} if extra else {}
+        more = {"extra_body": own_copy(extra)} if extra else {}
         return {
             "model": self.model,
             "api_base": base and shown_address(base),
@@ -327,7 +328,7 @@ class LLM:
     def options(self) -> dict[str, Any]:
         """The arguments that make this LLM again, "model" among them, but for its key and headers."""
         secret = ("api_key", "extra_headers")
-        return {name: value for name, value in self._options.items() if name not in secret}
+        return {n: own_copy(value) for n, value in self._options.items() if n not in secret}
 
     @shown_when_made
     def __repr__(self) -> str:
@@ -335,14 +336,17 @@ class LLM:
         return f"LLM({self.model!r}{f', api_base={shown_address(base)!r}' if base else ''})"
 
     def __getstate__(self) -> dict[str, Any]:
-        # For fingerprints: a path may lead to another model by now, and a name to another address.
+        # For fingerprints, and for the next process: a path may lead to another model by now, and a name to
+        # another address.
         return {**hide_key(self._options), "reached": self.reached, "named": self.model}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         shown = show_key(state)
         named = shown.pop("named", shown["model"])
-        shown.pop("reached", None)
+        reached = shown.pop("reached", None)
         self.__init__(**shown)  # type: ignore[misc]
+        if reached and isinstance(self.transport, LiteLLMTransport):
+            self.transport.stay_at(*reached)
         self.model = named
         self._call_settings = replace(self._call_settings, model=named)
 
@@ -354,6 +358,11 @@ class LLM:
         headers that choose a model and are not shown; "": there are none.
         """
         return self.transport.endpoint, self.transport.route
+
+    def check_is_at(self, reached: tuple[str, str]) -> None:
+        """Raise ModelError if litellm calls this model elsewhere than there: see `reached`."""
+        if isinstance(self.transport, LiteLLMTransport) and self.reached != reached:
+            raise self.transport.moved()
 
     def is_called_as(self, other: LLM) -> bool:
         """Return whether both call one address with one key and the same headers, and so share its limits."""

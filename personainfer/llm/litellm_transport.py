@@ -119,6 +119,9 @@ class LiteLLMTransport(DialectTransport):
         self._places = [] if api_base else self._told_places()
         self.route = route_of(self._addresses, headers or {}, self._places)
         self._called = ""  # scheme, host and port of the first call without an `api_base=`
+        self._has_moved = (
+            False  # whether the place is another one than where an LLM was made before
+        )
         if self.provider in _FOLLOWING:
             raise InvalidArgumentError(
                 f"model={model!r}: litellm calls {self.provider} by a client that follows redirects.",
@@ -570,15 +573,27 @@ class LiteLLMTransport(DialectTransport):
         if self.options["api_base"] is not None:
             return
         told_by = self._snapshot()
-        if told_by == self._told_by:
+        if told_by == self._told_by and not self._has_moved:
             return
         told = self._told_address().split(), self._told_places()
-        if told != (list(self._addresses), self._places):
-            raise _moved(
-                f"the environment, or litellm itself, names another address of {self.provider} than when this"
-                " model was made (or another region, account or project)"
-            )
+        if self._has_moved or told != (list(self._addresses), self._places):
+            raise self.moved()
         self._told_by = told_by
+
+    def moved(self) -> ModelError:
+        """Make, and do not raise, the error that litellm would call another place than when this was made."""
+        return _moved(
+            f"the environment, or litellm itself, names another address of {self.provider} than when this"
+            " model was made (or another region, account or project)"
+        )
+
+    def stay_at(self, endpoint: str, route: str) -> None:
+        """Be the model of an LLM that was made at a place before, and was copied or unpickled.
+
+        If litellm would now call another place, `check_address` raises.
+        """
+        self._has_moved = (self.endpoint, self.route) != (endpoint, route)
+        self.endpoint, self.route = endpoint, route
 
     def open(self) -> None:
         """Note that a run begins to use this transport. The run has to call `close` once.

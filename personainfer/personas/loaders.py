@@ -122,7 +122,7 @@ class AddPersonas:
             "model": self._model,
             "llm_options": hide_key(self._llm_options),
             "options": self._options,
-            # For fingerprints:
+            # For fingerprints; the second also for the next process:
             "prompt_version": self._prompt_version,
             "reached": self._reached,
         }
@@ -143,6 +143,7 @@ class AddPersonas:
         if not self._is_ready:
             given = {**self._options, **self._llm_options}
             self._plan, self._llm = planned(self._model, given, _shared)
+            self._llm.check_is_at(self._reached)
             self._is_ready = True
 
 

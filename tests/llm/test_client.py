@@ -671,6 +671,24 @@ def test_replies_are_counted_and_cleared_under_the_name_the_user_gave(llm: FakeL
     assert pi.clear_cache(model="openai/fake") == 3
 
 
+def test_an_llm_keeps_the_options_that_were_checked(llm: FakeLLM) -> None:
+    """One dict may be for several models, and be filled further for the second."""
+    body: dict[str, Any] = {"top_k": 20, "options": {"stop": ["a"]}}
+    headers, prices = {"X-Team": "mine"}, [0.0, 1000.0]
+    options: dict[str, Any] = {"extra_body": body, "extra_headers": headers, "prices": prices}
+    model = pi.LLM("fake", api_base=llm.api_base, cache=False, **options)
+    before = model.settings, model.batch_price
+    body["thinking"] = {"type": "enabled"}
+    body["options"]["stop"].append("b")
+    headers["X-Team"], prices[1] = "another", 0.0
+    model.settings["extra_body"]["model"] = model.options["extra_body"]["model"] = "dear"
+    model.ask([{"role": "user", "content": "hi"}])
+    [sent] = llm.requests
+    assert (sent["model"], sent["options"], "thinking" in sent) == ("fake", {"stop": ["a"]}, False)
+    assert llm.headers[-1]["x-team"] == "mine"
+    assert (model.settings["extra_body"], model.batch_price) == (before[0]["extra_body"], before[1])
+
+
 @pytest.mark.parametrize(
     "options",
     [

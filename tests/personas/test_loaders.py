@@ -27,6 +27,7 @@ from personainfer.exceptions import (
     AuthenticationError,
     DataError,
     InvalidArgumentError,
+    ModelError,
     RowsFailedError,
     UnknownOptionError,
 )
@@ -471,6 +472,30 @@ def test_another_address_of_the_environment_is_another_model(
         made.append(AddPersonas("openai/gpt-4o-mini"))
     assert made[0].llm is not made[1].llm
     assert made[0].__getstate__() != made[1].__getstate__()
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("carried", [copy.copy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_what_is_copied_or_unpickled_goes_to_no_other_address_of_the_environment(
+    carried: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-mine")
+    with FakeLLM() as here, FakeLLM() as elsewhere:
+        monkeypatch.setenv("OPENAI_BASE_URL", here.api_base)
+        llm, add = pi.LLM("openai/gpt-4o", cache=False), AddPersonas("openai/gpt-4o", cache=False)
+        assert carried(llm).ask([{"role": "user", "content": "hi"}]).text
+        assert carried(add).llm.reached == llm.reached
+        monkeypatch.setenv("OPENAI_BASE_URL", elsewhere.api_base)
+        later = carried(llm)
+        assert later.reached == carried(later).reached == llm.reached
+        for one in (later, carried(later)):
+            with pytest.raises(ModelError, match="names another address"):
+                one.ask([{"role": "user", "content": "hello"}])
+        with pytest.raises(ModelError, match="names another address"):
+            carried(add)({"prompt": ["?"], "chosen": ["a"], "rejected": ["b"]})
+        assert elsewhere.calls == 0
+        monkeypatch.setenv("OPENAI_BASE_URL", here.api_base)
+        assert carried(later).ask([{"role": "user", "content": "hello"}]).text
 
 
 def judged(*labels: object, names: tuple[str, str] = ("response_1", "response_2")) -> Any:
