@@ -73,8 +73,9 @@ class Rules(TypedDict, total=False):
         hidden: what no error may quote.
         base: the address that the user gave: until the call is answered, no request with these texts goes to
             another host, but for this machine. None: they may go to any host.
-        prepare: changes the call, and each other request to `base`, before it is sent, whoever sends it. What
-            it raises is raised, and nothing is sent.
+        prepare: changes the call, and each other request to `base`, before it is sent, whoever sends it, and
+            returns whether the request is the call for sure. Until one is, each other request that may be
+            the call counts as it. What it raises is raised, and nothing is sent.
         deliver: sends the call in place of the library's client, which then only writes the request and reads
             the answer. None: the client sends it.
     """
@@ -93,8 +94,8 @@ class Exchange:
 
     Attributes:
         largest, seconds, deliver: as the rules; None: there is no such rule.
-        answers: how many responses to the call came, whatever their status.
-        answer: the last response to the call; None: none came, or it did not come whole.
+        answers: how many responses to the call came, whatever their status, and to what might have been it.
+        answer: the last of them; None: none came, or it did not come whole.
         error: why the last response was refused; None: it was not.
         closed: whether the block was left. What a task sends later is not of the call.
         failed: the last request that failed, if its errors are the call's, and what it raised; None: none.
@@ -118,6 +119,7 @@ class Exchange:
         self._hidden = rules.get("hidden") or Secrets()
         self._called: str | None = None  # the host to which the call goes
         self._placed: _Place | None = None  # where the call was sent
+        self._success: Any = None  # the last of the answers with a status of success
         self._sent: list[tuple[Any, Any]] = []  # headers and addresses
 
     @property
@@ -126,6 +128,16 @@ class Exchange:
         with suppress(RuntimeError):  # it was not
             return b"" if self.answer is None else self.answer.content
         return b""
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether a request was the call for sure."""
+        return self._placed is not None
+
+    def end_well(self) -> None:
+        """Note that the call succeeded: an answer that refuses, and came later, was one to a callback."""
+        if self._success is not None and self.answer is not self._success:
+            self.answer, self.error = self._success, None
 
     @property
     def secrets(self) -> set[str]:
@@ -179,6 +191,19 @@ class Exchange:
         self._sent.append((request.headers, request.url))
         request.headers["accept-encoding"] = _PACKING
         return sending
+
+    def take_answer(self, response: Any) -> None:
+        """Count a response to the call, or to what may be the call."""
+        self.answers += 1
+        self.answer = response
+        if response.is_success:
+            self._success = response
+
+    def drop_answer(self, response: Any) -> None:
+        """Forget a response that did not come whole. None: there was none."""
+        self.answer = None
+        if self._success is response:
+            self._success = None
 
     def _is_call(self, place: _Place) -> bool:
         """Whether a request that carries the texts of the call is the call, by where it goes.
@@ -265,7 +290,7 @@ class _Sending:
     def failed(self, error: BaseException) -> None:
         """Remember that no usable response came, and why."""
         if self.carries:
-            self._exchange.answer = None
+            self._exchange.drop_answer(self._bound)
         if self.counts and isinstance(error, Exception):
             self._exchange.failed = (self._request, error)
             if isinstance(error, ModelError):
@@ -279,11 +304,10 @@ class _Sending:
             ReplyError: its body is packed in a way that has no bound for the unpacked size.
         """
         exchange = self._exchange
-        exchange.answers += self.carries
         if exchange.seconds is not None:
             self._end = monotonic() + exchange.seconds
         if self.carries:
-            exchange.answer = response
+            exchange.take_answer(response)
         if self.counts:
             response.headers["x-should-retry"] = "false"  # the openai SDK asks for it
         # Whatever codec the headers name: some take a time that grows with the square of the length.

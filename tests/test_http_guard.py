@@ -358,6 +358,19 @@ def test_a_request_that_is_not_surely_the_call_hides_no_other(library: Any, refu
     assert (exchange.answer.status_code, exchange.error) == (200, None)
 
 
+@pytest.mark.parametrize("status", [200, 401])
+def test_a_refusal_after_a_call_that_succeeded_is_a_callbacks(library: Any, status: int) -> None:
+    body = {"prompt": " ".join(TEXTS)}
+    with AnyServer(status) as first, AnyServer(500) as log, library.Client(verify=PLAIN) as sender:
+        rules: Any = {"texts": TEXTS, "prepare": lambda *_: False}
+        with guarded_http(**rules) as exchange:
+            sender.post(first.address, json=body)
+            sender.post(log.address, json=body)
+            assert (exchange.answer.status_code, exchange.is_sure) == (500, False)
+            exchange.end_well()
+    assert exchange.answer.status_code == (200 if status == 200 else 500)
+
+
 def test_texts_go_to_no_other_host_before_the_call_is_answered(library: Any) -> None:
     body = {"prompt": " ".join(TEXTS)}
     found: list[str] = []

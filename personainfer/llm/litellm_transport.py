@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Awaitable, Callable, Mapping
@@ -61,6 +62,8 @@ _LATER = 3600.0  # seconds beyond our own deadline, after which litellm gives up
 _FOR_THREADS = 1.0  # seconds after our own deadline that ends no thread, until the thread ends
 _IN_PROCESS = {"petals", "vllm"}  # litellm's providers that may send nothing over HTTP
 _FOLLOWING = {"aiohttp_openai"}  # those whose client `guarded_http` does not reach
+# Those for which `litellm.api_base` comes before the address that a call names.
+_GLOBAL_FIRST = {"ollama", "ollama_chat", "triton", "gradient_ai", "custom"}
 _DIRECTLY = 'Give the address of an OpenAI-compatible endpoint as api_base=, without "litellm/".'
 
 
@@ -204,8 +207,12 @@ class LiteLLMTransport(DialectTransport):
                     is_sent(checks=False)
         if exchange.secrets:
             self._carried = tuple(map(SecretText, exchange.secrets))
-        if bad is None and not exchange.answers and failure is None:
-            self._check_is_in_this_process()
+        if failure is None:
+            exchange.end_well()
+            if exchange.answers:
+                self._learn_place(exchange, reply)
+            elif bad is None:
+                self._check_is_in_this_process()
         return self._read_exchange(body, timeout, exchange, reply, failure)
 
     def _kept_limits(self, fields: Json) -> Json:
@@ -219,30 +226,53 @@ class LiteLLMTransport(DialectTransport):
         """Check a request that is about to be sent, and write its headers, whoever sends it.
 
         Args:
-            is_sent: says whether a budget allows a request without a limit.
+            is_sent: says whether a budget allows a request of this size, or without a limit.
             limit: the most tokens of the reply; 0: none was asked for.
             request: the library's request.
             client: the library's client.
             may_be: whether the request may be the call.
 
         Returns:
-            Whether it is the call for sure: it goes to `api_base`, or names the limit of the reply.
+            Whether it is the call for sure: it goes to `api_base` or where the call before went, or names a
+            limit of the reply, or no limit was asked for.
 
         Raises:
-            ModelError: it names no limit of the reply, and a budget was reserved for it; or an earlier call
-                went elsewhere.
+            ModelError: it names no limit of the reply that is low enough, and a budget was reserved for it;
+                or an earlier call went elsewhere.
+            RequestRejectedError: the budget has too little left for a request of this size.
         """
         if not may_be or self.provider in self._own():
             self._write_headers(request, client, may_be)
             return may_be
-        names_limit = _names_limit(json.loads(request.content), limit)
-        if not names_limit:
-            is_sent(has_limit=False)
-        is_sure = names_limit or not limit or self.options["api_base"] is not None
+        sent = _decoded(request.content)
+        has_limit = _names_limit(sent, limit)
+        is_sure = has_limit or not limit or self.options["api_base"] is not None
+        # Such as the limit of a model that thinks, to which litellm adds tokens.
+        is_sure = is_sure or _names_limit(sent, math.inf) or _origin(request.url) == self._called
+        is_sent(has_limit=has_limit, size=_size(request.content, sent) if is_sure else 0)
         if self.options["api_base"] is None:
             self._check_called(request.url, is_sure)
         self._write_headers(request, client, is_sure)
         return is_sure
+
+    def _learn_place(self, exchange: Exchange, reply: Any) -> None:
+        """Learn where a call goes whose requests name no limit: once it succeeded, it is known for the call.
+
+        Raises:
+            ModelError: it went elsewhere than the one before.
+        """
+        if exchange.is_sure or exchange.answer is None:
+            return
+        called = _origin(exchange.answer.request.url)
+        if self._called:  # one that goes there is sure
+            error = _moved(
+                f"litellm called {called} for {self.provider}, and not {self._called} as before",
+                "the reply is not used",
+            )
+            error.took = self._told(exchange, reply)
+            raise error
+        if exchange.answers == 1:
+            self._called = called
 
     def _check_called(self, url: Any, is_sure: bool) -> None:
         """Raise ModelError if a call without an `api_base=` goes to OpenAI instead, or elsewhere than before.
@@ -251,7 +281,7 @@ class LiteLLMTransport(DialectTransport):
         """
         if url.host == "api.openai.com" and "openai" not in self.provider:
             raise _moved(f"litellm knows no address of {self.provider}, and would call OpenAI's")
-        called = f"{url.scheme}://{url.netloc.decode()}"
+        called = _origin(url)
         if is_sure:
             self._called = self._called or called
         if is_sure and called != self._called:  # whatever told litellm the other one
@@ -305,7 +335,7 @@ class LiteLLMTransport(DialectTransport):
         """Whether a header holds the key that was given, or else one that litellm takes for this provider."""
         text = headers.get(name, "").rpartition(" ")[2]
         if self.key or not text:
-            return bool(text == self.key)
+            return bool(text) and text == self.key
         of_the_environment = {
             *_environment_texts(self.provider, "KEY|TOKEN"),
             os.environ.get("OPENAI_API_KEY"),
@@ -316,8 +346,14 @@ class LiteLLMTransport(DialectTransport):
         """Return the keys that the program gave to litellm, and the one that litellm finds for this model."""
         told = vars(self._litellm).items()
         keys = {text for name, text in told if name.endswith("_key") and isinstance(text, str)}
-        _, _, found, _ = self._look_up()
-        return {*keys, found or ""} - {""}
+        return {*keys, self._found()[0] or ""} - {""}
+
+    def _has_key_of_litellm(self) -> bool:
+        """Whether the program gave litellm a key for this provider or for all, or litellm finds one."""
+        told = vars(self._litellm).items()
+        names = {name for name, text in told if name.endswith("_key") and text}
+        of_this = (_is_variable_of(self.provider, "KEY", name) for name in names)
+        return "api_key" in names or any(of_this) or bool(self._found()[0])
 
     async def _deliver(self, is_sent: Sent, request: Any) -> Answer:
         """Send a request that litellm has written, by our own connections. Return the answer."""
@@ -526,6 +562,14 @@ class LiteLLMTransport(DialectTransport):
             raise found from None
         return name, provider, key, address
 
+    def _found(self) -> tuple[str | None, str | None]:
+        """Return the key and the address that litellm finds now; None: it finds none."""
+        try:
+            _, _, key, address = self._look_up()
+        except self._litellm.BadRequestError:  # litellm knew the provider when this was made
+            return None, None
+        return key, address
+
     def _snapshot(self) -> int:
         """Return a number that changes with what tells litellm an address. A look-up would take longer."""
         program = self._litellm
@@ -534,18 +578,14 @@ class LiteLLMTransport(DialectTransport):
 
     def _told_address(self) -> str:
         """Return the address that litellm would call now without an `api_base=`; "": nothing tells it one."""
-        try:
-            _, _, _, found = self._look_up()
-        except self._litellm.BadRequestError:
-            found = None  # litellm knew the provider when this was made
-        return _environment_address(self.provider, found, self._litellm.api_base)
+        return _environment_address(self.provider, self._found()[1], self._litellm.api_base)
 
     def _told_places(self) -> list[tuple[str, str]]:
         """Return what else decides where litellm calls now: regions, accounts and projects, by variable."""
         told = {
             name: text
             for name, text in os.environ.items()
-            if text and _is_variable_of(self.provider, _PLACES, name)
+            if text and _is_variable_of(self.provider, _PLACES, name, of_keys=False)
             if not name.startswith(("OPENAI_", "WANDB_"))  # theirs is a header, or one of a log
         }
         if self.provider.startswith("vertex"):
@@ -560,7 +600,8 @@ class LiteLLMTransport(DialectTransport):
         were told when this was made.
 
         Raises:
-            ModelError: `litellm.model_alias_map` names another model, or the environment another address.
+            ModelError: `litellm.model_alias_map` names another model, or the environment another address; or
+                `litellm.api_base` would take the place of `api_base=`.
         """
         alias = (self._litellm.model_alias_map or {}).get(self.model)
         if alias is not None:
@@ -571,6 +612,7 @@ class LiteLLMTransport(DialectTransport):
             error.fatal = True
             raise error
         if self.options["api_base"] is not None:
+            self._check_global()
             return
         told_by = self._snapshot()
         if told_by == self._told_by and not self._has_moved:
@@ -594,6 +636,18 @@ class LiteLLMTransport(DialectTransport):
         """
         self._has_moved = (self.endpoint, self.route) != (endpoint, route)
         self.endpoint, self.route = endpoint, route
+
+    def _check_global(self) -> None:
+        """Raise ModelError if litellm would call `litellm.api_base`, and not the address that was given."""
+        told = self._litellm.api_base
+        if self.provider not in _GLOBAL_FIRST or told in (None, "", self.options["api_base"]):
+            return
+        error = ModelError(
+            f"litellm.api_base takes the place of api_base= for {self.provider}: nothing was sent.",
+            hint="Set litellm.api_base to None.",
+        )
+        error.fatal = True
+        raise error
 
     def open(self) -> None:
         """Note that a run begins to use this transport. The run has to call `close` once.
@@ -619,7 +673,7 @@ class LiteLLMTransport(DialectTransport):
             return
         missing = self._litellm.validate_environment(self.model)["missing_keys"]
         is_one = len(missing) == 1 and missing[0].endswith("_API_KEY")
-        if is_one and not self._keys_of_litellm():
+        if is_one and not self._has_key_of_litellm():
             raise AuthenticationError(
                 f"no key for {self.model}: {missing[0]} is not set.",
                 hint=f'Set {missing[0]}, pass api_key=, or try model="local", which needs none.',
@@ -644,12 +698,31 @@ _LIMIT_NAME = re.compile(
 _NO_SETTING = re.compile("schema|properties|tools|functions|response_format", re.IGNORECASE)
 
 
+def _decoded(content: bytes) -> Any:
+    """Return the JSON of a request; None: it is none, such as lines of JSON that a callback sends."""
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def _size(content: bytes, sent: Any) -> int:
+    """Return the bytes of a request in UTF-8, which an escape makes longer. `sent` is its JSON."""
+    if sent is None or rb"\u" not in content:
+        return len(content)
+    return len(json.dumps(sent, ensure_ascii=False).encode(errors="surrogatepass"))
+
+
+def _origin(url: Any) -> str:
+    return f"{url.scheme}://{url.netloc.decode()}"
+
+
 def _limit(fields: Json) -> int:
     """Return the most tokens that a request allows its reply; 0: it names no number."""
     return max((fields[name] for name in _LIMITS if type(fields.get(name)) is int), default=0)
 
 
-def _names_limit(sent: Any, limit: int) -> bool:
+def _names_limit(sent: Any, limit: float) -> bool:
     """Whether a request, as a provider gets it, names a limit of the reply that is at most `limit`."""
     if isinstance(sent, list):
         return any(_names_limit(part, limit) for part in sent)
@@ -705,14 +778,14 @@ def _environment_address(provider: str, found: str | None, set_for_all: str | No
     Returns:
         The addresses that are told, sorted, with a space between them; "": there is none.
     """
-    told = _environment_texts(provider, "BASE|URL|ENDPOINT")
+    told = _environment_texts(provider, "BASE|URL|ENDPOINT", of_keys=False)
     told.update(text for text in os.environ.values() if found and text == found)
     return " ".join(sorted({*told, *filter(None, [set_for_all])}))
 
 
-def _moved(words: str) -> ModelError:
+def _moved(words: str, outcome: str = "nothing was sent") -> ModelError:
     error = ModelError(
-        f"{words}: nothing was sent.", hint="Make it again, or give the address as api_base=."
+        f"{words}: {outcome}.", hint="Make it again, or give the address as api_base=."
     )
     error.fatal = True
     return error
@@ -725,15 +798,19 @@ _PLACES = (
 )
 
 
-# Other starts of the names of a provider's variables: litellm takes HF_TOKEN for huggingface.
-_OTHER_NAMES = {
-    "huggingface": "hf",
+# Other starts of the names of a provider's variables: litellm takes WX_URL for watsonx.
+_OTHER_STARTS = {
     "bedrock": "aws",
     "sagemaker": "aws",
     "watsonx": "wx|wml",
-    "volcengine": "ark",
     "custom": "openai",
     "lm": "openai",
+}
+# Those of keys, such as HF_TOKEN. Other programs have variables that begin so, too: beside the keys, litellm
+# reads HF_API_BASE and the like alone.
+_OTHER_STARTS_OF_KEYS = {
+    "huggingface": "hf",
+    "volcengine": "ark",
     "scaleway": "scw(secret)?",
     "nano": "nanogpt",
     "apertis": "stima",
@@ -742,23 +819,31 @@ _OTHER_NAMES = {
 }
 
 
-def _environment_texts(provider: str, kinds: str) -> set[str]:
+def _environment_texts(provider: str, kinds: str, *, of_keys: bool = True) -> set[str]:
     """Return the values of a provider's environment variables whose names end in one of `kinds`.
 
-    `kinds` is such as "KEY|TOKEN".
-
     The variables of ollama_chat are those of ollama.
+
+    Args:
+        provider: as litellm names it.
+        kinds: such as "KEY|TOKEN".
+        of_keys: whether these are kinds of keys.
     """
     return {
-        text for key, text in os.environ.items() if text and _is_variable_of(provider, kinds, key)
+        text
+        for key, text in os.environ.items()
+        if text and _is_variable_of(provider, kinds, key, of_keys=of_keys)
     }
 
 
 @lru_cache(maxsize=4096)  # each call of a model asks for its keys
-def _is_variable_of(provider: str, kinds: str, variable: str) -> bool:
+def _is_variable_of(provider: str, kinds: str, variable: str, *, of_keys: bool = True) -> bool:
     name = re.escape(provider.rpartition("-")[2].replace("_", ""))
     family = re.split("[_-]", provider.removeprefix("text-completion-"))[0]
-    names = f"{re.escape(family)}|{_OTHER_NAMES.get(family, family)}"
+    other = _OTHER_STARTS.get(family, re.escape(family))
+    if (start := _OTHER_STARTS_OF_KEYS.get(family)) is not None:
+        other = start if of_keys else f"({start})(?=APIBASE$)"
+    names = f"{re.escape(family)}|{other}"
     named = f"(AWS)?{name}.*({kinds})|({names})(API|BASE)?({kinds})"
     return re.fullmatch(named, variable.replace("_", ""), re.IGNORECASE) is not None
 

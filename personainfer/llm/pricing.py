@@ -206,6 +206,13 @@ class Budget:
                 hint="Call again with a larger budget=; what is paid for comes from the cache.",
             )
 
+    def reserve_more(self, cost: float) -> bool:
+        """Reserve further USD for a call that has a reservation, if they are left now. Return whether so."""
+        with self._lock:
+            has_room = self.taken + cost <= self.usd
+            self._reserved += cost if has_room else 0.0
+        return has_room
+
     def settle(self, reserved: float, spent: float) -> None:
         """Replace the USD that were reserved for a call by those that it cost."""
         with self._lock:

@@ -160,6 +160,7 @@ class Job:
         refusals: how often it was refused for going too fast.
         room: by how much `max_tokens` is multiplied: more after a reply that was cut off.
         trial: how it is written since it was refused; None: as all are.
+        written: bytes of the request as a library wrote it, if the budget did not allow as many.
     """
 
     key: bytes
@@ -173,6 +174,7 @@ class Job:
     refusals: int = 0
     room: int = 1
     trial: Dialect | None = None
+    written: int = 0
 
     @property
     def cache_key(self) -> bytes:

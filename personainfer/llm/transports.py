@@ -48,7 +48,8 @@ T = TypeVar("T")
 
 # Called when a request has a connection, before it is sent. What it raises is raised, and nothing is sent.
 # With `checks=False`, for a request that is known to be sent only afterwards, it raises nothing. With
-# `has_limit=False` it is called before, of a request that names no limit of the reply.
+# `size=` or `has_limit=False` it is called before, of a request that has so many bytes, or names no limit of
+# the reply.
 Sent = Callable[..., object]
 
 _NAMES_NOTED = 8

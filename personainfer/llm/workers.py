@@ -91,6 +91,7 @@ class _OnItsWay:
 
     Attributes:
         body: the bytes.
+        prompt: the most tokens of its prompt.
         asked: the most tokens of its reply, by what it asks for.
         most: the most tokens of its reply, with those by which earlier replies went beyond what was asked
             for.
@@ -100,6 +101,7 @@ class _OnItsWay:
     """
 
     body: bytes
+    prompt: int
     asked: int
     most: int
     reserved: float | None = None
@@ -109,7 +111,7 @@ class _OnItsWay:
     @property
     def plausible(self) -> int:
         """The most tokens of prompt and reply. A larger count of the endpoint's is not believed."""
-        return most_tokens(self.body) + self.asked + _MOST_BEYOND
+        return self.prompt + self.asked + _MOST_BEYOND
 
 
 class Workers:
@@ -542,7 +544,8 @@ class Workers:
         body, account = job.body, self._account
         budget, requests, tokens = self._bounds
         asked = self._asked_tokens(job)
-        way = _OnItsWay(body, asked, asked + account.beyond)
+        prompt = max(most_tokens(body), job.written)
+        way = _OnItsWay(body, prompt, asked, asked + account.beyond)
         used: Completion | None = None
         failure: BaseException | None = None
         is_watched = is_watched and not self._refusals.is_over
@@ -550,7 +553,7 @@ class Workers:
             await self._refusals.enter()
         try:
             if budget is not None:
-                way.reserved = await budget.reserve(self._tally.most(most_tokens(body), way.most))
+                way.reserved = await budget.reserve(self._tally.most(prompt, way.most))
             guess = partial(account.tokens.of, len(body), asked)
             for window in (requests, tokens):
                 if window is not None:
@@ -587,25 +590,34 @@ class Workers:
             self._settle(way, used, failure)
 
     def _is_sent(
-        self, job: Job, way: _OnItsWay, *, checks: bool = True, has_limit: bool = True
+        self,
+        job: Job,
+        way: _OnItsWay,
+        *,
+        checks: bool = True,
+        has_limit: bool = True,
+        size: int = 0,
     ) -> None:
         """Note that a request has a connection: it counts as a call from here on.
 
         Args:
             job: the request.
             way: what is held for it.
-            checks: whether to raise the second error below.
+            checks: whether to raise the error below about the reply.
             has_limit: whether the request names the most tokens of its reply. False: nothing is noted.
+            size: bytes of the request, if a library has written it. Unless it is 0, they are reserved, and
+                nothing is noted.
 
         Raises:
             ModelError: it names none, and a budget was reserved for it: the reply could cost any amount.
-            RequestRejectedError: the reply may take more tokens than were reserved: while the request waited,
-                another one showed that the model reasons, or keeps no limit. It is sent again with a new
-                reservation.
+            RequestRejectedError: the prompt has more bytes than the budget has left beside other calls, or
+                the reply may take more tokens than were reserved: while the request waited, another one
+                showed that the model reasons, or keeps no limit. It is sent again with a new reservation.
         """
-        if not has_limit:
-            if way.reserved is not None:
+        if size or not has_limit:
+            if not has_limit and way.reserved is not None:
                 raise _without_limit()
+            self._reserve_bytes(job, way, size)
             return
         if (
             checks
@@ -619,6 +631,19 @@ class Workers:
         way.sent = True
         for window, place in way.places:
             window.sent(place)
+
+    def _reserve_bytes(self, job: Job, way: _OnItsWay, size: int) -> None:
+        """Reserve as many tokens for a prompt as the request has bytes. Raise: see `_is_sent`."""
+        budget = self._bounds.budget
+        if budget is None or way.reserved is None or size <= way.prompt:
+            return
+        more = self._tally.most(size, way.most) - way.reserved
+        if not budget.reserve_more(more):
+            job.written = size
+            error = RequestRejectedError("the prompt may take more tokens than were reserved.")
+            error.rewritten = True
+            raise error
+        way.prompt, way.reserved = size, way.reserved + more
 
     def _settle(
         self, way: _OnItsWay, used: Completion | None, failure: BaseException | None
@@ -635,7 +660,7 @@ class Workers:
             account.beyond = max(account.beyond, beyond)
         is_unknown = cost_is_unknown(used, failure)
         if way.sent and is_unknown and not self._takes_none:
-            spent = self._tally.assume(most_tokens(way.body), way.most, spent)
+            spent = self._tally.assume(way.prompt, way.most, spent)
         if budget is not None and way.reserved is not None:
             budget.settle(way.reserved, spent)
         for window, place in way.places:

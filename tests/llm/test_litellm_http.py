@@ -16,6 +16,7 @@ import time
 import traceback
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -562,6 +563,34 @@ def test_so_does_a_key_that_litellm_has_in_a_file(
     assert server.asked[0].headers["authorization"] == "Bearer key-of-the-file"
 
 
+@pytest.mark.parametrize("of_this", [False, True])
+@pytest.mark.parametrize("is_known", [False, True])
+def test_a_missing_key_is_known_whatever_keys_the_program_gave_litellm_for_others(
+    of_this: bool, is_known: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import litellm
+
+    def look_up(*_: Any) -> Any:
+        raise litellm.BadRequestError("no such model", "x", "anthropic")
+
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    monkeypatch.setattr(litellm, "anthropic_key" if of_this else "openai_key", "a-key")
+    transport = LiteLLMTransport("anthropic/claude-3-haiku-20240307")
+    if not is_known:
+        monkeypatch.setattr(litellm, "get_llm_provider", look_up)
+    if of_this:
+        transport.check_key()
+    else:
+        with pytest.raises(AuthenticationError, match="ANTHROPIC_API_KEY is not set"):
+            transport.check_key()
+
+
+def test_a_header_that_is_not_there_holds_no_key() -> None:
+    transport = LiteLLMTransport("openai/x", "http://127.0.0.1:9/v1")
+    headers = {"authorization": "Bearer ", "x": "secret"}
+    assert not any(transport._is_key_in(headers, name) for name in ("authorization", "api-key"))
+
+
 def test_litellm_raises_nothing_for_a_call_that_is_answered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -636,6 +665,95 @@ def test_a_callback_that_sends_the_texts_before_the_call_is_not_taken_for_it(
         assert server.headers[0]["x-mine"] == "secret-header-1"
 
 
+def test_a_callback_may_send_lines_of_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    import litellm
+
+    async def acompletion(**fields: Any) -> Any:
+        lines = b"\n".join([json.dumps({"logged": MESSAGES}).encode()] * 2)
+        async with httpx.AsyncClient() as client:
+            await client.post(logger.address, content=lines)
+        return await complete(**fields)
+
+    complete = litellm.acompletion
+    monkeypatch.setattr(litellm, "acompletion", acompletion)
+    with AnyServer() as logger, FakeLLM("one") as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.api_base)
+        assert pi.LLM("litellm/openai/x", api_key="k", cache=False).ask(MESSAGES).text == "one"
+        assert len(logger.asked) == 1
+
+
+def without_limits(
+    monkeypatch: pytest.MonkeyPatch, limit: int | None, after: Callable[[], object]
+) -> None:
+    """Have litellm send another limit of a reply, or none, and a callback run after each answer."""
+    import litellm
+
+    async def acompletion(**fields: Any) -> Any:
+        del fields["max_tokens"]
+        reply = await complete(**fields, **({} if limit is None else {"max_tokens": limit}))
+        after()
+        return reply
+
+    complete = litellm.acompletion
+    monkeypatch.setattr(litellm, "acompletion", acompletion)
+
+
+@pytest.mark.parametrize("limit", [None, 9000])
+def test_a_callback_that_sends_the_texts_after_the_answer_takes_no_place_of_it(
+    limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the request for it names no limit of its reply, or a larger one than was asked for."""
+    with AnyServer(401) as logger, FakeLLM("one") as server:
+        without_limits(
+            monkeypatch, limit, lambda: httpx.post(logger.address, json={"logged": MESSAGES})
+        )
+        monkeypatch.setenv("OPENAI_BASE_URL", server.api_base)
+        model = pi.LLM("litellm/openai/x", api_key="k", cache=False, max_attempts=1)
+        for _ in range(2):
+            assert model.ask(MESSAGES).text == "one"
+        assert len(logger.asked) == 2
+
+
+@pytest.mark.parametrize("limit", [None, 9000])
+def test_a_call_without_a_limit_goes_to_the_same_place_too(
+    limit: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    without_limits(monkeypatch, limit, object)
+    with FakeLLM("one") as one, FakeLLM("two") as two:
+        monkeypatch.setenv("OPENAI_BASE_URL", one.api_base)
+        model = pi.LLM("litellm/openai/x", api_key="k", cache=False, max_attempts=1)
+        for _ in range(2):
+            assert model.ask(MESSAGES).text == "one"
+        monkeypatch.setattr(LiteLLMTransport, "check_address", object)
+        monkeypatch.setenv("OPENAI_BASE_URL", two.api_base)
+        with pytest.raises(ModelError, match=r"and not http.* as before") as caught:
+            model.ask(MESSAGES)
+        assert caught.value.fatal
+        assert two.calls == (1 if limit is None else 0)  # that it is the call is known afterwards
+    assert model.usage.completion_tokens > 0
+
+
+@pytest.mark.parametrize("provider", ["ollama/x", "ollama_chat/x"])
+def test_an_address_for_all_providers_does_not_take_the_place_of_the_one_that_was_given(
+    provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of some providers, litellm calls the one of the program first."""
+    import litellm
+
+    with AnyServer() as server, AnyServer() as other:
+        model = llm_of(provider, server)
+        monkeypatch.setattr(litellm, "api_base", other.address)
+        with pytest.raises(
+            ModelError, match=r"litellm\.api_base takes the place of api_base="
+        ) as caught:
+            model.ask(MESSAGES)
+        assert (caught.value.fatal, server.asked, other.asked) == (True, [], [])
+        monkeypatch.setattr(litellm, "api_base", server.address)
+        with pytest.raises(ModelError):  # the answer says nothing
+            model.ask(MESSAGES)
+        assert server.asked
+
+
 @pytest.mark.parametrize("told_by", ["environment", "litellm"])
 def test_a_reply_is_stored_under_the_address_that_is_called(
     told_by: str, monkeypatch: pytest.MonkeyPatch
@@ -705,7 +823,17 @@ def test_so_it_is_with_the_region_or_account_that_decides_the_address(
 
 
 @pytest.mark.parametrize(
-    ("provider", "variable"), [("github/x", "GITHUB_WORKSPACE"), ("wandb/x", "WANDB_PROJECT")]
+    ("provider", "variable"),
+    [
+        ("github/x", "GITHUB_WORKSPACE"),
+        ("wandb/x", "WANDB_PROJECT"),
+        ("scaleway/x", "SCW_API_URL"),  # of a program of Scaleway's own, as the next
+        ("scaleway/x", "SCW_DEFAULT_REGION"),
+        ("meta_llama/x", "LLAMA_BASE_URL"),
+        ("friendliai/x", "FRIENDLI_URL"),
+        ("huggingface/x/y", "HF_ENDPOINT"),
+        ("volcengine/x", "ARK_BASE_URL"),
+    ],
 )
 def test_a_variable_that_decides_no_address_changes_nothing(
     provider: str, variable: str, monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
+from pydantic import create_model
 
 import personainfer as pi
 from personainfer.api_keys import Secrets
@@ -25,6 +26,7 @@ from personainfer.exceptions import (
 from personainfer.llm.pricing import Price, ReplySize, find_batch_price, find_price
 from personainfer.llm.refusals import provider_errors
 from personainfer.llm.requests import Request
+from personainfer.llm.transports import EndpointTransport, Sent
 from personainfer.testing import FakeLLM, Fault, Reply
 
 from ..builders import each_way, pairs
@@ -193,6 +195,56 @@ def test_a_prompt_of_which_each_byte_is_a_token_does_not_pass_the_budget() -> No
         [answer] = llm.ask_many([([{"role": "user", "content": "7" * 4000}],)])
     assert "budget" in str(answer.error)
     assert server.calls == 0
+
+
+@pytest.mark.parametrize(("budget", "calls"), [(40.0, 1), (20.0, 0)])
+def test_a_request_that_a_library_wrote_longer_is_reserved_by_its_size(
+    budget: float, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def send(
+        self: EndpointTransport, body: bytes, timeout: float, dialect: Any, is_sent: Sent
+    ) -> Any:
+        is_sent(size=3000)
+        return await as_it_is(self, body, timeout, dialect, is_sent)
+
+    as_it_is = EndpointTransport._send
+    monkeypatch.setattr(EndpointTransport, "_send", send)
+    reply = Reply("ok", prompt_tokens=3000, completion_tokens=1)
+    with FakeLLM(reply=reply) as server:
+        llm = fake(server, budget=budget)
+        replies = ask(llm, 2)
+    assert [one.error is None for one in replies].count(True) == server.calls == calls
+    assert "this call may cost" in str(replies[-1].error)
+    assert llm.usage.cost == pytest.approx(30.01 * calls)
+
+
+@pytest.mark.heavy
+def test_so_is_one_to_which_litellm_adds_the_schema() -> None:
+    """It writes a schema with two blanks for each level into the prompt of a model that takes no schemas."""
+    fields: dict[str, Any] = {f"f{n}": (int | None, None) for n in range(40)}
+    inner: Any = create_model("inner", **fields)
+    schema = create_model("schema", one=(inner, ...), more=(list[inner], ...))
+
+    def reply(body: dict[str, Any]) -> Reply | Fault:
+        if (body.get("response_format") or {}).get("type") == "json_schema" or "tools" in body:
+            return Fault.status(400, message="response_format and tools are not supported")
+        size = len("".join(message["content"] for message in body["messages"]))
+        return Reply('{"one": {}, "more": []}', prompt_tokens=size, completion_tokens=1)
+
+    with FakeLLM(reply) as server:
+        options: dict[str, Any] = {"prices": (1000.0, 0.0), "cache": False, "api_key": "k"}
+        for budget in (10.0, 40.0):
+            llm = pi.LLM("litellm/openai/m", api_base=server.api_base, budget=budget, **options)
+            replies = llm.ask_many(
+                [
+                    pi.Request((pi.Message(role="user", content=f"hi {n}"),), schema)
+                    for n in range(3)
+                ]
+            )
+            assert llm.usage.cost is not None
+            assert llm.usage.cost <= budget
+            assert any("may cost" in str(one.error) for one in replies)
+        assert any(one.error is None for one in replies)
 
 
 @each_way
