@@ -168,28 +168,29 @@ def _stream(
 
 
 def _check_address(model: str, given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
-    """Raise InvalidArgumentError if the key would go to an address or provider that the caller did not name.
+    """Raise InvalidArgumentError if a file would decide where the key goes, or which model is paid.
 
-    Without an address, the provider in the model's name decides where the key goes.
+    Without an address, the provider in the model's name decides where the key goes. With `api_base=` in this
+    call, a file may name the model.
     """
     base = settings.get("api_base")
     # With litellm, a provider may send the key to an address of its own, whatever `api_base` is.
     signs_in = isinstance(model, StoredText) and model.strip().startswith("litellm/")
     if model != settings.get("model") or (given.get("api_base") is not None and not signs_in):
         return
-    if base is None or signs_in:
-        if isinstance(model, StoredText) and model.strip().partition(":")[0] != "local":
-            raise InvalidArgumentError(
-                f"the table was made with the model {shown_address(model)!r}.",
-                hint="Your key and your data would go to the provider in its name: name the model yourself.",
-                argument="model",
-            )
-        return
-    if isinstance(base, StoredText) or holds_secret(base):
+    of_the_caller = base is None or not (isinstance(base, StoredText) or holds_secret(base))
+    if base is not None and not (of_the_caller or signs_in):
         raise InvalidArgumentError(
             f"the table was made with the model {model!r} at {shown_address(base)!r}.",
             hint="Your key would go there: give api_base= again, or another model=.",
             argument="api_base",
+        )
+    if isinstance(model, StoredText) and model.strip().partition(":")[0] != "local":
+        raise InvalidArgumentError(
+            f"the table was made with the model {shown_address(model)!r}.",
+            hint="A file would decide where your key and your data go, or what you pay for: name the model"
+            " yourself.",
+            argument="model",
         )
 
 

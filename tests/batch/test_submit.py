@@ -1222,6 +1222,20 @@ def test_a_strangers_replies_do_not_get_into_your_cache(provider: BatchServer, p
     assert pi.cache_info(mine).replies == 0
 
 
+def test_nor_does_it_where_the_failed_rows_of_its_table_are_asked_again(
+    provider: BatchServer, place: Path
+) -> None:
+    provider.refuse = lambda _: True
+    submit(provider, pairs(3), place / "b")
+    table = collect(place / "b", api_base=provider.api_base)
+    with pytest.raises(InvalidArgumentError, match="what you pay for") as caught:
+        pi.retry_errors(table, cache=False)
+    assert caught.value.argument == "model"
+    assert provider.count(ASK) == 0
+    assert not pi.retry_errors(table, "fake", cache=False).errors
+    assert not pi.retry_errors(table, api_base=provider.api_base, cache=False).errors
+
+
 @pytest.mark.parametrize(
     "option",
     [{"extra_body": {"models": ["x"]}}, {"max_tokens": 100_000}, {"reasoning_effort": "high"}],
