@@ -410,9 +410,9 @@ class LiteLLMBatches:
             taken = litellm.get_optional_params(
                 model=self._name, custom_llm_provider=self._provider, drop_params=True, **settings
             )
-            ours = ("stream", "extra_body")  # litellm adds them, and does not send them if empty
+            taken |= taken.pop("extra_body", None) or {}  # the openai SDK does so in single calls
             self._settings[name] = {
-                key: value for key, value in taken.items() if key not in ours or value
+                key: value for key, value in taken.items() if key != "stream" or value
             }
         return dict(self._settings[name])
 

@@ -105,17 +105,31 @@ def _asked(body: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize("model", ["gpt-4o-mini", "o3-mini", "gpt-5-mini"])
+@pytest.mark.parametrize(
+    ("model", "fields"),
+    [
+        ("gpt-4o-mini", None),
+        ("o3-mini", None),
+        ("gpt-5-mini", None),
+        ("gpt-4o-mini", {"top_k": 5, "reasoning": {"effort": "low"}}),  # unknown to litellm
+        ("gpt-4o-mini", {"extra_body": {"top_k": 5}, "user": "one"}),
+    ],
+)
 def test_through_litellm_a_batch_is_what_its_single_calls_are(
-    provider: BatchServer, place: Path, monkeypatch: Patch, model: str
+    provider: BatchServer,
+    place: Path,
+    monkeypatch: Patch,
+    model: str,
+    fields: dict[str, Any] | None,
 ) -> None:
+    options: dict[str, Any] = {"seed": 3, "extra_body": fields}
     monkeypatch.setenv("OPENAI_BASE_URL", provider.api_base)
     monkeypatch.setenv("OPENAI_API_KEY", "k")
     provider.faults = [(UPLOAD, 500), (CREATE, 0), (LOOK, 503), (FETCH, 500)]
-    batch = pi.submit_batch(pairs(3), f"openai/{model}", place / "b", seed=3)
+    batch = pi.submit_batch(pairs(3), f"openai/{model}", place / "b", **options)
     assert [len(provider.files), len(provider.batches)] == [1, 1]
     assert all(line["body"]["model"] == model for line in provider.lines)
-    single = pi.infer_personas(pairs(3), f"openai/{model}", cache=False, seed=3)
+    single = pi.infer_personas(pairs(3), f"openai/{model}", cache=False, **options)
     sent = sorted(json.dumps(_asked(body), sort_keys=True) for body in provider.llm.requests)
     lines = [json.dumps(_asked(line["body"]), sort_keys=True) for line in provider.lines]
     assert sorted(lines) == sent
