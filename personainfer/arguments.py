@@ -16,6 +16,7 @@ infinite value or a missing group is refused in the same words everywhere, and n
 from __future__ import annotations
 
 import inspect
+import operator
 import re
 import sys
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -23,7 +24,7 @@ from contextlib import suppress
 from copy import copy
 from decimal import Decimal
 from functools import cache
-from numbers import Integral, Real
+from numbers import Real
 from typing import (
     TYPE_CHECKING,
     Annotated,
@@ -75,66 +76,49 @@ class Wanted(NamedTuple):
     secret: bool = False
 
 
-def _is_whole(value: object) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool)
+def in_python(value: Any) -> Any:
+    """Return a scalar of NumPy as Python's own; all else, arrays too, unchanged.
+
+    JSON, torch and `random` do not take NumPy's. Only Python's have marks such as `Stored`.
+    """
+    scalar: Any = getattr(sys.modules.get("numpy"), "generic", ())
+    if not isinstance(value, scalar) or value.dtype.kind in "mM":  # a time would become a number
+        return value
+    return float(value) if value.dtype.kind == "f" else value.item()  # item() keeps a longdouble
 
 
 def is_place(value: object) -> bool:
     """Whether a value can be the place of an item: a whole number, NumPy's too, and no bool."""
-    return hasattr(value, "__index__") and not _is_bool(value)
+    if isinstance(in_python(value), bool):
+        return False
+    try:
+        operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        return False
+    return True
 
 
-def _is_bool(value: object) -> bool:
-    return isinstance(value, bool) or type(value).__name__ in ("bool", "bool_")  # NumPy's, too
-
-
-def in_python(value: Any) -> Any:
-    """Return a whole number or a boolean, such as one of NumPy's, as Python's own; others as they are."""
-    if isinstance(value, int):  # also one that is marked as read from a file: see `Stored`
-        return value
-    if _is_bool(value):
-        return bool(value)
-    return int(value) if _is_whole(value) else value
+def _real(value: Any) -> Any:
+    """Return a number as Python's own, and None for what is none: pydantic takes arrays of one item, too."""
+    value = in_python(value)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 Count = Annotated[
-    int,
-    Strict(),
-    Field(ge=1, le=sys.maxsize),
-    BeforeValidator(in_python),
-    Wanted("must be a whole number from 1 up."),
+    int, Strict(), Field(ge=1, le=sys.maxsize), Wanted("must be a whole number from 1 up.")
 ]
 _MOST = 2**128  # of a seed: no JSON and no text holds any number of digits
 WholeNumber = Annotated[
     int, Strict(), Field(gt=-_MOST, lt=_MOST), Wanted("must be a whole number of at most 128 bits.")
 ]
 CountFromZero = Annotated[
-    int,
-    Strict(),
-    Field(ge=0, lt=_MOST),
-    BeforeValidator(in_python),
-    Wanted("must be a whole number from 0 up."),
+    int, Strict(), Field(ge=0, lt=_MOST), Wanted("must be a whole number from 0 up.")
 ]
-# Strict numbers are no bools; NumPy's have another type, which would pass.
-_NO_BOOL = BeforeValidator(lambda value: None if _is_bool(value) else value)
-Number = Annotated[
-    float, Strict(), Field(allow_inf_nan=False), _NO_BOOL, Wanted("must be a number.")
-]
-NumberFromZero = Annotated[
-    float,
-    Strict(),
-    Field(ge=0, le=sys.float_info.max),
-    _NO_BOOL,
-    Wanted("must be a number from 0 up."),
-]
-PositiveNumber = Annotated[
-    float,
-    Strict(),
-    Field(gt=0, le=sys.float_info.max),
-    _NO_BOOL,
-    Wanted("must be a positive number."),
-]
-Flag = Annotated[bool, Strict(), BeforeValidator(in_python), Wanted("must be True or False.")]
+Finite = Annotated[float, Strict(), Field(allow_inf_nan=False), BeforeValidator(_real)]
+Number = Annotated[Finite, Wanted("must be a number.")]
+NumberFromZero = Annotated[Finite, Field(ge=0), Wanted("must be a number from 0 up.")]
+PositiveNumber = Annotated[Finite, Field(gt=0), Wanted("must be a positive number.")]
+Flag = Annotated[bool, Strict(), Wanted("must be True or False.")]
 
 
 Text = Annotated[str, Strict()]  # bytes would pass without it
@@ -247,18 +231,18 @@ class Options:
     def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
         """Check options, and return all: those that were given, and the others' defaults.
 
-        Whole numbers and booleans of NumPy become Python's, which JSON can hold. Dicts and lists are copied,
-        so that what is checked is what is used. All else stays unchanged.
+        A scalar of NumPy becomes Python's. Dicts and lists are copied, so that what is checked is what is
+        used. All else stays unchanged.
 
         Raises:
             UnknownOptionError: a name is not an option. The error names the most similar one.
             InvalidArgumentError: a value cannot work.
         """
         UnknownOptionError.check(given, self.each)
-        if (problem := self._problem(given)) is not None:
+        values = {name: in_python(value) for name, value in given.items()}
+        if (problem := self._problem(values)) is not None:
             raise problem  # here, so that pydantic's error, which quotes the value, is not its context
-        own = {name: own_copy(in_python(value)) for name, value in given.items()}
-        return {**self.defaults, **own}
+        return {**self.defaults, **{name: own_copy(value) for name, value in values.items()}}
 
     def _problem(self, given: Mapping[str, Any]) -> InvalidArgumentError | None:
         try:
@@ -270,19 +254,24 @@ class Options:
         return None
 
 
-def check_argument(name: str, value: object, kind: Any) -> None:
-    """Check the value of an argument.
+def check_argument(name: str, value: T, kind: Any) -> T:
+    """Check the value of an argument, and return it.
 
     Args:
         name: the argument, for the error.
         value: the value.
         kind: the type that it must have: one of this module, such as `Count`, or a Literal.
 
+    Returns:
+        The value; a scalar of NumPy as Python's own.
+
     Raises:
         InvalidArgumentError: the value is not of this type.
     """
+    value = in_python(value)
     if (problem := _argument_problem(name, value, kind)) is not None:
         raise problem
+    return value
 
 
 def check_text(named: str, text: str, argument: str) -> None:
@@ -360,7 +349,8 @@ def _translated(
     wanted = next((one for one in (*metadata, *_within(kind)) if isinstance(one, Wanted)), None)
     if wanted is not None:
         said = f"{name}=" if wanted.secret else f"{name}={quoted(value)}"
-        return InvalidArgumentError(f"{said} {wanted.text}", hint=wanted.hint, argument=name)
+        hint = "Pass its .item()." if hasattr(value, "item") else wanted.hint  # an array, a tensor
+        return InvalidArgumentError(f"{said} {wanted.text}", hint=hint, argument=name)
     choices = [one for one in _within(kind) if isinstance(one, str)]
     if not choices:
         problem = error.errors()[0]["msg"].removeprefix("Input ")
@@ -515,8 +505,8 @@ def _number(value: object) -> float | None:
     if value is None or type(value).__name__ in _MISSING:
         return float("nan")
     try:
-        real = isinstance(value, Real | Decimal) or _is_bool(value)
-        return float(value) if real else None  # type: ignore[arg-type]
+        value = in_python(value)
+        return float(value) if isinstance(value, Real | Decimal) else None
     except OverflowError:
         return float("inf")
 
@@ -535,6 +525,8 @@ def read_items(name: str, given: Iterable[T]) -> list[T]:
     if not isinstance(given, str | bytes | Mapping) and not hasattr(given, "columns"):
         with suppress(TypeError):  # also of an array without dimensions
             items = iter(given)
+    if given is None:
+        raise InvalidArgumentError(f"{name}= is None.", hint="Pass a list.", argument=name)
     if items is None:
         raise InvalidArgumentError(
             f"{name}= is a single {type(given).__name__}.",

@@ -43,11 +43,11 @@ REWARD = pi.persona_reward(EXPLAINER)
 CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "a bool as a place": (lambda t: t[True], "the place of a row, or a slice"),
     "nothing as a place": (lambda t: USERS[NOTHING], r"users\.personas"),
-    "users' rows": (lambda t: UserPersonas(NOTHING), "rows= is a single NoneType"),
-    "candidates": (lambda t: pi.PersonaPosterior(NOTHING), "personas= is a single NoneType"),
+    "users' rows": (lambda t: UserPersonas(NOTHING), "rows= is None"),
+    "candidates": (lambda t: pi.PersonaPosterior(NOTHING), "personas= is None"),
     "posteriors": (
         lambda t: pi.PersonaPosterior.fit_common_temperature(NOTHING, []),
-        "posteriors= is a single",
+        "posteriors= is None",
     ),
     "a posterior": (
         lambda t: pi.PersonaPosterior.fit_common_temperature([NOTHING], [[[1.0]]]),
@@ -82,7 +82,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "words of a plot": (lambda t: plot_salient_words(["word"]), "words='word'"),  # type: ignore[list-item]
     "prompts of rewards": (
         lambda t: reward_accuracy([1.0], [0.0], NOTHING),
-        "prompts= is a single",
+        "prompts= is None",
     ),
     "no words": (lambda t: words(NOTHING), "text=None is not text"),
     "a persona": (lambda t: place_persona("q", 3, "user"), "persona=3 is neither"),  # type: ignore[arg-type]
@@ -104,17 +104,17 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     ),
     "no column": (
         lambda t: REWARD(["p"], ["calm"], question=NOTHING, chosen=["a"], rejected=["b"]),
-        "question= is a single NoneType",
+        "question= is None",
     ),
     "system personas": (
         lambda t: choose_system_persona(NOTHING, [PAIR], EXPLAINER),
-        "personas= is a single",
+        "personas= is None",
     ),
     "rows of a paper": (lambda t: reproduce("pi", NOTHING), "data=None is neither"),
     "a row of a paper": (lambda t: reproduce("pi", ["q"]), r"data\[0\]='q' is not a dict"),  # type: ignore[list-item]
     "responses of users": (
         lambda t: score_responses(NOTHING, NOTHING, MATRIX, {}, prompts=[], reference=[]),
-        "responses= is a single",
+        "responses= is None",
     ),
     "bytes as a model": (lambda t: pi.LLM(b"x"), "model=b'x'"),  # type: ignore[arg-type]
     "bytes as a folder": (lambda t: pi.LLM("x", cache_dir=b"x"), "cache_dir=b'x'"),  # type: ignore[arg-type]

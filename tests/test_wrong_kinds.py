@@ -101,7 +101,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "messages": (lambda t: MODEL.ask(np.zeros(2)), "messages=.* is not a non-empty sequence"),  # type: ignore[arg-type]
     "no prefixes": (
         lambda t: pi.evaluate_prefixes(TAGS, [PAIR], SCORER, attribute=None),  # type: ignore[arg-type]
-        "attribute= is a single NoneType",
+        "attribute= is None",
     ),
     "no vectors": (lambda t: nearest_users(None), "vectors=None is not a mapping"),  # type: ignore[arg-type]
     "users": (lambda t: nearest_users(VECTORS, of=3), "of= is a single int"),  # type: ignore[arg-type]

@@ -118,8 +118,8 @@ def collect_batch(
             row with an error has no usable reply.
         OSError: the disk is full.
     """
-    check_argument("poll", poll, PositiveNumber)
-    check_argument("timeout", timeout, PositiveNumber | None)
+    poll = check_argument("poll", poll, PositiveNumber)
+    timeout = check_argument("timeout", timeout, PositiveNumber | None)
     handle = batch if isinstance(batch, PersonaBatch) else None
     here = handle is not None and handle.submitted_here
     # Read the folder again: another call may have changed it since.

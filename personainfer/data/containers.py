@@ -83,9 +83,9 @@ def read_preferences(
             damaged further on, or a label contradicts how earlier ones were read (`ContradictionError`).
         MissingExtraError: `datasets` is not installed, and a data set of the hub is read.
     """
-    check_pairing(pairs, min_gap)
-    check_argument("min_votes", min_votes, Count | None)
-    check_argument("safe_rejected", safe_rejected, Flag)
+    min_gap = check_pairing(pairs, min_gap)
+    min_votes = check_argument("min_votes", min_votes, Count | None)
+    safe_rejected = check_argument("safe_rejected", safe_rejected, Flag)
     check_roles({} if columns is None else columns)
     told = Mapped(
         dict(columns or {}), check_labels(labels), pairs, min_gap, min_votes, safe_rejected

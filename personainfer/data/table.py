@@ -244,7 +244,7 @@ class PersonaTable(Sequence[PersonaRow]):
                 argument="key",
             )
         values = self._column(key) if isinstance(key, str) else list(map(key, self._rows))
-        return self._cut(ordered(values, reverse))
+        return self._cut(ordered(values, check_argument("reverse", reverse, Flag)))
 
     def _cut(self, places: Sequence[int]) -> PersonaTable:
         """Return a table of the rows at some positions, in their order, with their columns."""
@@ -518,7 +518,7 @@ class PersonaTable(Sequence[PersonaRow]):
             DataError: this is a saved table, whose file is damaged.
             OSError: the disk is full.
         """
-        check_argument("overwrite", overwrite, Flag)
+        overwrite = check_argument("overwrite", overwrite, Flag)
         path = as_path(path)
         if path.suffix != ".parquet":
             raise InvalidArgumentError(

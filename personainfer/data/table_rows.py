@@ -222,7 +222,7 @@ def sampled(count: int, n: int, seed: int) -> list[int]:
     Raises:
         InvalidArgumentError: n or seed is not a whole number, n is negative, or n is more than `count`.
     """
-    check_argument("seed", seed, WholeNumber)
+    seed = check_argument("seed", seed, WholeNumber)
     if check_count("sample", n) > count:
         raise InvalidArgumentError(
             f"sample({n}): the table has {count} rows.", hint="Rows are drawn at most once."

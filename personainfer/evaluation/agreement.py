@@ -40,7 +40,7 @@ def cohen_kappa(one: ArrayLike, other: ArrayLike, *, confidence: float = CONFIDE
         InvalidArgumentError: values that are not finite numbers, shapes that differ, more than 128
             categories, or a `confidence` that is not between 0 and 1.
     """
-    check_confidence(confidence)
+    confidence = check_confidence(confidence)
     first, second = read_numbers("one", one), read_numbers("other", other)
     if first.shape != second.shape:
         raise InvalidArgumentError(f"two raters of shapes {first.shape} and {second.shape}.")
@@ -94,7 +94,7 @@ def krippendorff_alpha(
             dimensions, more than 128 values, or a `confidence` that is not between 0 and 1.
     """
     InvalidArgumentError.check("level", level, ("nominal", "ordinal", "interval"))
-    check_confidence(confidence)
+    confidence = check_confidence(confidence)
     given = read_numbers("ratings", ratings, dimensions=(2,))
     paired = given[:, (~np.isnan(given)).sum(axis=0) >= 2]
     if not paired.size:

@@ -128,7 +128,7 @@ def compare_responses(
     UnknownOptionError.check(
         options, OPTIONS.union(inspect.signature(compare_responses).parameters)
     )
-    check_confidence(confidence)
+    confidence = check_confidence(confidence)
     InvalidArgumentError.check("unparsable", unparsable, UNPARSABLE)
     pairs = pair_responses(prompts, base, test, personas)
     shown = personas is not None

@@ -125,7 +125,7 @@ def mean_by_group(
         InvalidArgumentError: values that are not finite numbers or outside of `bounds`, a missing group, or
             lengths that differ.
     """
-    check_confidence(confidence)
+    confidence = check_confidence(confidence)
     given, (_, numbers) = read_numbers("values", values), read_labels("groups", groups)
     check_lengths(given, numbers)
     if bounds is not None:
@@ -242,7 +242,7 @@ def delta_pq(
     Raises:
         InvalidArgumentError: outcomes that are not finite numbers, a missing group, or lengths that differ.
     """
-    check_confidence(confidence)
+    confidence = check_confidence(confidence)
     one, other = read_numbers("personalization", personalization), read_numbers("quality", quality)
     _, numbers = read_labels("groups", groups)
     check_lengths(one, other, numbers)
@@ -301,7 +301,7 @@ def length_controlled_rate(
         InvalidArgumentError: values that are not finite numbers, a missing group, lengths that differ, or a
             bad argument.
     """
-    check_resampling(confidence, resamples, seed)
+    confidence, resamples, seed = check_resampling(confidence, resamples, seed)
     given, lengths = read_numbers("outcomes", outcomes), read_numbers("differences", differences)
     _, numbers = read_labels("groups", groups)
     check_lengths(given, lengths, numbers)
@@ -347,7 +347,7 @@ def length_controlled_difference(
     Raises:
         InvalidArgumentError: as `length_controlled_rate`.
     """
-    check_resampling(confidence, resamples, seed)
+    confidence, resamples, seed = check_resampling(confidence, resamples, seed)
     one, other = read_numbers("first", first), read_numbers("second", second)
     lengths = read_numbers("differences", differences)
     _, numbers = read_labels("groups", groups)

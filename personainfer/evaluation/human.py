@@ -24,7 +24,7 @@ import numpy as np
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
-from ..arguments import Count, CountFromZero, check_argument, in_python
+from ..arguments import Count, CountFromZero, check_argument
 from ..data.file_formats import missing_file, open_rows
 from ..data.table import PersonaTable
 from ..data.table_display import embedded_json
@@ -105,8 +105,8 @@ def write_rating_sheet(
             f"a sheet is made of a PersonaTable, not {type(table).__name__}.", argument="table"
         )
     if items is not None:
-        check_argument("items", items, Count)
-    check_argument("seed", seed, CountFromZero)
+        items = check_argument("items", items, Count)
+    seed = check_argument("seed", seed, CountFromZero)
     folder = as_path(folder, "folder")
     remove_abandoned(folder)
     with place_errors(folder, "folder"):
@@ -124,7 +124,7 @@ def write_rating_sheet(
         raise InvalidArgumentError(
             f"items={items}: the table has {len(found)} personas of these sides.", argument="items"
         )
-    shown, key = _blinded(table, found, count, question, random.Random(in_python(seed)))
+    shown, key = _blinded(table, found, count, question, random.Random(seed))
     about = {"question": question, "rows": len(table), "items": key}
     with place_errors(folder, "folder"), atomic_folder(folder) as unfinished:
         sheet = _files(unfinished)
@@ -303,7 +303,7 @@ def read_rating_sheet(
             rows, or another bad argument.
         DataError: a file is not the key or ratings of this sheet, or there is no rating in any of them.
     """
-    check_confidence(confidence)
+    confidence = check_confidence(confidence)
     if table is not None and not isinstance(table, PersonaTable):
         raise InvalidArgumentError(f"table={table!r:.60} is no PersonaTable.", argument="table")
     are_files = isinstance(ratings, Iterable) and not isinstance(ratings, str | Path)

@@ -185,7 +185,7 @@ class Judge:
     def __init__(
         self, model: str | LLM | None, options: Mapping[str, Any], *, soft: bool = False
     ) -> None:
-        check_argument("soft", soft, Flag)
+        soft = check_argument("soft", soft, Flag)
         self.llm = make_llm(model, options)
         self.usage = Usage()
         self._soft = soft

@@ -137,8 +137,10 @@ def salient_words(
             f"salient_words takes a PersonaTable, not {type(table).__name__}."
         )
     left_out = _stop_words(stop_words)
-    _check(floor, prior, correction)
-    check_confidence(confidence)
+    floor = check_argument("floor", floor, Count)
+    prior = check_argument("prior", prior, PositiveNumber | None)
+    InvalidArgumentError.check("correction", correction, _CORRECTIONS)
+    confidence = check_confidence(confidence)
     chosen = _personas("chosen", (row.chosen for row in table))
     rejected = _personas("rejected", (row.rejected for row in table))
     said = [[_words(persona) for persona in people] for people in (chosen, rejected)]
@@ -266,12 +268,6 @@ def _stop_words(given: Iterable[str]) -> frozenset[str]:
             f"stop_words={given!r:.40} is not a list of words.", argument="stop_words"
         )
     return frozenset(map(str, words))
-
-
-def _check(floor: int, prior: float | None, correction: str) -> None:
-    check_argument("floor", floor, Count)
-    check_argument("prior", prior, PositiveNumber | None)
-    InvalidArgumentError.check("correction", correction, _CORRECTIONS)
 
 
 # Clauses of contrast

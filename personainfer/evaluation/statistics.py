@@ -10,11 +10,13 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
+from typing import Annotated
 
 import numpy as np
 from numpy.typing import ArrayLike
+from pydantic import Field
 
-from ..arguments import Count, CountFromZero, check_argument, read_numbers
+from ..arguments import Count, CountFromZero, Finite, Wanted, check_argument, read_numbers
 from ..exceptions import InvalidArgumentError
 from ..records import FloatArray
 
@@ -98,7 +100,7 @@ def bootstrap(
     Raises:
         InvalidArgumentError: a bad argument, or items that are not finite numbers.
     """
-    check_resampling(confidence, resamples, seed)
+    confidence, resamples, seed = check_resampling(confidence, resamples, seed)
     rows = read_numbers("items", items, dimensions=(2,))
     if np.isnan(rows).any():
         raise InvalidArgumentError("items= holds NaN: an array (n, m) of finite numbers is needed.")
@@ -136,7 +138,7 @@ def bootstrap_mean(
     Raises:
         InvalidArgumentError: values that are not finite numbers, or outside of `bounds`.
     """
-    check_resampling(confidence, resamples, seed)
+    confidence, resamples, seed = check_resampling(confidence, resamples, seed)
     table = _two_dimensional(values)
     if bounds is not None:
         check_within(table, bounds)
@@ -235,7 +237,7 @@ def wilson(successes: float, n: int, *, confidence: float = CONFIDENCE) -> Estim
     Raises:
         InvalidArgumentError: `successes` is not between 0 and n, or `confidence` not between 0 and 1.
     """
-    check_confidence(confidence)
+    confidence = check_confidence(confidence)
     [share_of, whole] = read_numbers("successes and n", [successes, n])
     if not 0 <= share_of <= whole:
         raise InvalidArgumentError(f"{successes} successes of {n} items.")
@@ -470,23 +472,26 @@ def _p_values(given: ArrayLike) -> FloatArray:
     return p
 
 
-def check_confidence(confidence: float) -> None:
-    """Raise InvalidArgumentError unless `confidence` is a float above 0 and below 1."""
-    real = isinstance(confidence, float | np.floating)
-    if not real or not 0 < confidence < 1:
-        raise InvalidArgumentError(
-            f"confidence={confidence!r} must lie between 0 and 1.", hint="Give 0.95 for 95 %."
-        )
+_Confidence = Annotated[
+    Finite, Field(gt=0, lt=1), Wanted("must lie between 0 and 1.", hint="Give 0.95 for 95 %.")
+]
 
 
-def check_resampling(confidence: float, resamples: int, seed: int) -> None:
-    """Raise InvalidArgumentError for a bad argument of a bootstrap.
+def check_confidence(confidence: float) -> float:
+    """Return `confidence`, as `check_argument`. It must be above 0 and below 1."""
+    return check_argument("confidence", confidence, _Confidence)
+
+
+def check_resampling(confidence: float, resamples: int, seed: int) -> tuple[float, int, int]:
+    """Return the arguments of a bootstrap, as `check_argument`.
 
     `confidence` must be above 0 and below 1, `resamples` at least 1, and `seed` at least 0.
     """
-    check_confidence(confidence)
-    check_argument("resamples", resamples, Count)
-    check_argument("seed", seed, CountFromZero)
+    return (
+        check_confidence(confidence),
+        check_argument("resamples", resamples, Count),
+        check_argument("seed", seed, CountFromZero),
+    )
 
 
 def check_within(values: FloatArray, bounds: tuple[float, float]) -> None:

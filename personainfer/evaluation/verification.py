@@ -133,7 +133,7 @@ def verify_personas(
             way (key, model).
         CacheError: the cache of replies cannot be used.
     """
-    _check(verify_personas, table, options, confidence)
+    confidence = _check(verify_personas, table, options, confidence)
     asked = _sides(sides)
     names = [f"{side}_{name}" for side in asked for name in VERDICT_COLUMNS]
     table.check_free([*names, "verification_error"])
@@ -183,7 +183,7 @@ def compare_personas(
         InvalidArgumentError, UnknownOptionError, MissingExtraError, ModelError, CacheError: as
             `verify_personas`.
     """
-    _check(compare_personas, table, options, confidence)
+    confidence = _check(compare_personas, table, options, confidence)
     InvalidArgumentError.check("unparsable", unparsable, UNPARSABLE)
     table.check_free(["better_persona"])
     pairs = _pairs(table)
@@ -234,7 +234,7 @@ def rate_personas(
         DataError, InvalidArgumentError, UnknownOptionError, MissingExtraError, ModelError, CacheError: as
             `verify_personas`.
     """
-    _check(rate_personas, table, options, confidence)
+    confidence = _check(rate_personas, table, options, confidence)
     asked = _sides(sides)
     names = [f"{side}_{question}" for side in asked for question in _QUESTIONS]
     table.check_free([*names, "rating_error"])
@@ -555,15 +555,15 @@ def _sides(sides: Sides) -> tuple[Side, ...]:
 
 def _check(
     function: Callable[..., Any], table: object, options: Mapping[str, Any], confidence: float
-) -> None:
-    """Raise InvalidArgumentError for a bad argument, before any work is done."""
+) -> float:
+    """Return `confidence`. Raise InvalidArgumentError for a bad argument, before any work is done."""
     if not isinstance(table, PersonaTable):
         raise InvalidArgumentError(
             f"{function.__name__} takes a PersonaTable, not {type(table).__name__}.",
             hint="infer_personas returns one, and PersonaTable.load reads one.",
         )
     _check_options(function, options)
-    check_confidence(confidence)
+    return check_confidence(confidence)
 
 
 def _check_options(function: Callable[..., Any], options: Mapping[str, Any]) -> None:

@@ -27,6 +27,8 @@ from ..arguments import (
     ApiBase,
     ApiKey,
     Count,
+    CountFromZero,
+    Finite,
     Flag,
     Headers,
     PositiveNumber,
@@ -117,7 +119,7 @@ class LLMOptions(TypedDict, total=False):
         Field(default=None, description="The key. Default: the provider's environment variable."),
     ]
     temperature: Annotated[
-        Annotated[float, Strict(), Field(ge=0, le=2), Wanted("must be between 0 and 2.")] | None,
+        Annotated[Finite, Field(ge=0, le=2), Wanted("must be between 0 and 2.")] | None,
         Field(default=0.0, description="0 for the likeliest reply; None: the endpoint's default."),
     ]
     max_tokens: Annotated[
@@ -243,6 +245,7 @@ class LLM:
     def __init__(self, model: str | None = None, **options: Unpack[LLMOptions]) -> None:
         self.model = named_model(model)
         chosen = _OPTIONS.check(options)
+        chosen["prices"] = _check_prices(chosen["prices"])  # as floats of Python, also if of NumPy
         self._options = _with_whole_paths({"model": self.model, **chosen})
         self.usage = Usage()
         self.transport = _transport(
@@ -547,6 +550,11 @@ def _request(number: int, request: Request | tuple[Any, ...]) -> Request:
             f"a request is a Request or (messages, schema), not {quoted(request, 80)}."
         )
     _check_schema(request.schema)
+    request = replace(
+        request,
+        sample=check_argument("sample", request.sample, WholeNumber),
+        logprobs=check_argument("logprobs", request.logprobs, CountFromZero),
+    )
     for message in request.messages:
         if not isinstance(message, Message):
             raise InvalidArgumentError(

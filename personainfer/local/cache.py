@@ -705,8 +705,8 @@ def prune_cache(
         raise InvalidArgumentError(
             "nothing says what to delete.", hint="Give older_than= or max_size=."
         )
-    for name, value in {"older_than": older_than, "max_size": max_size}.items():
-        check_argument(name, value, NumberFromZero | None)
+    older_than = check_argument("older_than", older_than, NumberFromZero | None)
+    max_size = check_argument("max_size", max_size, NumberFromZero | None)
     cache = _opened(_named(cache_dir))
     if cache is None:
         return 0

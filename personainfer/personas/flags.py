@@ -21,6 +21,7 @@ from functools import cache
 from typing import Final
 from unicodedata import category
 
+from ..arguments import in_python, read_items
 from ..exceptions import InvalidArgumentError
 from ..records import Persona, PersonaRow, Preference, Side
 from .protected_attributes import is_place, is_protected, trigger_words
@@ -130,15 +131,16 @@ def flag_filter(
         InvalidArgumentError: `drop_flagged` is neither a bool nor a collection of names of `FLAGS`.
     """
     flags_of = _given_flags if looked_for else _all_flags
+    drop_flagged = in_python(drop_flagged)
     if isinstance(drop_flagged, bool):
         return lambda row, side: drop_flagged and bool(flags_of(row, side))
     if isinstance(drop_flagged, str) or not isinstance(drop_flagged, Collection):
         raise InvalidArgumentError(
             f"drop_flagged={drop_flagged!r} is neither a bool nor names of flags."
         )
-    for flag in drop_flagged:
+    dropped = frozenset(read_items("drop_flagged", drop_flagged))
+    for flag in dropped:
         InvalidArgumentError.check("drop_flagged", flag, FLAGS)
-    dropped = frozenset(drop_flagged)
     return lambda row, side: not dropped.isdisjoint(flags_of(row, side))
 
 

@@ -70,7 +70,7 @@ class AddPersonas:
     def __init__(
         self, model: str | LLM | None = None, *, workers: int = 1, **options: Unpack[PersonaOptions]
     ) -> None:
-        check_argument("workers", workers, Count)
+        workers = check_argument("workers", workers, Count)
         columns = options.get("columns")
         check_roles({} if columns is None else columns)
         _told(options)

@@ -43,11 +43,11 @@ class Candidate(NamedTuple):
     score: float | None
 
 
-def check_pairing(pairs: str | None, min_gap: float | None) -> None:
-    """Raise InvalidArgumentError unless `pairs` is a known rule or None, and `min_gap` from 0 up or None."""
+def check_pairing(pairs: str | None, min_gap: float | None) -> float | None:
+    """Return `min_gap`, as `check_argument`: a number from 0 up, or None. `pairs` is a known rule or None."""
     if pairs is not None:
         InvalidArgumentError.check("pairs", pairs, PAIR_RULES)
-    check_argument("min_gap", min_gap, NumberFromZero | None)
+    return check_argument("min_gap", min_gap, NumberFromZero | None)
 
 
 def as_score(name: str, value: object) -> float | None:

@@ -100,7 +100,7 @@ def read_choices(
     return choices
 
 
-def encode(choices: Sequence[Preference]) -> Encoded:
+def encode(choices: Iterable[Preference]) -> Encoded:
     """Number the users and the responses of choices, in the order of their first appearance.
 
     Equal texts after different prompts are two responses.
@@ -131,11 +131,11 @@ def encode(choices: Sequence[Preference]) -> Encoded:
 class LongerWins:
     """Predicts the longer response, in characters, without white space at its ends."""
 
-    def fit(self, choices: Sequence[Preference]) -> Self:
+    def fit(self, choices: Iterable[Preference]) -> Self:
         """Do nothing: this model learns nothing from choices."""
         return self
 
-    def predict(self, choices: Sequence[Preference]) -> FloatArray:
+    def predict(self, choices: Iterable[Preference]) -> FloatArray:
         """Return the length of `chosen` minus the length of `rejected`, in characters, shape (n,).
 
         Raises:
@@ -186,7 +186,7 @@ class MajorityVote:
     def __init__(self) -> None:
         self._votes: Votes | None = None
 
-    def fit(self, choices: Sequence[Preference]) -> Self:
+    def fit(self, choices: Iterable[Preference]) -> Self:
         """Count the votes of each user. An earlier fit is forgotten.
 
         Raises:
@@ -200,7 +200,7 @@ class MajorityVote:
                 of_user[choice.user] = of_user.get(choice.user, 0) + vote
         return self
 
-    def predict(self, choices: Sequence[Preference]) -> FloatArray:
+    def predict(self, choices: Iterable[Preference]) -> FloatArray:
         """Return one margin for each choice, shape (n,): the mean vote of others on the pair, from -1 to 1.
 
         Each other user has one vote: 1 for `chosen`, -1 for `rejected`, 0 if their choices cancel out. If the
@@ -259,11 +259,10 @@ class SimilarUsersVote:
     """
 
     def __init__(self, doubt: float = 5.0) -> None:
-        check_argument("doubt", doubt, NumberFromZero)
-        self.doubt = doubt
+        self.doubt = check_argument("doubt", doubt, NumberFromZero)
         self._known: Encoded | None = None
 
-    def fit(self, choices: Sequence[Preference]) -> Self:
+    def fit(self, choices: Iterable[Preference]) -> Self:
         """Compute the votes and the agreement of all users. An earlier fit is forgotten.
 
         Raises:
@@ -290,7 +289,7 @@ class SimilarUsersVote:
         self._known = known
         return self
 
-    def predict(self, choices: Sequence[Preference]) -> FloatArray:
+    def predict(self, choices: Iterable[Preference]) -> FloatArray:
         """Return the weighted votes on `chosen` minus those on `rejected`, shape (n,).
 
         0 for a choice of a user who was not in the fit. A response that was not in the fit has no votes.

@@ -55,13 +55,12 @@ class LatentUsers:
         steps: int = 200,
         seed: int = 0,
     ) -> None:
-        for name, count in {"dimensions": dimensions, "width": width, "steps": steps}.items():
-            check_argument(name, count, Count)
-        check_argument("kl", kl, PositiveNumber)
-        check_argument("seed", seed, CountFromZero)
-        check_argument("features", features, Callable[..., Any] | None)
-        self._features, self._dimensions, self._width = features, dimensions, width
-        self._kl, self._steps, self._seed = kl, steps, seed
+        self._dimensions = check_argument("dimensions", dimensions, Count)
+        self._width = check_argument("width", width, Count)
+        self._steps = check_argument("steps", steps, Count)
+        self._kl = check_argument("kl", kl, PositiveNumber)
+        self._seed = check_argument("seed", seed, CountFromZero)
+        self._features = check_argument("features", features, Callable[..., Any] | None)
         self._vectors: dict[str, FloatArray] = {}
 
     def fit(self, choices: Iterable[Preference]) -> Self:
@@ -102,7 +101,7 @@ class LatentUsers:
         self._vectors = {}
         return self._infer(choices)
 
-    def fit_users(self, choices: Sequence[Preference]) -> Self:
+    def fit_users(self, choices: Iterable[Preference]) -> Self:
         """Infer the vectors of the users of these choices, new or known. Nothing is trained.
 
         A known user's vector is replaced by one from these choices alone.
@@ -114,7 +113,7 @@ class LatentUsers:
         fitted(self._vectors or None)
         return self._infer(choices)
 
-    def _infer(self, choices: Sequence[Preference]) -> Self:
+    def _infer(self, choices: Iterable[Preference]) -> Self:
         torch = MissingExtraError.require("torch")
         known = encode(choices)
         table, users = self._table(list(known.responses)), torch.tensor(known.user)
@@ -126,7 +125,7 @@ class LatentUsers:
         self._vectors |= {user: found[row] for user, row in known.users.items()}
         return self
 
-    def predict(self, choices: Sequence[Preference]) -> FloatArray:
+    def predict(self, choices: Iterable[Preference]) -> FloatArray:
         """Compute the log-odds that the user prefers `chosen`, for each choice, shape (n,).
 
         For a user without a vector, z is zeros, the mean of the prior: the part of the reward that all users

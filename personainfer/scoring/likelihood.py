@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..api_keys import hide_key, hides_secrets, show_key
-from ..arguments import Flag, check_argument
+from ..arguments import Flag, check_argument, in_python
 from ..exceptions import InvalidArgumentError, PersonaInferError, shown_when_made
 from ..local.weights import files_of, whole_name
 from ..personas.placement import PersonaPlace
@@ -120,7 +120,8 @@ class Likelihood:
         api_key: str | None = None,
         timeout: float = 600.0,
     ) -> None:
-        self._options = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        given = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
+        self._options = {name: in_python(value) for name, value in given.items()}
         if api_base is None and isinstance(model, str):  # scored, or unpickled, in another folder
             self._options["model"] = whole_name(model)
         count = weakref.WeakMethod(self._count_failed)  # weights go with this object, at once
@@ -129,8 +130,8 @@ class Likelihood:
         self.cuts = Cuts()
         self._place = persona_in
         self._baseline = tuple(str(persona) for persona in baseline) or (None,)
-        self._max_response = max_response_tokens
-        self._max_prompt = max_prompt_tokens
+        self._max_response: int | None = self._options["max_response_tokens"]
+        self._max_prompt: int | None = self._options["max_prompt_tokens"]
         self._made: Scorer | None = None
         self._known: dict[TokenText, FloatArray] = {}  # scores of texts with baseline personas
         self._lock = threading.Lock()
@@ -173,7 +174,7 @@ class Likelihood:
             ModelError: the model cannot be loaded or reached, or the server failed at all texts, or at the
                 first ones.
         """
-        check_argument("per_token", per_token, Flag)
+        per_token = check_argument("per_token", per_token, Flag)
         scored = self.score(prompts, personas, responses)
         return np.array([one.mean if per_token else one.sum for one in scored], dtype=float)
 

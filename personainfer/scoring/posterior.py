@@ -50,8 +50,7 @@ class PersonaPosterior:
         self.personas = tuple(read_items("personas", personas))
         if not self.personas:
             raise InvalidArgumentError("personas= is a sequence of at least one candidate.")
-        check_argument("temperature", temperature, PositiveNumber)
-        self.temperature = float(temperature)
+        self.temperature = float(check_argument("temperature", temperature, PositiveNumber))
         with np.errstate(divide="ignore"):  # a candidate of weight 0 is ruled out
             self._log_prior = np.log(_prior(prior, len(self.personas)))
         self._explains = np.zeros((0, len(self.personas)))

@@ -108,7 +108,7 @@ def votes(choices: npt.ArrayLike, responses: int) -> Votes:
     Raises:
         InvalidArgumentError: `choices` holds something else than places below `responses`, or nothing.
     """
-    check_argument("responses", responses, Count)
+    responses = check_argument("responses", responses, Count)
     chosen = read_places("choices", choices, dimensions=(2,), below=responses)
     counts = np.stack([(chosen == place).sum(axis=0) for place in range(responses)], axis=1)
     return Votes(counts / len(chosen), len(chosen))
@@ -148,8 +148,8 @@ def entropy_by_word(
     Raises:
         InvalidArgumentError: the number of prompts is not that of the votes, or a bad argument.
     """
-    check_confidence(confidence)
-    check_argument("floor", floor, Count)
+    confidence = check_confidence(confidence)
+    floor = check_argument("floor", floor, Count)
     check_argument("found", found, InstanceOf[Votes])
     prompts = read_items("prompts", prompts)
     if len(prompts) != len(found.shares):

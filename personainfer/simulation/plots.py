@@ -100,7 +100,7 @@ def plot_scores(table: PersonaTable, *, bins: int = 30, ax: Axes | None = None) 
         MissingExtraError: `ax` is None, and matplotlib is not installed.
     """
     check_argument("table", table, InstanceOf[PersonaTable])
-    check_argument("bins", bins, Count)
+    bins = check_argument("bins", bins, Count)
     scores = summarise(table).scores
     if not scores:
         raise DataError(
@@ -137,7 +137,7 @@ def plot_salient_words(
         InvalidArgumentError: a bad argument.
         MissingExtraError: `ax` is None, and matplotlib is not installed.
     """
-    check_argument("limit", limit, Count)
+    limit = check_argument("limit", limit, Count)
     found: Sequence[SalientWord] = (
         salient_words(words) if isinstance(words, PersonaTable) else read_items("words", words)
     )
@@ -175,7 +175,7 @@ def plot_top_share(votes: Votes, *, bins: int = 20, ax: Axes | None = None) -> A
         MissingExtraError: `ax` is None, and matplotlib is not installed.
     """
     check_argument("votes", votes, InstanceOf[Votes])
-    check_argument("bins", bins, Count)
+    bins = check_argument("bins", bins, Count)
     axes: Axes = _axes(ax, height=3.2)
     axes.hist(votes.top_share, bins, range=(0, 1), color=_COLOURS["overall"])
     axes.axvline(0.5, linestyle="--", linewidth=1, color="grey")
@@ -228,7 +228,7 @@ def plot_vote_entropy(votes: Votes, *, bins: int = 20, ax: Axes | None = None) -
         MissingExtraError: `ax` is None, and matplotlib is not installed.
     """
     check_argument("votes", votes, InstanceOf[Votes])
-    check_argument("bins", bins, Count)
+    bins = check_argument("bins", bins, Count)
     axes: Axes = _axes(ax, height=3.2)
     most = math.log(votes.shares.shape[1])
     axes.hist(votes.entropy, bins, range=(0, most or 1.0), color=_COLOURS["overall"])
@@ -255,7 +255,7 @@ def plot_entropy_by_word(
         InvalidArgumentError: a bad argument.
         MissingExtraError: `ax` is None, and matplotlib is not installed.
     """
-    check_argument("limit", limit, Count)
+    limit = check_argument("limit", limit, Count)
     found = read_items("found", found)
     for one in found:
         check_argument("found", one, InstanceOf[WordEntropy])

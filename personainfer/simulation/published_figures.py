@@ -162,7 +162,7 @@ def reproduce(
     """
     UnknownOptionError.check(options, OPTIONS.union(inspect.signature(reproduce).parameters))
     InvalidArgumentError.check("paper", paper, PAPERS)
-    check_argument("limit", limit, Count | None)
+    limit = check_argument("limit", limit, Count | None)
     if not isinstance(judge, str):
         raise InvalidArgumentError(f"judge={judge!r:.60} is not a name of a model.")
     if paper == "personalllm":

@@ -98,7 +98,7 @@ def write_report(
         ModelError: `embedder` did not return one finite vector for each text.
         OSError: the disk is full.
     """
-    check_argument("overwrite", overwrite, Flag)
+    overwrite = check_argument("overwrite", overwrite, Flag)
     path = _checked(result, path)
     check_file(path)
     if not overwrite:

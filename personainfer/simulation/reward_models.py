@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import Count, check_argument
+from ..arguments import Count, CountFromZero, check_argument
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError
 from ..personas.placement import disarm
 from ..records import Message, Prompt
@@ -53,7 +53,7 @@ class RewardClassifier:
         render: Callable[[Prompt, str], str] | None = None,
         device: str | None = None,
     ) -> None:
-        check_argument("batch_size", batch_size, Count)
+        batch_size = check_argument("batch_size", batch_size, Count)
         if not isinstance(model, str | Path) and tokenizer is None:
             raise InvalidArgumentError("tokenizer= is needed with a model that is already loaded.")
         self._torch = MissingExtraError.require("torch")
@@ -148,9 +148,10 @@ def _loaded(transformers: Any, name: str, tokenizer: Any) -> tuple[Any, Any]:
 
 
 def _label(given: int | None, labels: int) -> int:
+    given = check_argument("label", given, CountFromZero | None)
     if given is None and labels == 1:
         return 0
-    if given is None or not 0 <= given < labels:
+    if given is None or given >= labels:
         raise InvalidArgumentError(
             f"label={given!r}, but the model has {labels} outputs.",
             hint="Say which of them is the reward, counted from 0.",

@@ -107,10 +107,10 @@ class SimulatedUsers:
             InvalidArgumentError: a bad argument.
         """
         names = check_models(models)
-        check_argument("n", n, Count)
-        check_argument("seed", seed, CountFromZero)
-        check_argument("alpha", alpha, PositiveNumber)
-        check_argument("min_distance", min_distance, NumberFromZero)
+        n = check_argument("n", n, Count)
+        seed = check_argument("seed", seed, CountFromZero)
+        alpha = check_argument("alpha", alpha, PositiveNumber)
+        min_distance = check_argument("min_distance", min_distance, NumberFromZero)
         ordered = sorted(names)
         drawn, redrawn = draw_weights(n, len(names), alpha, min_distance, seed)
         users = cls(drawn[:, [ordered.index(name) for name in names]], models=names)
@@ -154,8 +154,8 @@ class SimulatedUsers:
             InvalidArgumentError: the matrix has other models, or a bad argument.
         """
         weights = self.weights_for(matrix)
-        check_argument("temperature", temperature, NumberFromZero)
-        check_argument("seed", seed, CountFromZero)
+        temperature = check_argument("temperature", temperature, NumberFromZero)
+        seed = check_argument("seed", seed, CountFromZero)
         offered = None if pairs is None else _pairs(pairs, len(self), matrix.rewards.shape[:2])
         chosen = np.empty((len(self), len(matrix)), dtype=np.int64)
         for part in _parts(len(self), matrix.zscores[..., 0].size):
@@ -205,9 +205,9 @@ class SimulatedUsers:
             DataError: fewer than `pairs_per_user` prompts have two different responses.
         """
         weights = self.weights_for(matrix)
-        check_argument("temperature", temperature, NumberFromZero)
-        check_argument("pairs_per_user", pairs_per_user, Count)
-        check_argument("seed", seed, CountFromZero)
+        temperature = check_argument("temperature", temperature, NumberFromZero)
+        pairs_per_user = check_argument("pairs_per_user", pairs_per_user, Count)
+        seed = check_argument("seed", seed, CountFromZero)
         InvalidArgumentError.check("offered", offered, ("random", "extremes"))
         prompts, responses = matrix.texts
         pairs = _askable(matrix, pairs_per_user)

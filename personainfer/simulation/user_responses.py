@@ -174,7 +174,7 @@ def score_responses(
             that does not return n numbers, or a bad `confidence`.
         DataError: no row has a response, or a reward is NaN or infinite.
     """
-    check_confidence(confidence)
+    confidence = check_confidence(confidence)
     responses, prompts = read_items("responses", responses), read_items("prompts", prompts)
     reference = read_items("reference", reference)
     for row in responses:

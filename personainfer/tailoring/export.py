@@ -162,7 +162,7 @@ def export_personas(
         OSError: the disk is full.
     """
     check_format(format)
-    check_argument("overwrite", overwrite, Flag)
+    overwrite = check_argument("overwrite", overwrite, Flag)
     if not isinstance(title, str):
         raise InvalidArgumentError(f"title={title!r:.80} is not text.")
     target = _target(path, splits)

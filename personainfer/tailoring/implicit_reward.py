@@ -78,7 +78,7 @@ def implicit_rewards(
             "policy and reference are the same object: every reward would be 0.",
             hint="Pass the model that the policy was tuned from as reference=.",
         )
-    check_argument("beta", beta, PositiveNumber)
+    beta = check_argument("beta", beta, PositiveNumber)
     rows = check_rows(prompts, personas, responses)
     tuned, before = (
         read_numbers(
@@ -119,7 +119,7 @@ def reward_accuracy(
             between 0 and 1.
         DataError: a prompt is neither text nor a conversation.
     """
-    check_confidence(confidence)
+    confidence = check_confidence(confidence)
     first = read_numbers("preferred", preferred, infinite=True)
     second = read_numbers("other", other, infinite=True)
     prompts = read_items("prompts", prompts)

@@ -159,6 +159,7 @@ def tailor_responses(
         CacheError: the cache of replies cannot be read or written.
     """
     UnknownOptionError.check(options, OPTIONS.union(inspect.signature(tailor_responses).parameters))
+    shots = check_argument("shots", shots, CountFromZero)
     place = persona_in or ("user" if shots else "system")
     source = personas if isinstance(personas, str) else None
     _check(source, side, train, shots, system_persona, place, template)
@@ -396,7 +397,6 @@ def _check(
     template: str | None,
 ) -> None:
     InvalidArgumentError.check("side", side, ("chosen", "rejected"))
-    check_argument("shots", shots, CountFromZero)
     if personas is not None and not any(map(str.isspace, personas)):
         InvalidArgumentError.check("personas", personas, _SOURCES)
     if train is not None and not isinstance(train, PersonaTable):

@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..api_keys import hides_secrets
-from ..arguments import ApiBase, ApiKey, Count, PositiveNumber, check_argument
+from ..arguments import (
+    ApiBase,
+    ApiKey,
+    Count,
+    PositiveNumber,
+    check_argument,
+    in_python,
+    read_items,
+)
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError, ModelError, shown_when_made
 from ..personas.flags import flag_filter
@@ -191,10 +199,11 @@ class PersonaRetriever:
             ModelError: the model did not give one finite vector for each prompt, or vectors of other
                 dimensions than before.
         """
-        check_argument("k", k, Count)
+        k = check_argument("k", k, Count)
         given = list(prompts) if isinstance(prompts, PersonaTable) else _listed("prompts", prompts)
         asked = [_Query.of(n, prompt) for n, prompt in enumerate(given)]
         everywhere: set[int] = set()
+        exclude = in_python(exclude)
         if not isinstance(exclude, bool | None):
             everywhere = self._named(_excluded_names(exclude))
         found = []
@@ -266,7 +275,7 @@ def _excluded_names(exclude: object) -> list[str]:
             f"exclude={exclude!r:.80} is neither True, False, None nor ids or prompts.",
             hint="Pass a list: [it].",
         )
-    given = list(exclude)
+    given = read_items("exclude", exclude)
     texts = [str(one) if isinstance(one, str) else _query(n, one) for n, one in enumerate(given)]
     return [name for text in texts for name in (_id_key(text), _prompt_key(text))]
 
@@ -314,8 +323,8 @@ def _embedder(
             )
         check_argument("api_base", api_base, ApiBase)
         check_argument("api_key", api_key, ApiKey | None)
-        check_argument("timeout", timeout, PositiveNumber)
-        check_argument("max_attempts", max_attempts, Count)
+        timeout = check_argument("timeout", timeout, PositiveNumber)
+        max_attempts = check_argument("max_attempts", max_attempts, Count)
         return endpoint_embedder(
             model, api_base, api_key, timeout=timeout, max_attempts=max_attempts
         )

@@ -115,9 +115,9 @@ class PersonaReward:
             InvalidArgumentError.check("columns", role, _ROLES)
         if columns is not None and choices is not None:
             raise InvalidArgumentError("give columns= or choices=, not both.")
-        check_argument("temperature", temperature, PositiveNumber)
-        check_argument("penalty", penalty, NumberFromZero)  # less would reward flags
-        check_argument("no_persona", no_persona, Number)
+        temperature = check_argument("temperature", temperature, PositiveNumber)
+        penalty = check_argument("penalty", penalty, NumberFromZero)  # less would reward flags
+        no_persona = check_argument("no_persona", no_persona, Number)
         usual = {"prompt": "question", "chosen": "chosen", "rejected": "rejected"}
         self._scorer, self._columns, self._choices = scorer, usual | dict(columns or {}), choices
         self._form, self._temperature = form, temperature

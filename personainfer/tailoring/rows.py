@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, get_args, overload
 
-from ..arguments import WholeNumber, check_argument
+from ..arguments import WholeNumber, check_argument, in_python
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError
 from ..personas.flags import flag_filter
@@ -98,8 +98,8 @@ class TailoringRows(Sequence[Row]):
             InvalidArgumentError: shares that are not positive or do not add up to 1, or a bad seed.
             DataError: a part would be empty.
         """
-        check_shares(shares)
-        check_argument("seed", seed, WholeNumber)
+        shares = check_shares(shares)
+        seed = check_argument("seed", seed, WholeNumber)
         places: dict[str, list[int]] = {name: [] for name in shares}
         part_of = {prompt: _part(prompt, shares, seed) for prompt in set(self.prompts)}
         for place, prompt in enumerate(self.prompts):
@@ -159,7 +159,7 @@ def tailoring_rows(
         "format": format,
         "persona_in": persona_in,
         "template": template,
-        "drop_flagged": drop_flagged,
+        "drop_flagged": in_python(drop_flagged),
     }
     _check(table, settings)
     unwanted = flag_filter(drop_flagged, looked_for="personas_from" not in table.settings)
@@ -305,19 +305,25 @@ def _digest(prompt: Prompt) -> str:
     return hashlib.sha256(repr(bare).encode()).hexdigest()
 
 
-def check_shares(shares: Mapping[str, float]) -> None:
-    """Raise InvalidArgumentError unless `shares` maps names to numbers in (0, 1] that add up to 1."""
+def check_shares(shares: Mapping[str, float]) -> dict[str, float]:
+    """Return shares, as `check_argument`: names to numbers in (0, 1] that add up to 1.
+
+    Raises:
+        InvalidArgumentError: they are something else.
+    """
     if not isinstance(shares, Mapping) or not shares:
         raise InvalidArgumentError(
             f"shares={shares!r} names no split.", hint='Give {"train": 0.8, "test": 0.2}.'
         )
-    for name, share in shares.items():
+    found = {name: in_python(share) for name, share in shares.items()}
+    for name, share in found.items():
         if not isinstance(share, int | float) or isinstance(share, bool) or not 0 < share <= 1:
             raise InvalidArgumentError(
                 f"the share of {name!r} is {share!r}, not a number in (0, 1]."
             )
-    if abs(sum(shares.values()) - 1) > 1e-6:
-        raise InvalidArgumentError(f"the shares add up to {sum(shares.values()):g}, not to 1.")
+    if abs(sum(found.values()) - 1) > 1e-6:
+        raise InvalidArgumentError(f"the shares add up to {sum(found.values()):g}, not to 1.")
+    return found
 
 
 def _part(prompt: str, shares: Mapping[str, float], seed: int) -> str:

@@ -65,7 +65,7 @@ def choose_system_persona(
         InvalidArgumentError, ModelError: for one candidate the scorer failed for all preferences, or for
             three in succession for a reason other than their content; or the budget is spent.
     """
-    check_confidence(confidence)
+    confidence = check_confidence(confidence)
     if not callable(getattr(scorer, "explains", None)):
         raise InvalidArgumentError(f"scorer={scorer!r:.80} has no method explains.")
     candidates = list({str(one): one for one in _all_of("personas", personas, Persona)}.values())

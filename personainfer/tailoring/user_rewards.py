@@ -82,21 +82,19 @@ class LowRankRewards:
         steps: int = 200,
         seed: int = 0,
     ) -> None:
-        for name, count in {"rank": rank, "steps": steps}.items():
-            check_argument(name, count, Count)
-        for name, size in {"ridge": ridge, "shrink": shrink}.items():
-            check_argument(name, size, PositiveNumber)
-        check_argument("seed", seed, CountFromZero)
-        check_argument("features", features, Callable[..., Any] | None)
-        check_argument("fixed_basis", fixed_basis, Flag)
+        self.rank = check_argument("rank", rank, Count)
+        self._steps = check_argument("steps", steps, Count)
+        self._ridge = check_argument("ridge", ridge, PositiveNumber)
+        self._shrink = check_argument("shrink", shrink, PositiveNumber)
+        self._seed = check_argument("seed", seed, CountFromZero)
+        self._features = check_argument("features", features, Callable[..., Any] | None)
+        self._fixed = check_argument("fixed_basis", fixed_basis, Flag)
         if fixed_basis and features is None:
             raise InvalidArgumentError("fixed_basis=True needs features=, which are the basis.")
-        self.rank, self._features, self._fixed = rank, features, fixed_basis
-        self._ridge, self._shrink, self._steps, self._seed = ridge, shrink, steps, seed
         self.weights: dict[str, FloatArray] = {}
         self.evaluations = 0
 
-    def fit(self, choices: Sequence[Preference]) -> Self:
+    def fit(self, choices: Iterable[Preference]) -> Self:
         """Fit the basis, and the weights of the users of these choices. An earlier fit is forgotten.
 
         Returns:
@@ -130,7 +128,7 @@ class LowRankRewards:
         self.weights = {user: weights[row] for user, row in known.users.items()}
         return self
 
-    def fit_users(self, choices: Sequence[Preference]) -> Self:
+    def fit_users(self, choices: Iterable[Preference]) -> Self:
         """Fit the weights of the users of these choices, new or known. The basis stays as `fit` left it.
 
         Only these choices count: earlier choices of a known user do not. Other users keep their weights.
@@ -150,7 +148,7 @@ class LowRankRewards:
         self.weights |= {user: weights[row] for user, row in known.users.items()}
         return self
 
-    def predict(self, choices: Sequence[Preference]) -> FloatArray:
+    def predict(self, choices: Iterable[Preference]) -> FloatArray:
         """Compute the log-odds that the user prefers `chosen`, for each choice, shape (n,).
 
         A user without weights gets the mean weights of all users.
@@ -247,8 +245,8 @@ def fit_user_weights(
             than such numbers, `shrink` is not a number from 0 up, or `steps` not a whole number from 1 up.
         MissingExtraError: scipy is not installed.
     """
-    check_argument("shrink", shrink, NumberFromZero)
-    check_argument("steps", steps, Count)
+    shrink = check_argument("shrink", shrink, NumberFromZero)
+    steps = check_argument("steps", steps, Count)
     given, place = read_numbers("margins", margins, dimensions=(2,)), read_places("users", users)
     if place.shape != given.shape[:1]:
         raise InvalidArgumentError(
@@ -309,16 +307,15 @@ class BradleyTerry:
         user_ridge: float = 4.0,
         steps: int = 200,
     ) -> None:
-        for name, size in {"ridge": ridge, "user_ridge": user_ridge}.items():
-            check_argument(name, size, PositiveNumber)
-        check_argument("steps", steps, Count)
-        for name, function in {"features": features, "user_features": user_features}.items():
-            check_argument(name, function, Callable[..., Any] | None)
-        self._features, self._user_features = features, user_features
-        self._ridge, self._user_ridge, self._steps = ridge, user_ridge, steps
+        self._ridge = check_argument("ridge", ridge, PositiveNumber)
+        self._user_ridge = check_argument("user_ridge", user_ridge, PositiveNumber)
+        self._steps = check_argument("steps", steps, Count)
+        function = Callable[..., Any] | None
+        self._features = check_argument("features", features, function)
+        self._user_features = check_argument("user_features", user_features, function)
         self._effects: dict[str, FloatArray] = {}
 
-    def fit(self, choices: Sequence[Preference]) -> Self:
+    def fit(self, choices: Iterable[Preference]) -> Self:
         """Fit the shared reward and the users' effects. An earlier fit is forgotten.
 
         Returns:
@@ -339,7 +336,7 @@ class BradleyTerry:
         self._effects = {user: effects[row] for user, row in known.users.items()}
         return self
 
-    def predict(self, choices: Sequence[Preference]) -> FloatArray:
+    def predict(self, choices: Iterable[Preference]) -> FloatArray:
         """Compute the log-odds that the user prefers `chosen`, for each choice, shape (n,).
 
         A user who was not in the fit has no effects: the shared reward alone decides.

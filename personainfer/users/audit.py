@@ -11,16 +11,20 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Unpack
+from typing import Annotated, Literal, Unpack
 
 import numpy as np
+from pydantic import Field
 
 from ..arguments import (
     Count,
     CountFromZero,
+    Finite,
     Flag,
+    Wanted,
     check_argument,
     check_text,
+    read_items,
     read_numbers,
     takes_options,
 )
@@ -52,6 +56,11 @@ Groups = Mapping[str, Mapping[str, object]]
 _NEED_NO_HISTORY = ("longer", "majority")  # baselines
 _LATENT = "latent"  # needs torch, which takes seconds to import
 _LEAST_EFFECT = 1e-4  # a difference of accuracy; no audit has enough choices to show a smaller one
+_Effect = Annotated[
+    Finite,
+    Field(ge=_LEAST_EFFECT, lt=1),
+    Wanted(f"must lie between {_LEAST_EFFECT:g} and 1.", hint="Give 0.05 for five points."),
+]
 _MOST_EXAMPLES = 16  # of the few-shot baseline: more would fill the context of a small model
 
 
@@ -124,9 +133,11 @@ def audit_personas(
     UnknownOptionError.check(options, OPTIONS.union(inspect.signature(audit_personas).parameters))
     counts = _counts(personas, k)
     models = _models(baselines)
-    _check(smallest_effect, confidence, role, fitted_users)
-    check_argument("lift", lift, Flag)
-    check_argument("draw_seed", draw_seed, CountFromZero)
+    smallest_effect = check_argument("smallest_effect", smallest_effect, _Effect)
+    confidence = check_confidence(confidence)
+    _check(role, fitted_users)
+    lift = check_argument("lift", lift, Flag)
+    draw_seed = check_argument("draw_seed", draw_seed, CountFromZero)
     predict = predictor_of(scorer, options)
     held_out, skipped = users_in(choices, user, columns, None, None)
     asked = [choice for one in held_out for choice in one.new]
@@ -504,25 +515,16 @@ def _counts(personas: object, k: int | Sequence[int] | None) -> list[int]:
             hint="Such as k=(2, 4, 8).",
             argument="k",
         )
-    counts = [k] if isinstance(k, int) else list(k)
-    for count in counts:
-        check_argument("k", count, Count)
+    given = read_items("k", k) if isinstance(k, Iterable) else [k]
+    counts = {check_argument("k", count, Count) for count in given}
     if not counts:
         raise InvalidArgumentError("k= is empty.", hint="Such as k=(2, 4, 8).", argument="k")
-    return sorted(set(counts))
+    return sorted(counts)
 
 
-def _check(smallest: float, confidence: float, role: str, fitted_users: object) -> None:
+def _check(role: str, fitted_users: object) -> None:
     if isinstance(fitted_users, str | Mapping) or not isinstance(fitted_users, Collection):
         raise InvalidArgumentError(
             f"fitted_users={fitted_users!r:.60} is not a list of users.", argument="fitted_users"
         )
-    check_confidence(confidence)
     InvalidArgumentError.check("role", role, ("system", "user"))
-    real = isinstance(smallest, int | float) and not isinstance(smallest, bool)
-    if not real or not _LEAST_EFFECT <= smallest < 1:
-        raise InvalidArgumentError(
-            f"smallest_effect={smallest!r} must lie between {_LEAST_EFFECT:g} and 1.",
-            hint="Give 0.05 for five points.",
-            argument="smallest_effect",
-        )

@@ -447,7 +447,7 @@ def choices_needed(differences: npt.ArrayLike, users: npt.ArrayLike, smallest: f
         `more`, rounded up to two digits; at least n / 4, because the n choices were not enough.
     """
     given, of_user = read_numbers("differences", differences), np.asarray(users)
-    check_argument("smallest", smallest, PositiveNumber)
+    smallest = check_argument("smallest", smallest, PositiveNumber)
     known = ~np.isnan(given)
     n = int(known.sum())
     sums = group_sums(np.stack([given[known], np.ones(n)], axis=1), of_user[known])

@@ -21,7 +21,7 @@ from ..exceptions import InvalidArgumentError, UnknownOptionError
 from ..llm.client import OPTIONS, LLMOptions
 from ..records import Preference
 from .attribution import ABLATIONS, WITH_SENTENCES, Attribution, attribute_prefix, drawn_halves
-from .groups import Fold, check_groups, folds_of, group_values, texts_of
+from .groups import Fold, Folds, check_groups, folds_of, group_values, texts_of
 from .hypotheses import users_in
 from .predictors import Case, ChoiceScorer, Predictions, Predictor, predictor_of
 from .prefixes import Prefix, persona_prefix
@@ -106,10 +106,12 @@ def evaluate_prefixes(
     UnknownOptionError.check(
         options, OPTIONS.union(inspect.signature(evaluate_prefixes).parameters)
     )
-    check_confidence(confidence)
-    check_argument("lift", lift, Flag)
-    check_argument("draw_seed", draw_seed, CountFromZero)
+    confidence = check_confidence(confidence)
+    lift = check_argument("lift", lift, Flag)
+    draw_seed = check_argument("draw_seed", draw_seed, CountFromZero)
     named = [attribute] if isinstance(attribute, str) else read_items("attribute", attribute)
+    folds = check_argument("folds", folds, Folds | None)
+    ablations = check_argument("ablations", ablations, Count)
     _check(prefixes, scorer, fit, folds, questions, named, ablations)
     known = group_values(groups)
     # With another untuned scorer than a name, the options are those of `scorer` alone.
@@ -380,6 +382,5 @@ def _check(
     for name in attribute:
         if not isinstance(name, str) or name not in prefixes:
             raise InvalidArgumentError(f"attribute= names {name!r}, which prefixes= does not.")
-    check_argument("ablations", ablations, Count)
     if ablations < 2:
         raise InvalidArgumentError(f"ablations={ablations!r}: 2 are needed for a fit.")

@@ -7,16 +7,27 @@ for the number of tests.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from statistics import NormalDist
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field, Strict
 
-from ..arguments import Count, CountFromZero, check_argument, read_items, read_labels, read_numbers
+from ..arguments import (
+    Count,
+    CountFromZero,
+    Text,
+    Wanted,
+    check_argument,
+    read_items,
+    read_labels,
+    read_numbers,
+)
 from ..evaluation.grouped import check_lengths, mean_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence, holm_of_tested
 from ..exceptions import DataError, InvalidArgumentError
@@ -179,8 +190,8 @@ def anova(
         InvalidArgumentError: values that are not finite numbers, a missing group, lengths that differ, or
             another bad argument.
     """
-    check_argument("permutations", permutations, Count)
-    check_argument("seed", seed, CountFromZero)
+    permutations = check_argument("permutations", permutations, Count)
+    seed = check_argument("seed", seed, CountFromZero)
     given, (_, numbers) = read_numbers("values", values), read_labels("groups", groups)
     check_lengths(given, numbers)
     known = ~np.isnan(given)
@@ -233,7 +244,7 @@ def correlation(
         InvalidArgumentError: values that are not finite numbers, lengths that differ, or a `confidence` that
             is not between 0 and 1.
     """
-    check_confidence(confidence)
+    confidence = check_confidence(confidence)
     one, other = read_numbers("first", first), read_numbers("second", second)
     check_lengths(one, other)
     known = ~(np.isnan(one) | np.isnan(other))
@@ -323,6 +334,12 @@ class Fold:
     unseen: tuple[str, ...]
 
 
+Folds = Annotated[
+    Annotated[int, Strict(), Field(ge=2, le=sys.maxsize)] | Text,
+    Wanted("must be a whole number from 2 up, or a group."),
+]
+
+
 def folds_of(
     users: Sequence[str],
     folds: int | str,
@@ -342,12 +359,11 @@ def folds_of(
         InvalidArgumentError: fewer than two folds, an attribute that is not in `groups`, or a bad seed.
         DataError: fewer users than folds, or an attribute with fewer than two values among these users.
     """
-    check_argument("seed", seed, CountFromZero)
+    seed = check_argument("seed", seed, CountFromZero)
+    folds = check_argument("folds", folds, Folds)
     users = read_items("users", users)
     if isinstance(folds, str):
         parts = _by_value(users, folds, groups)
-    elif isinstance(folds, bool) or not isinstance(folds, int) or folds < 2:
-        raise InvalidArgumentError(f"folds={folds!r} must be a whole number from 2 up, or a group.")
     elif folds > len(users):
         raise DataError(f"folds={folds}, but there are only {len(users)} users.")
     else:

@@ -23,7 +23,6 @@ from ..arguments import (
     CountFromZero,
     PositiveNumber,
     check_argument,
-    in_python,
     takes_options,
 )
 from ..evaluation.verification import Verifier
@@ -125,12 +124,16 @@ def infer_user_personas(
     UnknownOptionError.check(
         options, OPTIONS.union(inspect.signature(infer_user_personas).parameters)
     )
-    _check(pairs_per_user, min_pairs, method, checks, contrast, choice_temperature, select, update)
+    pairs_per_user = check_argument("pairs_per_user", pairs_per_user, Count | None)
+    min_pairs = check_argument("min_pairs", min_pairs, Count)
+    checks = check_argument("checks", checks, Count)
+    contrast = check_argument("contrast", contrast, CountFromZero)
+    choice_temperature = check_argument("choice_temperature", choice_temperature, PositiveNumber)
+    _check(pairs_per_user, min_pairs, method, contrast, select, update)
     llm = make_llm(model, options)
     select = of_one_run(select, llm)
     before = llm.usage
-    used = in_python(pairs_per_user)  # JSON has no numbers of NumPy
-    settings = {**llm.settings, "method": method, "pairs_per_user": used}
+    settings = {**llm.settings, "method": method, "pairs_per_user": pairs_per_user}
     users, skipped = users_in(data, user, columns, pairs_per_user, update)
     at_work = _at_work(users, max(min_pairs, _FEWEST[method]))
     if method not in _WITHOUT_SCORES:
@@ -490,18 +493,12 @@ def _check(
     pairs_per_user: int | None,
     min_pairs: int,
     method: str,
-    checks: int,
     contrast: int,
-    temperature: float,
     select: Selector | None,
     update: UserPersonas | None,
 ) -> None:
     """Raise InvalidArgumentError for a bad argument before anything is read or sent."""
     InvalidArgumentError.check("method", method, _METHODS)
-    check_argument("pairs_per_user", pairs_per_user, Count | None)
-    check_argument("min_pairs", min_pairs, Count)
-    check_argument("checks", checks, Count)
-    check_argument("contrast", contrast, CountFromZero)
     if contrast and method in _WITHOUT_SCORES:
         raise InvalidArgumentError(f"contrast= has nothing to score with method={method!r}.")
     fewest = max(min_pairs, _FEWEST[method])
@@ -510,7 +507,6 @@ def _check(
             f"pairs_per_user={pairs_per_user}, but {fewest} are needed.",
             hint=f"Give more, or a smaller min_pairs= ({method!r} needs {_FEWEST[method]}).",
         )
-    check_argument("choice_temperature", temperature, PositiveNumber)
     if select is not None and not callable(getattr(select, "explains", None)):
         raise InvalidArgumentError(
             f"select={select!r:.80} has no method explains(preferences, personas)."

@@ -318,7 +318,7 @@ class TasteSimilarity:
     def __init__(
         self, embedder: Embedder, *, prior: Prior | None = None, scale: float = 1.0
     ) -> None:
-        check_argument("scale", scale, PositiveNumber)
+        scale = check_argument("scale", scale, PositiveNumber)
         self._embedder, self._prior, self._scale = embedder, prior, scale
         self._vectors: dict[str, FloatArray] = {}
 

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from ..arguments import Count, CountFromZero, check_argument, check_text
+from ..arguments import Count, CountFromZero, check_argument, check_text, in_python
 from ..exceptions import DataError, InvalidArgumentError, shown_when_made
 from ..personas.prompts import filled
 from ..records import FloatArray, Message, Persona, Preference, Prompt
@@ -182,7 +182,7 @@ class Prefix:
             InvalidArgumentError: the prefix has fewer than two `users`, as kinds that work for any user have
                 none; or a bad seed.
         """
-        check_argument("seed", seed, CountFromZero)
+        seed = check_argument("seed", seed, CountFromZero)
         users = list(self.users)
         if len(users) < 2:
             raise InvalidArgumentError(
@@ -348,12 +348,13 @@ def persona_prefix(
     """
     InvalidArgumentError.check("kind", kind, get_args(Kind))
     InvalidArgumentError.check("role", role, ("system", "user"))
-    check_argument("seed", seed, CountFromZero)
+    seed = check_argument("seed", seed, CountFromZero)
     examples = (history, k, retrieve, show, embed, neighbours)
     given = dict(zip(_FOR_EXAMPLES, examples, strict=True))
     _check_use(kind, {"personas": personas, "names": names, **given})
     if kind == "few-shot":
-        _check_examples(k, retrieve, show, embed)
+        k = check_argument("k", k, Count)
+        _check_examples(retrieve, show, embed)
         shown = Examples(
             () if history is None else history, k, retrieve, show, embed, neighbours, seed
         )
@@ -397,7 +398,7 @@ def _check_use(kind: Kind, given: Mapping[str, object]) -> None:
     defaults = inspect.signature(persona_prefix).parameters
     for name, value in given.items():
         default = defaults[name].default
-        value = value.item() if isinstance(value, np.generic) else value
+        value = in_python(value)
         is_default = type(value) is type(default) and value == default
         if not is_default and name not in _USED.get(kind, ()):
             raise InvalidArgumentError(
@@ -405,8 +406,7 @@ def _check_use(kind: Kind, given: Mapping[str, object]) -> None:
             )
 
 
-def _check_examples(k: int, retrieve: str, show: str, embed: Embed | None) -> None:
-    check_argument("k", k, Count)
+def _check_examples(retrieve: str, show: str, embed: Embed | None) -> None:
     InvalidArgumentError.check("retrieve", retrieve, get_args(Retrieve))
     InvalidArgumentError.check("show", show, get_args(Show))
     if (embed is None) == (retrieve == "embedding"):

@@ -194,7 +194,7 @@ class UserPersonas(Sequence[UserRow]):
             DataError: a text is not Unicode, or a setting is not text or a number.
             OSError: the disk is full.
         """
-        check_argument("overwrite", overwrite, Flag)
+        overwrite = check_argument("overwrite", overwrite, Flag)
         path = as_path(path)
         if path.suffix not in _JSON_LINES:
             raise InvalidArgumentError(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import Field
 
-from ..arguments import Count, check_argument, read_items, read_numbers
+from ..arguments import Count, Finite, Wanted, check_argument, read_items, read_numbers
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import FloatArray, Preference, Prompt
 from ..scoring.choice_models import read_choices
@@ -94,7 +95,7 @@ def nearest_users(
             search, or vectors differ in length.
         DataError: a vector is not finite.
     """
-    check_argument("k", k, Count)
+    k = check_argument("k", k, Count)
     if not isinstance(vectors, Mapping):
         raise InvalidArgumentError(
             f"vectors={vectors!r:.60} is not a mapping of users to vectors.", argument="vectors"
@@ -198,6 +199,7 @@ _DIMENSIONS = 1024
 _OPPOSED = -0.25  # cosine of two choices: that of unrelated ones scatters around 0
 _SAME = 1e-6  # by which the cosine of equal vectors may differ from 1 in single precision
 _CHOICES = 512  # compared with all others at once
+_Cosine = Annotated[Finite, Field(ge=0, le=1), Wanted("must lie between 0 and 1.")]
 
 
 def find_questions(
@@ -223,8 +225,7 @@ def find_questions(
         InvalidArgumentError: something else than `Preference` records, `near` is not between 0 and 1, or
             `embed` did not return one finite vector for each text.
     """
-    if isinstance(near, bool) or not isinstance(near, int | float) or not 0 <= near <= 1:
-        raise InvalidArgumentError(f"near={near!r} must lie between 0 and 1.", argument="near")
+    near = check_argument("near", near, _Cosine)
     choices = read_choices("choices", choices)
     if not choices:
         return []

@@ -697,10 +697,10 @@ def _judged(request: Any) -> Reply | None:
 @pytest.mark.parametrize(
     ("line", "code", "said"),
     [
-        pytest.param("infer - {reach} <&-", 2, "standard input is closed"),
+        ("infer - {reach} <&-", 2, "standard input is closed"),
         ("infer pairs.jsonl {reach} >&-", 2, "standard output is closed"),
-        pytest.param("estimate pairs.jsonl {reach} >&-", 0, ""),
-        pytest.param("infer pairs.jsonl -o rows.jsonl {reach} 2>&-", 0, ""),
+        ("estimate pairs.jsonl {reach} >&-", 0, ""),
+        ("infer pairs.jsonl -o rows.jsonl {reach} 2>&-", 0, ""),
     ],
 )
 def test_a_closed_stream_is_no_bug(

@@ -70,7 +70,7 @@ def test_the_test_would_find_a_side_that_is_always_shown_first(
     ("model", "options"),
     [
         ("local:smollm2", {}),
-        pytest.param("gpt-4o-mini", {"api_key": "none"}),  # litellm
+        ("gpt-4o-mini", {"api_key": "none"}),  # litellm
     ],
 )
 def test_the_order_is_the_same_whoever_is_asked(model: str, options: dict[str, Any]) -> None:

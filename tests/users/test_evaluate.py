@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -303,18 +303,20 @@ def test_the_sentence_that_moves_the_decision_is_found() -> None:
 @pytest.mark.parametrize(
     "named",
     [
-        "persona",
-        {"persona"},
-        {"persona": 1}.keys(),
-        iter(["persona"]),
-        np.array(["persona"]),
-        pd.Series(["persona"], index=[5]),
+        "".join,
+        set,
+        lambda names: dict.fromkeys(names).keys(),
+        iter,
+        np.array,
+        lambda names: pd.Series(names, index=[5]),
     ],
-    ids=lambda named: type(named).__name__,
+    ids=["text", "set", "keys", "iterator", "array", "column"],
 )
-def test_prefixes_can_be_named_in_any_collection_or_one_by_itself(named: Any) -> None:
-    prefixes = {"persona": personas()}
-    found = pi.evaluate_prefixes(prefixes, held_out(), obeys, attribute=named, ablations=2)
+def test_prefixes_can_be_named_in_any_collection_or_one_by_itself(
+    named: Callable[[list[str]], Any],
+) -> None:
+    prefixes, names = {"persona": personas()}, named(["persona"])
+    found = pi.evaluate_prefixes(prefixes, held_out(), obeys, attribute=names, ablations=2)
     assert list(found.attribution) == ["persona"]
 
 
