@@ -21,7 +21,14 @@ from ..preferences.recognition import LOOK_AHEAD, recognise, settle
 from ..preferences.schemas import Mapped, Schema
 from ..records import Preference
 from .arrow_columns import NOT_OF_VALUES, cells_of
-from .file_formats import SUPPORTED, arrow_cells, check_readable, open_rows, refuse_twins
+from .file_formats import (
+    SUPPORTED,
+    StreamedRows,
+    arrow_cells,
+    check_readable,
+    open_rows,
+    refuse_twins,
+)
 from .source_rows import (
     PreferenceSource,
     RowStream,
@@ -80,7 +87,8 @@ def read_preferences(
         DataError: the columns are not recognised, the labels' coding is not certain, a prompt has several
             responses and `pairs` is None, none of the first rows can be read, a file is not what its name
             says, or a data set of the hub cannot be loaded. Iterating the result raises it, too: a file is
-            damaged further on, or a label contradicts how earlier ones were read (`ContradictionError`).
+            damaged further on, a streamed data set breaks off, or a label contradicts how earlier ones were
+            read (`ContradictionError`).
         MissingExtraError: `datasets` is not installed, and a data set of the hub is read.
     """
     min_gap = check_pairing(pairs, min_gap)
@@ -404,6 +412,8 @@ def _from_iterable(data: object, told: Mapped) -> PreferenceSource:
             f"data of type {type(data).__name__} cannot be read.", hint=SUPPORTED
         )
     items: Any = data
+    if "datasets.IterableDataset" in _kinds(data):
+        items = StreamedRows("the IterableDataset", items)
     stream = RowStream(items, told)
     check_readable(stream.head, "the input cannot be used")  # of a pipe, or the start of a file
     return stream.source(len(items) if isinstance(items, Sized) else None)

@@ -81,6 +81,33 @@ class _Rows:
         return self.parse(self.path)
 
 
+@dataclass(frozen=True)
+class StreamedRows:
+    """The rows of a data set that the package `datasets` streams. Each iteration streams them again.
+
+    Iterating raises DataError if they do not all come: the hub or the connection fails, or a file is damaged.
+    Each has its own classes of errors.
+    """
+
+    name: str
+    rows: Iterable[object]
+
+    def __iter__(self) -> Iterator[object]:
+        came = 0
+        try:
+            for row in self.rows:
+                yield row
+                came += 1
+        except MemoryError:
+            raise
+        except Exception as error:
+            said = str(error).rstrip(".") or type(error).__name__
+            raise DataError(
+                f"{self.name:.200} breaks off after {came:,} rows: {said}.",
+                hint="Check the connection, and try again.",
+            ) from error
+
+
 def open_rows(data: str | Path) -> tuple[Iterable[object], int | None]:
     """Open a file or a data set of the hub, as rows.
 
@@ -168,7 +195,8 @@ def _hub_rows(data: str) -> tuple[Iterable[object], int | None]:
         raise InvalidArgumentError(f"{name} {problem}: {listed}.", hint=f'Write "hf:{name}:split".')
     rows = found[split]
     known = (rows.info.splits or {}).get(split)
-    return rows, known.num_examples if known and known.num_examples else None
+    total = known.num_examples if known and known.num_examples else None
+    return StreamedRows(repr(data), rows), total
 
 
 def check_readable(head: Sequence[object], problem: str) -> None:

@@ -54,8 +54,8 @@ class PreferenceSource:
 
     There is one for each input row; if a prompt has several responses, one for each pair. Frames, files and
     lists can be iterated again. An iterator can be read once: a second iteration raises
-    InvalidArgumentError. If a file is damaged, or a label contradicts how earlier ones were read, iterating
-    raises DataError.
+    InvalidArgumentError. If a file is damaged, a streamed data set breaks off, or a label contradicts how
+    earlier ones were read, iterating raises DataError.
 
     Attributes:
         shape: the name of the recognised schema; "records" for tuples and `Preference`, "no rows" for no

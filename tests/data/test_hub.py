@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import personainfer as pi
 from personainfer.data import read_preferences
 from personainfer.exceptions import DataError, InvalidArgumentError, MissingExtraError
 from personainfer.records import Preference
+from personainfer.testing import FakeLLM
+
+from ..builders import pairs
 
 PAIR = Preference(prompt="q", chosen="a", rejected="b")
 
@@ -40,6 +46,49 @@ def test_a_split_that_there_is_not(folder: Path) -> None:
     (folder / "train.jsonl").rename(folder / "test.jsonl")
     with pytest.raises(InvalidArgumentError, match="several splits"):
         read_preferences(f"hf:{folder}")
+
+
+@pytest.mark.heavy
+def test_a_data_set_with_a_damaged_file_says_after_which_row(folder: Path) -> None:
+    (folder / "train.jsonl").rename(folder / "train-0.jsonl")
+    (folder / "train-1.jsonl").write_text("no JSON", encoding="utf-8")
+    problem = f"'hf:{folder}:train' breaks off after 3 rows: .+ try again"
+    with pytest.raises(DataError, match=problem):
+        read_preferences(f"hf:{folder}:train")
+
+
+def breaking_off(problem: Exception) -> Any:
+    """A stream of 300 rows, then this error."""
+    datasets = pytest.importorskip("datasets")
+
+    def rows() -> Iterator[dict[str, str]]:
+        yield from pairs(300)
+        raise problem
+
+    return datasets.IterableDataset.from_generator(rows)
+
+
+@pytest.mark.parametrize(
+    "problem", [ConnectionError("the hub went away"), TimeoutError()], ids=repr
+)
+def test_a_stream_that_breaks_off_says_after_which_row(problem: Exception) -> None:
+    source = read_preferences(breaking_off(problem))
+    said = f"breaks off after 300 rows: {str(problem) or 'TimeoutError'}. Check the connection"
+    for _ in range(2):
+        with pytest.raises(DataError, match=said) as found:
+            list(source)
+        assert found.value.__cause__ is problem
+
+
+@pytest.mark.heavy
+def test_a_stream_that_breaks_off_loses_no_reply(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+    with pytest.raises(DataError, match="breaks off after 300 rows"):
+        pi.infer_personas(breaking_off(ConnectionError()), **endpoint)
+    calls = len(llm.requests)
+    assert calls
+    again = pi.infer_personas(pairs(300), **endpoint)
+    assert again.usage.cached == calls
+    assert len(llm.requests) == 300
 
 
 @pytest.mark.parametrize("name", ["hf:", "hf:a/b:", "hf:a/b:c:d:e", "hf::train"])
