@@ -34,7 +34,13 @@ from ..api_keys import Secrets, StoredNumber, StoredText, as_stored, shown_addre
 from ..data.file_formats import bounded_lines
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table_reader import StoredTable
-from ..exceptions import BatchPendingError, DataError, InvalidArgumentError, UnknownOptionError
+from ..exceptions import (
+    BatchPendingError,
+    DataError,
+    InvalidArgumentError,
+    UnknownOptionError,
+    visible,
+)
 from ..llm.client import LLM, MOST_CANDIDATES, OPTIONS, stored_options
 from ..llm.pricing import Budget, Price, most_tokens
 from ..llm.rate_limits import Account
@@ -268,7 +274,7 @@ class PersonaBatch(Record):
 
     def __str__(self) -> str:
         done = sum(part.done for part in self.parts)
-        return (
+        return visible(
             f"{self.path}: {done} of {len(self.parts)} parts are done,"
             f" {self.answered} of {self.sent} requests answered"
         )

@@ -10,7 +10,7 @@ import typer
 from ..exceptions import DataError
 from ..preferences.cells import read_json
 from .options import AsJson, given, pairs, with_llm_options
-from .streams import print_json
+from .streams import print_json, say
 
 if TYPE_CHECKING:
     from ..users.records import UserPersonas
@@ -89,7 +89,7 @@ def audit(
         draw_seed=draw_seed,
         **asked,
     )
-    print_json(found.to_dict()) if as_json else typer.echo(str(found))
+    print_json(found.to_dict()) if as_json else say(str(found))
 
 
 def read_personas(path: Path) -> UserPersonas | dict[str, str]:

@@ -220,6 +220,22 @@ def escaped(text: str) -> str:
     return html.escape(visible(text))
 
 
+def result_text(
+    head: Sequence[str], grid: Sequence[Sequence[str]] = (), remarks: Iterable[str] = ()
+) -> str:
+    """Write a result as text: lines, a grid whose columns are aligned to the left, and sentences.
+
+    Names and reasons in it may come from an endpoint or the data, so control characters are escaped.
+    """
+    cells = [[visible(cell) for cell in line] for line in grid]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    ]
+    return visible("\n".join([*head, *lines, *remarks]))
+
+
 def _html_row(label: str, row: PersonaRow) -> str:
     cells = [_cell(escaped(label)), _cell(escaped(_first_line(row, 80)))]
     if row.chosen is None and row.rejected is None:

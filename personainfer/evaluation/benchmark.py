@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from ..arguments import takes_options
 from ..data.table import PersonaTable
+from ..data.table_display import result_text
 from ..exceptions import InvalidArgumentError, quoted
 from ..llm.client import LLM
 from ..local.weights import find_weights, has_chat_template
@@ -30,7 +31,6 @@ from ..personas.prompts import PersonaPrompt
 from ..personas.selection import explains_each
 from ..records import FloatArray, Persona, PersonaRow, Preference, Selector, Usage
 from ..scoring.likelihood import Likelihood
-from .results import text_table
 from .statistics import Estimate, bootstrap_rate
 
 _SCORER = "local:smollm2"
@@ -110,15 +110,15 @@ class ModelBenchmark:
             grid.append((name, f"{found.value:.2f}", f"{found.low:.2f} to {found.high:.2f}"))
         rate, used = self.rows_a_minute, self.usage
         cost = "unknown" if used.cost is None else f"${used.cost:,.4f}"
-        return "\n".join(
+        return result_text(
+            [f"{self.model}: {len(self.table)} pairs, {self.failed} failed"],
+            grid,
             [
-                f"{self.model}: {len(self.table)} pairs, {self.failed} failed",
-                *text_table(grid),
                 "rows a minute: " + ("not measured" if rate is None else f"{rate:,.1f}"),
                 f"cost: {cost}, {used.prompt_tokens:,} prompt tokens,"
                 f" {used.completion_tokens:,} completion tokens, {used.calls:,} calls",
                 *self.notes,
-            ]
+            ],
         )
 
 

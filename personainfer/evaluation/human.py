@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from ..arguments import Count, CountFromZero, check_argument
 from ..data.file_formats import missing_file, open_rows
 from ..data.table import PersonaTable
-from ..data.table_display import embedded_json
+from ..data.table_display import embedded_json, result_text
 from ..exceptions import DataError, InvalidArgumentError, visible
 from ..local.atomic_files import (
     as_path,
@@ -275,7 +275,7 @@ class HumanRatings:
         if self.judge is not None:
             lines += [f"agree with the judge: {self.judge}", f"  Cohen's kappa: {self.judge_kappa}"]
         lines += [f"left out: {problem}" for problem in self.problems[:5]]
-        return "\n".join(map(visible, lines))
+        return result_text(lines)
 
 
 def read_rating_sheet(

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..data.table import PersonaTable
-from ..data.table_display import escaped, without_formulas
-from ..exceptions import visible
+from ..data.table_display import escaped, result_text, without_formulas
 from ..records import FloatArray, Record, Side, Usage
 from .grouped import WinRate
 from .judge import Verdict
@@ -55,15 +54,6 @@ def partiality(judge: str, settings: Mapping[str, Any]) -> tuple[str, ...]:
             "The same model chose them among the candidates: they are those that it did best with."
         )
     return tuple(notes)
-
-
-def text_table(grid: Sequence[Sequence[str]]) -> list[str]:
-    """Format a grid of cells as lines of text, with columns aligned to the left."""
-    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in grid
-    ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +110,7 @@ class Findings:
 
     def __str__(self) -> str:
         title = f"{type(self).__name__} by {self.judge}"
-        return visible("\n".join([title, *text_table(self.grid()), *self.remarks()]))
+        return result_text([title], self.grid(), self.remarks())
 
     def _repr_html_(self) -> str:
         head, *body = self.grid()

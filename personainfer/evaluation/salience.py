@@ -22,7 +22,7 @@ import numpy as np
 
 from ..arguments import Count, PositiveNumber, check_argument
 from ..data.table import PersonaTable
-from ..exceptions import DataError, InvalidArgumentError
+from ..exceptions import DataError, InvalidArgumentError, visible
 from ..personas.flags import MARKS
 from ..records import Persona, Side
 from .statistics import (
@@ -85,7 +85,7 @@ class SalientWord:
     def __str__(self) -> str:
         counts = f"{self.chosen:,} chosen, {self.rejected:,} rejected"
         tested = f"z = {self.z:+.2f}, p = {self.p_adjusted:.3g}"
-        return f"{self.word} → {self.side or 'neither side'} ({counts}, {tested})"
+        return visible(f"{self.word} → {self.side or 'neither side'} ({counts}, {tested})")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields by name; an `Estimate` is a dict, too."""

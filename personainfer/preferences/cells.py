@@ -47,7 +47,9 @@ def plain(value: object) -> object:
         return str.__str__(value)
     if isinstance(value, Decimal):
         is_whole = value.is_finite() and value == value.to_integral_value()
-        return int(value) if is_whole else float(value)
+        if is_whole:
+            return int(value)
+        return math.nan if value.is_nan() else float(value)  # a NaN that signals is no float
     return value
 
 

@@ -10,14 +10,15 @@ import csv
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..exceptions import DataError, InvalidArgumentError
+from ..exceptions import DataError, InvalidArgumentError, quoted
 from ..local.atomic_files import as_path, opened_file
-from ..preferences.cells import is_null, plain, wrong_type
+from ..preferences.cells import is_null, plain
 from ..preferences.conversations import pair_problem, read_pair
 from ..records import Message, Preference
 from ..tailoring.published import load_split
@@ -236,21 +237,24 @@ def _rows(source: Source, config: str | None = None, *, split: str = "train") ->
     return found
 
 
-def _no_frame(rows: Rows) -> Rows:
+def _no_frame(rows: Any) -> Rows:
     """Return the rows. Raise InvalidArgumentError for what is no rows.
 
     A loop over a frame, or over a dict of columns, would give the names of columns.
     """
-    # A class with __getitem__ alone can be looped over, too.
-    is_loopable = isinstance(rows, Iterable) or hasattr(rows, "__getitem__")
-    if isinstance(rows, Mapping | str | bytes) or not is_loopable:
-        raise InvalidArgumentError(f"{rows!r:.80} is not rows.", hint="Give a list of dicts.")
-    if hasattr(rows, "to_dict") and hasattr(rows, "columns"):
+    if hasattr(type(rows), "columns"):  # polars warns if a lazy frame itself is asked for them
         raise InvalidArgumentError(
             f"a {type(rows).__name__} is not rows.",
             hint='Give frame.to_dict("records") of a pandas frame, frame.to_dicts() of a polars frame.',
         )
-    return rows
+    can_be_rows = not isinstance(rows, Mapping | str | bytes)
+    if can_be_rows and isinstance(rows, Iterable):
+        with suppress(TypeError):  # of an array without dimensions
+            iter(rows)
+            return rows
+    elif can_be_rows and isinstance(rows, Sized) and hasattr(rows, "__getitem__"):
+        return [rows[place] for place in range(len(rows))]
+    raise InvalidArgumentError(f"{quoted(rows, 80)} is not rows.", hint="Give a list of dicts.")
 
 
 def _found(row: Mapping[str, Any], *wanted: tuple[str, ...]) -> list[str]:
@@ -292,14 +296,16 @@ def _pair(row: Mapping[str, Any], names: Sequence[str], id: str) -> Preference:
 
 
 def _optional(row: Mapping[str, Any], name: str, dropped: Counter[str]) -> str:
-    """Read a text or a number as text; "" where the row has none, or another type, which `dropped` counts."""
+    """Read a text or a number as text; "" for none, and for another value, which `dropped` counts."""
     value = plain(row.get(name))
     if is_null(value):
         return ""
-    if not isinstance(value, str | int | float):
-        dropped[str(wrong_type(name, value, "text"))] += 1
-        return ""
-    return str(value)
+    with suppress(ValueError):  # an integer of more than 4,300 digits
+        if isinstance(value, str | int | float):
+            return str(value)
+    kind = type(value).__name__
+    dropped[f"the {name!r} of a row is no text that can be read ({kind}): it has none"] += 1
+    return ""
 
 
 def _demographics(source: str | Path | Rows) -> dict[str, dict[str, Any]]:

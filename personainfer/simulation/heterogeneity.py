@@ -17,6 +17,7 @@ import numpy.typing as npt
 from pydantic import InstanceOf
 
 from ..arguments import Count, check_argument, read_items, read_places
+from ..data.table_display import result_text
 from ..evaluation.statistics import (
     CONFIDENCE,
     Estimate,
@@ -94,7 +95,7 @@ class Votes:
 
     def __str__(self) -> str:
         head = f"Votes of {self.users:,} users on {len(self.shares):,} prompts"
-        return "\n".join([head, *(f"{name}: {value}" for name, value in self.summary().items())])
+        return result_text([head, *(f"{name}: {one}" for name, one in self.summary().items())])
 
 
 def votes(choices: npt.ArrayLike, responses: int) -> Votes:
@@ -214,7 +215,7 @@ class FeatureRegression:
         means = [bootstrap_mean(column) for column in self.coefficients.T]
         lines = [f"{name}: {mean}" for name, mean in zip(self.features, means, strict=True)]
         head = f"FeatureRegression of {len(self.coefficients):,} users, mean coefficients"
-        return "\n".join([head, *lines])
+        return result_text([head, *lines])
 
 
 def feature_regression(

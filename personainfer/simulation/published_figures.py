@@ -20,9 +20,9 @@ import numpy as np
 from ..arguments import Count, check_argument, takes_options
 from ..data.file_formats import FILES, open_rows
 from ..data.table import PersonaTable
+from ..data.table_display import result_text
 from ..evaluation.comparison import compare_responses
 from ..evaluation.judge import LikelihoodJudge, in_parts
-from ..evaluation.results import text_table
 from ..evaluation.statistics import Estimate, bootstrap_rate
 from ..evaluation.verification import verify_personas
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
@@ -107,8 +107,8 @@ class Reproduction:
             published = "none" if one.published is None else f"{one.published:g}"
             grid.append((one.name, published, str(one.ours)))
         sources = dict.fromkeys(one.source for one in self.figures if one.source)
-        lines = [*text_table(grid), "Published:", *map(_item, sources)]
-        return "\n".join([*lines, "What differs:", *map(_item, self.differs)])
+        said = ["Published:", *map(_item, sources), "What differs:", *map(_item, self.differs)]
+        return result_text([], grid, said)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as dicts, tuples, texts and numbers. What could not be measured is NaN."""

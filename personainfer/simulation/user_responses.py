@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import InstanceOf
 
 from ..arguments import Text, check_argument, read_items, takes_options
+from ..data.table_display import result_text
 from ..evaluation.grouped import mean_by_group, rate_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
@@ -140,7 +141,7 @@ class BaselineScores:
             + (f", {one.failed:,} failed" if one.failed else "")
             for name, one in self.baselines.items()
         ]
-        return "\n".join([*lines, f"reference: reward {self.reference}"])
+        return result_text([*lines, f"reference: reward {self.reference}"])
 
 
 def score_responses(

@@ -19,6 +19,7 @@ from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 from ..arguments import Flag, check_argument
 from ..data.table import PersonaTable
+from ..data.table_display import result_text
 from ..data.table_writer import is_table
 from ..exceptions import DataError, InvalidArgumentError, visible_in_json
 from ..local.atomic_files import (
@@ -109,7 +110,7 @@ class Export:
             lines.append(
                 f"{self.long_prompts:,} prompts of 1,024 tokens or more: raise TRL's max_length"
             )
-        return "\n".join(lines)
+        return result_text(lines)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as a dict that JSON can hold; paths become text."""

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arguments import PositiveNumber, check_argument, read_numbers
+from ..data.table_display import result_text
 from ..evaluation.grouped import (
     group_sums,
     length_controlled_difference,
@@ -20,7 +21,7 @@ from ..evaluation.grouped import (
     mean_by_group,
     rate_by_group,
 )
-from ..evaluation.results import plain, text_table
+from ..evaluation.results import plain
 from ..evaluation.statistics import NOTHING, Estimate, bootstrap
 from ..records import FloatArray, Preference
 from ..scoring.choice_models import length_only
@@ -358,7 +359,7 @@ class PersonaAudit:
         what = (
             f"PersonaAudit: {len(self.choices):,} choices of {self.own.n:,} users: {self.verdict}"
         )
-        return "\n".join([what, *text_table(self.grid()), *self.remarks()])
+        return result_text([what], self.grid(), self.remarks())
 
 
 def _cell(found: Estimate | None) -> str:

@@ -9,8 +9,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..data.table_display import result_text
 from ..evaluation.grouped import mean_by_group, rate_by_group
-from ..evaluation.results import text_table
 from ..evaluation.statistics import Estimate
 from ..exceptions import DataError
 from ..records import FloatArray, Preference
@@ -279,7 +279,7 @@ class PrefixEvaluation:
     def __str__(self) -> str:
         users = len({choice.user for choice in self.choices})
         what = f"PrefixEvaluation: {len(self.choices):,} choices of {users:,} users"
-        return "\n".join([what, *text_table(self.grid()), *self.remarks()])
+        return result_text([what], self.grid(), self.remarks())
 
 
 def _cell(found: Estimate | None) -> str:

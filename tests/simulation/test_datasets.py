@@ -6,11 +6,13 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import polars as pl
 import pytest
 from numpy.testing import assert_array_equal
 
@@ -238,7 +240,8 @@ def test_frames_are_no_rows() -> None:
     ann = famous("ann", 0)
     with pytest.raises(InvalidArgumentError, match="to_dict"):
         read_prism((frame, SURVEY))
-    for rows, demographics in ((frame, None), ([ann], frame)):
+    lazy: Any = pl.LazyFrame({"name": ["ann"]})
+    for rows, demographics in ((frame, None), ([ann], frame), (lazy, None), ([ann], lazy)):
         with pytest.raises(InvalidArgumentError, match="to_dict"):
             read_famous_persona(rows, demographics=demographics)
     blank = {"name": "ann", "diet": float("nan"), "age": 4}
@@ -373,7 +376,26 @@ def test_cells_and_rows_of_other_types_are_left_out_or_errors_of_the_data(
             read(given)
 
 
-@pytest.mark.parametrize("source", [None, 3, {"prompt": ["q"]}, b"rows"], ids=repr)
+class OfKeys:
+    """What has __getitem__ alone: it may be no rows, but a record."""
+
+    def __getitem__(self, key: str) -> str:
+        return {"name": "Ada"}[key]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [None, 3, {"prompt": ["q"]}, b"rows", dict, np.array(1), OfKeys()],
+    ids=[
+        "None",
+        "a number",
+        "columns",
+        "bytes",
+        "a class",
+        "an array without dimensions",
+        "a record",
+    ],
+)
 def test_what_is_no_rows_is_named(source: Any) -> None:
     for read in (read_famous_persona, read_prism, read_personal_llm):
         with pytest.raises(InvalidArgumentError, match=r"is (not rows|neither a name)"):
@@ -388,25 +410,28 @@ def test_an_optional_column_may_have_gaps_and_no_lists() -> None:
         famous("Ada", 1, question_type=float("nan"), axis=pd.NA),
         famous("Bo", 1, question_type=["personal"]),
         famous("Cy", 1, axis={"diet": 1}),
+        famous("Di", 1, axis=Decimal("sNaN")),
     ]
     found = read_famous_persona(rows)
     assert (found.questions, found.users) == (
-        {"train:2": "personal"},
-        {"Ada": {}, "Bo": {}, "Cy": {}},
+        {"train:2": "personal", "train:3": "personal"},
+        {"Ada": {}, "Bo": {}, "Cy": {}, "Di": {}},
     )
-    assert [reason.partition(",")[0] for reason in found.dropped] == [
-        "'question_type' is of type list",
-        "'axis' is of type dict",
-    ]
+    assert found.dropped == {  # it counts cells: the rows are read
+        "the 'question_type' of a row is no text that can be read (list): it has none": 1,
+        "the 'axis' of a row is no text that can be read (dict): it has none": 1,
+    }
     with pytest.raises(DataError, match="row 1 of demographics="):
         read_famous_persona([famous("Ada", 1)], demographics=[{"name": "Ada"}, {"name": 5}])
 
 
-def test_a_bad_kind_of_a_prism_conversation_costs_no_pair() -> None:
-    rows = [{**row, "conversation_type": ["controversy"]} for row in UTTERANCES]
+@pytest.mark.parametrize("bad", [["controversy"], 10**5000], ids=["a list", "a long number"])
+def test_a_bad_kind_of_a_prism_conversation_costs_no_pair(bad: object) -> None:
+    rows = [{**row, "conversation_type": bad} for row in UTTERANCES]
     found = read_prism((rows, SURVEY))
     assert found.preferences == read_prism((UTTERANCES, SURVEY)).preferences
-    assert any(reason.startswith("'conversation_type' is") for reason in found.dropped)
+    assert any(reason.startswith("the 'conversation_type' of") for reason in found.dropped)
+    assert read_famous_persona([famous("Ada", 1, axis=bad)]).users == {"Ada": {}}
 
 
 def test_rows_may_be_of_a_class_that_has_only_places() -> None:
@@ -415,7 +440,7 @@ def test_rows_may_be_of_a_class_that_has_only_places() -> None:
             self.rows = rows
 
         def __getitem__(self, place: int) -> dict[str, Any]:
-            return self.rows[place]
+            return self.rows[place % len(self.rows)]  # it never raises IndexError
 
         def __len__(self) -> int:
             return len(self.rows)
