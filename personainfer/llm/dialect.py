@@ -88,8 +88,15 @@ class Dialect:
         self._first = asyncio.Lock()
 
     def for_a_new_run(self) -> Dialect:
-        """Return this dialect; or a new one if every form was refused, as the endpoint may be mended."""
-        return self if self._refused is None else Dialect(*self._made_of)
+        """Return this dialect; or a new one if every form was refused, as the endpoint may be mended.
+
+        With a new one, one request goes first: nothing is known of the replies.
+        """
+        if self._refused is None:
+            return self
+        anew = Dialect(*self._made_of)
+        anew.proven = False
+        return anew
 
     @property
     def notes(self) -> Json:

@@ -653,6 +653,27 @@ def test_an_endpoint_that_refused_every_form_is_asked_again_by_the_next_run(name
     assert model.settings["reply_form"] == "json_schema"
 
 
+def test_that_run_begins_with_one_call_where_nothing_tells_how_long_replies_are() -> None:
+    thought = Reply(GOOD, prompt_tokens=5, completion_tokens=4000)
+    answers = [refuses("json_schema", "json_object", "tools", False)]
+    with FakeLLM(lambda body: answers[-1](body) or thought, latency=0.02) as server:
+        model = pi.LLM(
+            "fake",
+            api_base=server.api_base,
+            cache=False,
+            budget=20.0,
+            prices=(0.0, 1000.0),
+            max_concurrency=8,
+            extra_body={"enable_thinking": True},
+        )
+        with pytest.raises(RequestRejectedError):
+            pi.infer_personas(pairs(3), model)
+        answers.append(lambda _: None)
+        pi.infer_personas(pairs(12), model)
+    assert model.account.bounds.budget is not None
+    assert 4 <= model.account.bounds.budget.spent <= 20
+
+
 @each_way
 def test_a_form_that_an_endpoint_ignores_is_asked_for_in_another_way() -> None:
     """It takes a schema without a word, and answers in prose; the schema in the prompt helps."""
