@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self, TypeAlias
 
 from pydantic import (
@@ -347,13 +349,46 @@ class Candidate:
         persona: the hypothesis.
         score: how well it explains the choice, in the unit of what scored it (see `Selector`); None: it was
             not scored, or cannot be.
+
+    Raises:
+        InvalidArgumentError: `persona` is no `Persona`, or `score` is neither a number nor None.
     """
 
     persona: Persona
     score: float | None = None
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.persona, Persona):
+            raise _no_field(self, "persona", "Persona")
+        score = self.score
+        if score is None or type(score) is float:
+            return
+        try:
+            if isinstance(score, bool) or not isinstance(score, Real):
+                raise TypeError
+            object.__setattr__(self, "score", float(score))  # such as one of NumPy
+        except (TypeError, ValueError, OverflowError):
+            raise _no_field(self, "score", "number") from None
 
-_PERSONA_OR_NONE = (Persona, type(None))
+
+def _no_field(record: object, name: str, wanted: str) -> InvalidArgumentError:
+    return InvalidArgumentError(
+        f"{type(record).__name__}: {name}={getattr(record, name)!r:.60} is no {wanted}.",
+        hint="Persona.parse makes one of a sentence." if wanted == "Persona" else "",
+        argument=name,
+    )
+
+
+# None comes first: to find that it is no record takes pydantic most of the time of a row.
+_PREFERENCE_OR_NONE = (type(None), Preference)
+_PERSONA_OR_NONE = (type(None), Persona)
+_FIELDS: tuple[tuple[str, tuple[type, ...], str], ...] = (
+    ("preference", _PREFERENCE_OR_NONE, "Preference"),
+    ("chosen", _PERSONA_OR_NONE, "Persona"),
+    ("rejected", _PERSONA_OR_NONE, "Persona"),
+    ("error", (type(None), str), "text"),
+    ("columns", (dict, Mapping), "mapping"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -372,7 +407,7 @@ class PersonaRow:
             saved table, which have the columns themselves.
 
     Raises:
-        InvalidArgumentError: `chosen` or `rejected` is neither a `Persona` nor None.
+        InvalidArgumentError: a value of another type, or a conversation without a turn and no error.
     """
 
     index: int
@@ -385,16 +420,44 @@ class PersonaRow:
     columns: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
-        if isinstance(self.chosen, _PERSONA_OR_NONE) and isinstance(
-            self.rejected, _PERSONA_OR_NONE
+        if not (  # as it is with nearly all rows: there are millions of them
+            type(self.index) is int
+            and isinstance(self.preference, _PREFERENCE_OR_NONE)
+            and isinstance(self.chosen, _PERSONA_OR_NONE)
+            and isinstance(self.rejected, _PERSONA_OR_NONE)
+            and (self.error is None or type(self.error) is str)
+            and type(self.columns) is dict
+            and (self.preference is None or self.preference.prompt)
         ):
-            return
-        side = "rejected" if isinstance(self.chosen, _PERSONA_OR_NONE) else "chosen"
-        raise InvalidArgumentError(
-            f"PersonaRow: {side}={getattr(self, side)!r:.60} is no Persona.",
-            hint="Persona.parse makes one of a sentence.",
-            argument=side,
-        )
+            self._check()
+        if self.chosen_candidates or self.rejected_candidates:
+            self._check_candidates()
+
+    def _check(self) -> None:
+        try:
+            if isinstance(self.index, bool):
+                raise TypeError
+            object.__setattr__(self, "index", operator.index(self.index))  # such as one of NumPy
+        except TypeError:
+            raise _no_field(self, "index", "whole number") from None
+        for name, kinds, wanted in _FIELDS:
+            if not isinstance(getattr(self, name), kinds):
+                raise _no_field(self, name, wanted)
+        if self.preference is not None and self.preference.prompt == () and self.error is None:
+            raise InvalidArgumentError(
+                "PersonaRow: its preference is a conversation without a turn.",
+                hint="Give a prompt, or an error that says what is wrong.",
+                argument="preference",
+            )
+
+    def _check_candidates(self) -> None:
+        for name in ("chosen_candidates", "rejected_candidates"):
+            given = getattr(self, name)
+            if type(given) is list:
+                given = tuple(given)
+                object.__setattr__(self, name, given)
+            if type(given) is not tuple or not set(map(type, given)) <= {Candidate}:
+                raise _no_field(self, name, "tuple of candidates")
 
     @property
     def flags(self) -> tuple[str, ...]:

@@ -281,6 +281,10 @@ def test_a_side_may_have_no_personas() -> None:
 def test_a_column_that_the_table_would_replace_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="would replace"):
         pi.PersonaTable.from_data(data(mine=SENTENCE), chosen_persona="mine")
+    pair = {"prompt": "p", "chosen": "a", "rejected": "b", "mine": SENTENCE}
+    rows = [pair] * 50 + [{**pair, "chosen_persona": OTHER}]
+    with pytest.raises(InvalidArgumentError, match="would replace"):
+        pi.PersonaTable.from_data(rows, chosen_persona="mine", rejected_persona=None)
 
 
 def test_columns_say_what_the_pair_is() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import pickle
+from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 import personainfer as pi
 from personainfer.exceptions import InvalidArgumentError
-from personainfer.records import Exemplar, Message, Person, Persona, Preference, Usage
+from personainfer.records import Candidate, Exemplar, Message, Person, Persona, Preference, Usage
 
 PERSONS: tuple[Person, ...] = get_args(Person)
 
@@ -181,3 +183,45 @@ def test_one_unknown_cost_makes_the_sum_unknown(parts: list[Usage]) -> None:
 def test_a_row_takes_personas_and_no_sentences(side: str, persona: object) -> None:
     with pytest.raises(InvalidArgumentError, match=rf"{side}=.*Persona\.parse"):
         pi.PersonaRow(0, None, **{side: persona})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"index": "a"},
+        {"index": None},
+        {"index": True},
+        {"index": 1.0},
+        {"preference": {"prompt": "p"}},
+        {"preference": Preference(prompt=(), chosen="a", rejected="b")},
+        {"error": 5},
+        {"columns": None},
+        {"columns": [1]},
+        {"chosen_candidates": (PERSONA,)},
+        {"rejected_candidates": "ab"},
+    ],
+    ids=str,
+)
+def test_a_row_holds_nothing_that_no_file_gives_back(field: dict[str, Any]) -> None:
+    (name,) = field
+    with pytest.raises(InvalidArgumentError, match="PersonaRow: ") as caught:
+        pi.PersonaRow(**{"index": 0, "preference": PAIR, **field})
+    assert caught.value.argument == name
+
+
+@pytest.mark.parametrize("score", ["a", True, [0.5], 10**400, 1j], ids=lambda s: str(s)[:9])
+def test_a_candidate_has_a_persona_and_a_number_as_its_score(score: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match=r"score=.* is no number"):
+        Candidate(PERSONA, score)
+    no_persona: Any = "The user is kind."
+    with pytest.raises(InvalidArgumentError, match=r"persona=.*Persona\.parse"):
+        Candidate(no_persona)
+
+
+def test_numbers_of_numpy_in_a_row_are_saved_and_loaded(tmp_path: Path) -> None:
+    place: Any = np.int64(3)
+    candidates: Any = [Candidate(PERSONA, float32) for float32 in np.array([0.5, -np.inf], "f4")]
+    row = pi.PersonaRow(place, PAIR, PERSONA, chosen_candidates=candidates)
+    assert (type(row.index), type(row.chosen_candidates[0].score)) == (int, float)
+    path = pi.PersonaTable([row]).save(tmp_path / "t.parquet")
+    assert list(pi.PersonaTable.load(path)) == [row]

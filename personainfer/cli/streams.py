@@ -6,7 +6,6 @@ Data goes to standard output, everything else to standard error.
 from __future__ import annotations
 
 import io
-import json
 import os
 import shlex
 import stat
@@ -214,11 +213,16 @@ def _json(value: object) -> str:
     """Return a value as JSON in which control characters are escaped. NaN becomes null."""
     from pydantic_core import PydanticSerializationError, to_json
 
+    from ..data.column_values import in_utf_8, name_as_text
+
+    def written(value: object) -> str:
+        text = to_json(value, fallback=name_as_text, bytes_mode="base64", inf_nan_mode="null")
+        return visible_in_json(text.decode())
+
     try:
-        text = to_json(value, fallback=str, bytes_mode="base64", inf_nan_mode="null")
+        return written(value)
     except (PydanticSerializationError, UnicodeEncodeError):  # text that is not UTF-8 came in
-        return json.dumps(value, default=str)
-    return visible_in_json(text.decode())
+        return written(in_utf_8(value))
 
 
 def print_json(value: object, *, err: bool = False) -> None:

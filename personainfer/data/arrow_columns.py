@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -63,7 +63,9 @@ class OwnColumns(ABC):
         """
 
 
-def own_columns(original: Any, *, gaps: bool = False) -> OwnColumns:
+def own_columns(
+    original: Any, *, gaps: bool = False, rows: Iterable[PersonaRow] = ()
+) -> OwnColumns:
     """Make the source of the user's own columns.
 
     Args:
@@ -71,9 +73,10 @@ def own_columns(original: Any, *, gaps: bool = False) -> OwnColumns:
             returned as it is.
         gaps: whether some rows will be left out. A pandas index that only counts the rows then becomes a
             column; otherwise the metadata of the Arrow table tells its start, stop and step.
+        rows: the rows, if they are at hand. Their columns then have the same names in each piece as in all.
     """
     if original is None:
-        return _RowColumns()
+        return _RowColumns(rows)
     if isinstance(original, OwnColumns):  # of a stored table
         return original
     if package_of(original) == "datasets":
@@ -161,7 +164,13 @@ def cells_of(frame: Any, name: str) -> list[Any]:
     try:
         return without_na(column.to_list())
     except (ValueError, OverflowError):  # years that Python lacks
-        return arrow_cells(column.to_arrow())
+        if "Int128" not in kind:
+            return arrow_cells(column.to_arrow())
+    # Both within one value: Arrow lacks these numbers.
+    import polars
+
+    texts = column.to_frame().to_native().select(polars.struct(name).struct.json_encode())
+    return [json.loads(text)[name] for text in texts.to_series().to_list()]
 
 
 def package_of(value: object) -> str:
@@ -336,8 +345,12 @@ def with_whole_numbers(frame: Any, rows: Sequence[Mapping[Any, Any]] | None = No
 class _RowColumns(OwnColumns):
     """Columns of dicts, files and tuples: each row carries its own."""
 
+    def __init__(self, rows: Iterable[PersonaRow] = ()) -> None:
+        self._names: dict[Any, str] = {}  # of all pieces, in which a key has one name
+        names_of((row.columns for row in rows), self._names)
+
     def piece(self, places: Sequence[int], rows: Sequence[PersonaRow]) -> pyarrow.Table:
-        return _arrow_of_dicts([own_values(row) for row in rows])
+        return _arrow_of_dicts([own_values(row) for row in rows], self._names)
 
     def size(self, row: PersonaRow) -> int:
         return size_of(row.columns, number=STORED_BYTES)
@@ -483,10 +496,10 @@ def _arrow_of_narwhals(frame: Any) -> pyarrow.Table:
     return table
 
 
-def _arrow_of_dicts(rows: Sequence[Mapping[str, Any]]) -> pyarrow.Table:
+def _arrow_of_dicts(rows: Sequence[Mapping[Any, Any]], known: dict[Any, str]) -> pyarrow.Table:
     import pyarrow
 
-    names = names_of(rows)
+    names = names_of(rows, known)
     columns = [_column(text, [row.get(name) for row in rows]) for text, name in names.items()]
     schema = pyarrow.schema([field for field, _ in columns])
     return pyarrow.Table.from_arrays([array for _, array in columns], schema=schema)

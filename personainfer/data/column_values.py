@@ -323,12 +323,11 @@ def json_text(value: object) -> str:
     becomes the text that `str` makes of it. pandas' NA and NaT become null; a float NaN is written as NaN. If
     nothing else works, the text is the name of the value's class.
     """
-    # A value may be a circle, have keys that are not text, or be a number too long to print.
-    with suppress(Exception):
-        return json.dumps(value, default=_listed)
-    if not holds_too_deep([value]):
-        with suppress(Exception):
-            return json.dumps(_with_names(value), default=_listed)
+    # A value may be a circle, or a number too long to print.
+    found = None if are_flat([value]) else _within([value])
+    with suppress(Exception):  # `json` would write 1 and "1" as one key
+        has_other_keys = found is not None and dict in found[0]
+        return json.dumps(_with_names(value) if has_other_keys else value, default=_listed)
     with suppress(Exception):
         return json.dumps(str(value))
     return json.dumps(f"<{type(value).__name__}>")
@@ -388,22 +387,33 @@ def level_names(levels: Iterable[object], columns: Collection[str]) -> list[str]
     return found
 
 
-def names_of(rows: Sequence[Mapping[Any, Any]]) -> dict[str, Any]:
+def names_of(
+    rows: Iterable[Mapping[Any, Any]], known: dict[Any, str] | None = None
+) -> dict[str, Any]:
     """Find the names of the columns of rows, as texts.
+
+    Args:
+        rows: the rows.
+        known: the keys of rows that came before -> their texts, which they keep. Those of these rows are
+            added. None: no rows came before.
 
     Returns:
         Text -> the key in the rows, in the order in which the rows have the keys. The keys 1 and "1" stay two
-        columns: one is then called "1 (int)".
+        columns: one is then called "1 (int)", or "1 (str)" if it came later.
     """
     own = dict.fromkeys(name for row in rows for name in row)
-    texts = {name: name_as_text(name) for name in own}
-    if len(set(texts.values())) < len(own):
-        taken = {name for name in own if isinstance(name, str) and texts[name] == name}
-        for name in own:
-            while name not in taken and texts[name] in taken:
+    known = {} if known is None else known
+    texts = {name: name_as_text(name) for name in own if name not in known}
+    taken = set(known.values())
+    if len(taken.union(texts.values())) < len(taken) + len(texts):
+        kept = {name for name, text in texts.items() if name == text and text not in taken}
+        taken |= kept
+        for name in texts:
+            while name not in kept and texts[name] in taken:
                 texts[name] += f" ({type(name).__name__})"
             taken.add(texts[name])
-    return {text: name for name, text in texts.items()}
+    known |= texts
+    return {known[name]: name for name in own}
 
 
 def name_as_text(name: object) -> str:
@@ -412,3 +422,14 @@ def name_as_text(name: object) -> str:
     A lone surrogate, which UTF-8 cannot hold, becomes an escape, such as \udcff.
     """
     return str(name).encode("utf-8", "backslashreplace").decode()
+
+
+def in_utf_8(value: Any) -> Any:
+    """Return a value whose texts, and names, have been made by `name_as_text`; tuples become lists."""
+    if isinstance(value, Mapping):
+        return {
+            n if not isinstance(n, str) else name_as_text(n): in_utf_8(v) for n, v in value.items()
+        }
+    if isinstance(value, list | tuple):
+        return list(map(in_utf_8, value))
+    return name_as_text(value) if isinstance(value, str) else value

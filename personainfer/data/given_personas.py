@@ -53,7 +53,7 @@ def read_personas(
     source = read_with_columns(data, columns)
     if source.original is None:
         read = list(source)
-        found: Iterable[object] = (name for row in read[:32] for name in row.columns)
+        found: Iterable[object] = (name for row in read for name in row.columns)
         _check_names(list(dict.fromkeys(found)), wanted, bool(read))
         values: Iterable[Mapping[str, Any]] = (row.columns for row in read)
     else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Collection, Iterator, Sequence
-from os import SEEK_END
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -42,16 +41,20 @@ def parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
         DataError: a row group would fill the memory, because Arrow unpacks each of its pages whole.
         pyarrow.ArrowException, OSError: the file cannot be read.
     """
-    import pyarrow.parquet as pq
+    import pyarrow
 
-    on_disk = path.stat().st_size
-    with pq.ParquetFile(path) as file:
-        metadata = file.metadata
+    with pyarrow.OSFile(str(path), "rb") as file:  # once: another one may take its name meanwhile
+        yield from _batches(path, file)
+
+
+def _batches(path: Path, file: pyarrow.OSFile) -> Iterator[pyarrow.RecordBatch]:
+    from pyarrow.parquet import ParquetFile
+
+    on_disk, metadata = file.size(), ParquetFile(file).metadata
     texts = set(_texts(metadata.schema))
     fixed = _flat_bytes(metadata.schema, {"FIXED_LEN_BYTE_ARRAY"})
     flat = _flat_bytes(metadata.schema, {*_WIDTHS, "FIXED_LEN_BYTE_ARRAY"})
-    with path.open("rb") as opened:
-        listed = listed_bytes(opened, metadata.schema)
+    listed = listed_bytes(file, metadata.schema)
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)
         values = sum(size for _, size in listed.get(number, ()))
@@ -70,7 +73,7 @@ def parquet_batches(path: Path) -> Iterator[pyarrow.RecordBatch]:
         while done < group.num_rows:
             left = len(texts)
             try:
-                for batch in _group_batches(path, metadata, number, max(rows, 1), texts, done):
+                for batch in _group_batches(file, metadata, number, max(rows, 1), texts, done):
                     done += len(batch)
                     yield batch
             except OSError as error:
@@ -155,16 +158,16 @@ def least_bytes(kind: pyarrow.DataType) -> float:
         return 0 if types.is_null(kind) else 4  # where a text or a list begins
 
 
-def _opened_parquet(path: Path, texts: Collection[str], metadata: Any) -> Any:
-    """Open the file to be read in pieces; the columns `texts` (by their paths) are read as dictionaries."""
+def _in_pieces(file: pyarrow.OSFile, texts: Collection[str], metadata: Any) -> Any:
+    """Return a reader of the file in pieces; the columns `texts`, by their paths, come as dictionaries."""
     import pyarrow.parquet as pq
 
     few: dict[str, Any] = {"buffer_size": _READ_BYTES, "pre_buffer": False}
-    return pq.ParquetFile(path, metadata=metadata, read_dictionary=list(texts), **few)
+    return pq.ParquetFile(file, metadata=metadata, read_dictionary=list(texts), **few)
 
 
 def _group_batches(
-    path: Path, metadata: Any, number: int, rows: int, texts: set[str], done: int
+    file: pyarrow.OSFile, metadata: Any, number: int, rows: int, texts: set[str], done: int
 ) -> Iterator[pyarrow.RecordBatch]:
     """Read batches of a row group, of at most `rows` rows; the first `done` rows are left out.
 
@@ -176,8 +179,8 @@ def _group_batches(
     """
     group = metadata.row_group(number)
     seen, before, written = 0, dict[str, int](), Counter[str]()
-    with _opened_parquet(path, texts, metadata) as file:
-        for batch in file.iter_batches(batch_size=rows, row_groups=[number]):
+    with _in_pieces(file, texts, metadata) as pieces:
+        for batch in pieces.iter_batches(batch_size=rows, row_groups=[number]):
             seen += len(batch)
             if seen > done:
                 yield batch.slice(max(0, len(batch) - (seen - done)))
@@ -322,10 +325,9 @@ _COUNTS: Final[dict[int, Any]] = {4: {1: {3: {5: {}}}}}
 
 def _counts_of_values(file: Any) -> list[list[int]]:
     """Read from the end of a file how many values each column of each row group has, also within lists."""
-    file.seek(-8, SEEK_END)
-    length = int.from_bytes(file.read(4), "little")
-    file.seek(-8 - length, SEEK_END)
-    told = _Thrift(file.read(length))
+    size = file.size()  # by no position, which forks share
+    length = int.from_bytes(file.read_at(4, size - 8), "little")
+    told = _Thrift(file.read_at(length, size - 8 - length))
     try:
         groups = told.struct(_COUNTS).get(4, [])
         return [[one[3][5] for one in group[1]] for group in groups]

@@ -43,7 +43,7 @@ from .arrow_columns import (
     with_whole_numbers,
     without,
 )
-from .column_values import COLUMNS, TAKEN_NAMES, name_as_text
+from .column_values import COLUMNS, TAKEN_NAMES, in_utf_8, name_as_text
 from .file_formats import arrow_cells
 from .given_personas import read_personas
 from .table_display import (
@@ -59,6 +59,7 @@ from .table_reader import (
     StoredColumns,
     StoredRows,
     StoredTable,
+    check_settings,
     detail_columns,
 )
 from .table_rows import (
@@ -101,7 +102,8 @@ class PersonaTable(Sequence[PersonaRow]):
         added: the columns that `with_columns` added, such as the verdicts of a judge, by name.
 
     Raises:
-        InvalidArgumentError: an added column has values of several types, or of one that no column can hold.
+        InvalidArgumentError: an added column has values of several types, or of one that no column can hold;
+            or a file cannot hold the settings, or `load` would refuse them.
     """
 
     _is_part = False  # whether the usage is that of more rows
@@ -120,6 +122,7 @@ class PersonaTable(Sequence[PersonaRow]):
         self._original = original
         self.usage = usage or Usage()
         self.settings = dict(settings or {})
+        check_settings(self.settings)
         self.added = dict(added or {})
         # Determined from the whole column: a slice of it may hold nothing but None.
         self._kinds = {
@@ -349,7 +352,7 @@ class PersonaTable(Sequence[PersonaRow]):
         Raises:
             InvalidArgumentError: a wrong length or type; a name that is not text, that the table needs, or
                 that a column of the input or a level of its pandas index has; or a pandas series whose index
-                is not the table's.
+                is not the table's; or settings that cannot be saved.
         """
         _check_columns(columns)
         self.check_free(columns)
@@ -528,7 +531,8 @@ class PersonaTable(Sequence[PersonaRow]):
         check_file(path)
         if not overwrite:
             check_replaced(path, is_table, "a table of personas")
-        columns = WithAdded(own_columns(self._original), self.added, self._kinds)
+        own = own_columns(self._original, rows=self._rows)
+        columns = WithAdded(own, self.added, self._kinds)
         with place_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             write_table(
@@ -686,19 +690,13 @@ def _frame_of(own: Any, count: int) -> pandas.DataFrame:
         try:
             frame = pd.DataFrame(own)
         except UnicodeEncodeError:  # as in all that is saved
-            own = [
-                {_in_utf_8(name): _in_utf_8(value) for name, value in row.items()} for row in own
-            ]
+            own = in_utf_8(own)
             frame = pd.DataFrame(own)
         return with_whole_numbers(frame, own)  # type: ignore[no-any-return]
     if package_of(own) not in ("polars", "pyarrow"):
         return in_narwhals(own).to_pandas()  # type: ignore[no-any-return]
     no_columns = package_of(own) == "pyarrow" and not own.num_columns
     return pd.DataFrame(index=range(count)) if no_columns else pandas_of(own)
-
-
-def _in_utf_8(value: Any) -> Any:
-    return name_as_text(value) if isinstance(value, str) else value
 
 
 def _check_columns(columns: object) -> None:

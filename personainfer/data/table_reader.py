@@ -17,9 +17,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..exceptions import DataError
+from ..exceptions import DataError, InvalidArgumentError
 from ..local.atomic_files import check_file
 from ..preferences.cells import read_json
 from ..records import Candidate, Persona, PersonaRow, Preference, Usage
@@ -33,7 +33,7 @@ from .arrow_columns import (
     taken,
     with_index_column,
 )
-from .column_values import COLUMNS, RECORD, TAKEN_NAMES, name_as_text
+from .column_values import COLUMNS, RECORD, TAKEN_NAMES, in_utf_8
 from .file_formats import missing_file
 from .parquet import (
     least_bytes,
@@ -517,28 +517,15 @@ def record_of(row: PersonaRow) -> str:
             for side, candidates in tried.items()
         },
     }
-    return json.dumps(record)
+    text = json.dumps(record)
+    return json.dumps(in_utf_8(record)) if _SURROGATE in text else text
+
+
+_SURROGATE = "\\ud"  # how JSON writes one; they are looked for one by one only where there are some
 
 
 def _dumped(persona: Persona) -> dict[str, Any]:
-    return _in_utf_8(persona.model_dump(exclude_none=True))
-
-
-def _in_utf_8(fields: Mapping[str, Any]) -> dict[str, Any]:
-    r"""Return the fields of a persona with an escape, such as \udcff, for each half of a surrogate pair.
-
-    `Persona` refuses such a text, but older versions wrote it, and replies may hold it.
-    """
-    return {
-        name: [*map(_text_in_utf_8, value)]
-        if isinstance(value, list | tuple)
-        else _text_in_utf_8(value)
-        for name, value in fields.items()
-    }
-
-
-def _text_in_utf_8(value: Any) -> Any:
-    return name_as_text(value) if isinstance(value, str) else value
+    return persona.model_dump(exclude_none=True)
 
 
 # Version 0.1.0 wrote what is now `PersonaRow.unexplained` as an error.
@@ -647,8 +634,21 @@ class _Settings(_Checked):
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise ValueError if settings of a file have not the types in which they are written."""
-    _Settings.model_validate(dict(settings))
+    """Raise InvalidArgumentError unless a file can hold settings, in the types in which they are read."""
+    try:
+        _Settings.model_validate(read_json(json.dumps(dict(settings))))
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        why = f"{first['loc'][0]!r}: {first['msg']}"
+    except (TypeError, ValueError, RecursionError) as error:
+        why = str(error)
+    else:
+        return
+    raise InvalidArgumentError(
+        f"settings= cannot be kept in a file: {why:.200}.",
+        hint="Give names that are texts, with texts, numbers, lists and dicts.",
+        argument="settings",
+    )
 
 
 def _known_metadata(schema: pyarrow.Schema, rows: int) -> dict[bytes, bytes]:
@@ -696,12 +696,6 @@ def _is_of_datasets(about: Any, schema: pyarrow.Schema, rows: int) -> bool:
     return all(isinstance(kind, dict | list) for kind in features.values())
 
 
-def _score(value: object) -> float | None:
-    if value is None or (isinstance(value, int | float) and not isinstance(value, bool)):
-        return None if value is None else float(value)
-    raise TypeError("score")
-
-
 def _row_of(text: object) -> PersonaRow:
     """Read the row of a record, which has no columns.
 
@@ -709,7 +703,9 @@ def _row_of(text: object) -> PersonaRow:
         DataError: the text is not a record as `record_of` writes it.
     """
     try:
-        return _read_record(read_json(str(text)))
+        record = read_json(str(text))
+        # Older versions, and other programs, wrote halves of surrogate pairs, which no request can hold.
+        return _read_record(in_utf_8(record) if _SURROGATE in str(text).lower() else record)
     except _SPOILT as error:
         raise DataError(
             f"a row's record in the table cannot be read: {error!r:.100}.",
@@ -718,29 +714,17 @@ def _row_of(text: object) -> PersonaRow:
 
 
 def _read_record(record: dict[str, Any]) -> PersonaRow:
-    if not isinstance(record["index"], int):
-        raise TypeError("index")
-    if not isinstance(record["error"], str | None):
-        raise TypeError("error")
     tried = {
-        side: tuple(
-            Candidate(Persona(**_in_utf_8(fields)), _score(score)) for fields, score in kept
-        )
+        side: tuple(Candidate(Persona(**fields), score) for fields, score in kept)
         for side, kept in record["candidates"].items()
     }
-    preference = None if record["preference"] is None else Preference(**record["preference"])
-    if preference is not None and preference.prompt == () and record["error"] is None:
-        raise ValueError("a conversation without a turn")
+    chosen, rejected = record["chosen"], record["rejected"]
     return PersonaRow(
         record["index"],
-        preference,
-        chosen=_persona(record["chosen"]),
-        rejected=_persona(record["rejected"]),
+        None if record["preference"] is None else Preference(**record["preference"]),
+        chosen=None if chosen is None else Persona(**chosen),
+        rejected=None if rejected is None else Persona(**rejected),
         error=_without_finding(record["error"]),
         chosen_candidates=tried["chosen"],
         rejected_candidates=tried["rejected"],
     )
-
-
-def _persona(fields: Mapping[str, Any] | None) -> Persona | None:
-    return None if fields is None else Persona(**_in_utf_8(fields))

@@ -31,7 +31,7 @@ from .arrow_columns import OwnColumns, as_json, is_json, json_array, text_array,
 from .column_values import COLUMNS, MOST_FIELDS, RECORD, TAKEN_NAMES, fields_of, is_kept
 from .file_formats import arrow_cells, refuse_twins
 from .parquet import written_bytes
-from .table_reader import StoredTable, persona_columns, record_of
+from .table_reader import StoredTable, check_settings, persona_columns, record_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -137,7 +137,8 @@ def write_table(
         is_part: whether the usage is that of more rows.
 
     Raises:
-        InvalidArgumentError: a column of the data has the name of the column of records.
+        InvalidArgumentError: a column of the data has the name of the column of records, or the settings
+            cannot be written.
         DataError: two columns have the same name.
         OSError: the disk is full, or the place cannot be written to.
         Exception: whatever `rows` raises.
@@ -151,6 +152,7 @@ def write_table(
             flagged += sum(bool(row.flags) for row in made)
             unexplained += sum(bool(row.unexplained) for row in made)
         usage, settings = about()
+        check_settings(settings)
         file.finish(
             {
                 "version": version("personainfer"),
@@ -233,6 +235,13 @@ class _Unfinished:
             self._join()
         self._writer.add_key_value_metadata({RECORD: json.dumps(about)})
         self._writer.close()
+        try:
+            StoredTable(self._parts[-1])  # a table is replaced by nothing that `load` would refuse
+        except DataError:
+            raise DataError(
+                f"{self._path} is not written: what was made for it cannot be read again.",
+                hint="Write another format: to_pandas(), to_polars() or to_hf().",
+            ) from None
         put_in_place(self._parts[-1], self._path)
         for (
             name,

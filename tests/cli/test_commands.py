@@ -112,6 +112,21 @@ def script() -> Iterator[Script]:
         yield started
 
 
+def test_every_line_is_json_for_strict_readers(run: Run, reach: list[str]) -> None:
+    """Half of a surrogate pair in a row changes nothing else in its line."""
+    row = {"prompt": "p", "chosen": "a", "rejected": "b", "x": float("nan"), "y": [-float("inf")]}
+    name = written([{**row, "t": text} for text in ("ok", "\ud83d", {"\ud83d": "\x1b"})])
+
+    def no_constant(text: str) -> None:
+        raise AssertionError(text)
+
+    assert run("infer", name, "-o", "out.jsonl", *reach).exit_code == 0
+    texts = Path("out.jsonl").read_text(encoding="utf-8").splitlines()
+    found = [json.loads(text, parse_constant=no_constant) for text in texts]
+    assert [(each["x"], each["y"]) for each in found] == [(None, [None])] * 3
+    assert [each["t"] for each in found] == ["ok", "\\ud83d", {"\\ud83d": "\x1b"}]
+
+
 # The script itself
 
 

@@ -11,7 +11,6 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import suppress
-from io import BytesIO
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -291,6 +290,19 @@ def test_few_rows_of_large_groups_are_read_at_once(
     assert errors(path) == [None] * 200
 
 
+def test_a_file_that_is_replaced_while_it_is_read_is_read_to_its_end(tmp_path: Path) -> None:
+    """Rows of two files would be mixed, or the new one be called damaged."""
+    path, other = tmp_path / "rows.parquet", tmp_path / "other.parquet"
+    for file, prompt in ((path, "mine"), (other, "else")):
+        rows = [{**GOOD, "prompt": f"{prompt} {n}"} for n in range(6)]
+        pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=2)
+    came = parquet.parquet_batches(path)
+    found = next(came)["prompt"].to_pylist()
+    other.replace(path)
+    found += [text for batch in came for text in batch["prompt"].to_pylist()]
+    assert found == [f"mine {n}" for n in range(6)]
+
+
 def test_a_batch_does_not_add_up_the_largest_of_many_groups(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     with pq.ParquetWriter(path, pa.Table.from_pylist([GOOD]).schema) as writer:
@@ -473,8 +485,10 @@ def test_values_in_lists_are_counted_before_they_are_read(
     others = {name: [text] * 200 for name, text in GOOD.items()}
     pq.write_table(pa.table({**others, "about": about}), path)
     assert path.stat().st_size < 2**13
-    with path.open("rb") as opened:
+    with pa.OSFile(str(path), "rb") as opened:
+        opened.seek(5)
         counts = parquet._counts_of_values(opened)
+        assert opened.tell() == 5  # forks share the position: they read at the same time
     with pq.ParquetFile(path) as file:
         group = file.metadata.row_group(0)
     assert counts == [[group.column(place).num_values for place in range(group.num_columns)]]
@@ -511,7 +525,7 @@ def test_what_a_file_tells_of_its_lists_is_read_or_refused(tmp_path: Path) -> No
     for place in range(len(whole) - 8 - length, len(whole) - 8, 3):
         spoilt.write_bytes(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
         with suppress(OSError):
-            parquet._counts_of_values(BytesIO(spoilt.read_bytes()))
+            parquet._counts_of_values(pa.BufferReader(spoilt.read_bytes()))
 
 
 READ = """

@@ -471,3 +471,10 @@ def test_a_time_of_numpy_that_is_missing_is_null(
 def test_numbers_of_128_bits_beside_a_time_are_read(values: dict[str, Any], kind: Any) -> None:
     data = pl.DataFrame({**PAIRS, "z": pl.Series([values] * 2, dtype=kind)})
     assert cells_of(in_narwhals(data), "z") == [values] * 2
+
+
+def test_numbers_of_128_bits_beside_a_year_that_python_lacks_are_read() -> None:
+    days = pl.Series([10_000_000, None], dtype=pl.Int32).cast(pl.Date)
+    both = pl.DataFrame({"d": days, "n": pl.Series([2**70, 1], dtype=pl.Int128)}).to_struct("z")
+    cells = [{"d": "+29349-01-26", "n": 2**70}, {"d": None, "n": 1}]
+    assert cells_of(in_narwhals(pl.DataFrame({"z": both})), "z") == cells

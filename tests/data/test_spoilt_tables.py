@@ -15,6 +15,7 @@ import pytest
 import personainfer as pi
 from personainfer import Persona, PersonaRow, PersonaTable, Preference
 from personainfer.exceptions import DataError, PersonaInferError
+from personainfer.records import Message
 
 PERSONA = Persona(trait="t", preference="prefers x", evidence="e")
 KEY = b"personainfer"
@@ -460,7 +461,14 @@ def test_half_of_a_surrogate_pair_that_an_older_version_wrote_is_read_as_an_esca
         "evidence": "c\ud83d",
         "flags": ["d\ud83d"],
     }
-    fault = {"chosen": told, "candidates": {"chosen": [[told, 0.5]], "rejected": []}}
+    turn = {"role": "user", "content": "e\ud83d", "extra": {"tool_calls": [{"f\ud83d": "g\ud83d"}]}}
+    pair = {"prompt": [turn], "chosen": "h\ud83d", "rejected": "i", "id": "j\ud83d"}
+    fault = {
+        "error": "k\ud83d",
+        "preference": pair,
+        "chosen": told,
+        "candidates": {"chosen": [[told, 0.5]], "rejected": []},
+    }
     records = [json.loads(str(text)) | fault for text in good.column("personainfer").to_pylist()]
     place = good.column_names.index("personainfer")
     texts = pa.array([json.dumps(record) for record in records])
@@ -472,13 +480,21 @@ def test_half_of_a_surrogate_pair_that_an_older_version_wrote_is_read_as_an_esca
     )
     assert [row.chosen for row in table] == [escaped, escaped]
     assert table[0].chosen_candidates[0].persona == escaped
+    read = table[0].preference
+    assert read is not None
+    assert table[0].error == "k\\ud83d"
+    assert (read.chosen, read.id) == ("h\\ud83d", "j\\ud83d")
+    assert read.prompt[0] == Message(
+        role="user", content="e\\ud83d", extra={"tool_calls": [{"f\\ud83d": "g\\ud83d"}]}
+    )
 
 
-def test_half_of_a_surrogate_pair_in_a_persona_is_written_as_an_escape(tmp_path: Path) -> None:
+def test_half_of_a_surrogate_pair_in_a_row_is_written_as_an_escape(tmp_path: Path) -> None:
     persona = Persona.of_phrases("c\ud83d", "a\ud83d", "b\ud83d")
-    row = PersonaRow(0, Preference(prompt="p", chosen="a", rejected="b"), chosen=persona)
+    row = PersonaRow(0, Preference(prompt="p\ud83d", chosen="a", rejected="b"), chosen=persona)
     path = PersonaTable([row]).save(tmp_path / "t.parquet")
     (text,) = pq.read_table(path).column("personainfer").to_pylist()
+    assert json.loads(str(text))["preference"]["prompt"] == "p\\ud83d"
     written = json.loads(str(text))["chosen"]
     assert (written["trait"], written["evidence"]) == ("a\\ud83d", "c\\ud83d")
 

@@ -12,7 +12,9 @@ import pytest
 
 import personainfer as pi
 from personainfer import PersonaRow, PersonaTable, Preference
-from personainfer.data.arrow_columns import _RowColumns, pandas_of
+from personainfer.data import table_writer as writing
+from personainfer.data.arrow_columns import _RowColumns, own_columns, pandas_of
+from personainfer.data.column_values import json_text
 from personainfer.data.table_writer import write_table
 from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.records import Usage
@@ -118,6 +120,27 @@ def test_no_two_columns_of_a_file_have_one_name(frame: pd.DataFrame, tmp_path: P
         ]
         names = part.to_arrow().column_names
         assert len({*names}) == len(names)
+
+
+def test_keys_of_one_text_are_columns_of_their_own_in_all_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writing, "GROUP_ROWS", 2)
+    table = table_of([{1: "of 1"}] * 3 + [{1: "of 1", "1": "of text"}])
+    path = table.save(tmp_path / "t.parquet")
+    for each in (table, PersonaTable.load(path)):
+        own = each.to_arrow().select(["1 (int)", "1"]).to_pydict()
+        assert own == {"1 (int)": ["of 1"] * 4, "1": [None] * 3 + ["of text"]}
+    # Of rows that come one by one, the key that came first has the text.
+    write_table(path, enumerate(table), own_columns(None), lambda: (Usage(), {}))
+    own = PersonaTable.load(path).to_arrow().select(["1", "1 (str)"]).to_pydict()
+    assert own == {"1": ["of 1"] * 4, "1 (str)": [None] * 3 + ["of text"]}
+
+
+@pytest.mark.parametrize("deep", [{1: "a", "1": "b"}, {True: 1, "true": 2}, {None: 1, "null": 2}])
+def test_keys_of_one_text_within_a_value_are_both_in_its_json_text(deep: dict[Any, Any]) -> None:
+    assert len(json.loads(json_text(deep))) == 2
+    assert len(json.loads(json_text([{"x": deep}]))[0]["x"]) == 2
 
 
 def test_twins_are_refused_before_a_file_is_replaced(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ import pytest
 
 from personainfer.data import arrow_columns as added
 from personainfer.data import table_writer as writing
+from personainfer.data.arrow_columns import own_columns
 from personainfer.data.table import PersonaTable
+from personainfer.data.table_writer import write_table
 from personainfer.exceptions import DataError, InvalidArgumentError, RowsFailedError
 from personainfer.records import Candidate, Message, Persona, PersonaRow, Preference, Usage
 
@@ -378,12 +380,52 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_table_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
     path = PersonaTable(rows()).save(tmp_path / "t.parquet")
     before = path.read_bytes()
-    no_number: Any = object()
-    unwritable = PersonaRow(
-        0, None, chosen_candidates=(Candidate(Persona(trait="a", preference="b"), no_number),)
-    )
+    strange = Persona.unchecked({**Persona(trait="a", preference="b").__dict__, "trait": object()})
+    unwritable = PersonaRow(0, None, chosen_candidates=(Candidate(strange),))
     with pytest.raises(TypeError):
         PersonaTable([*rows(), unwritable]).save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["t.parquet"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"candidates": np.int64(3)},
+        {"x": object()},
+        {"x": 10**5000},
+        {(1, 2): 3},
+        {"model": 5},
+        {"verified_neither": float("nan"), "verified_by": None},
+        {"sides": ["x"]},
+        {"retries": [1]},
+        {"read": {"columns": {"1": 2}}},
+        {"personas_from": {"chosen": 1}},
+    ],
+    ids=lambda settings: str(*list(settings)[:1]),
+)
+def test_settings_that_no_table_gives_back_are_refused(settings: Any, tmp_path: Path) -> None:
+    table = PersonaTable(rows())
+    path = table.save(tmp_path / "t.parquet")
+    before = path.read_bytes()
+    with pytest.raises(InvalidArgumentError) as caught:
+        PersonaTable(rows(), settings=settings)
+    assert caught.value.argument == "settings"
+    with pytest.raises(InvalidArgumentError, match="settings"):
+        table.with_columns({"x": [1, 2, 3]}, settings=settings)
+    table.settings.update(settings)
+    with pytest.raises(InvalidArgumentError, match="settings"):
+        table.save(path)
+    assert path.read_bytes() == before
+
+
+def test_a_file_that_cannot_be_read_again_replaces_no_table(tmp_path: Path) -> None:
+    path = PersonaTable(rows()).save(tmp_path / "t.parquet")
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=r"t\.parquet is not written"):
+        write_table(
+            path, enumerate(rows()), own_columns(None), lambda: (Usage(), {}), added=["nope"]
+        )
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["t.parquet"]
 
