@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..arguments import check_text
 from ..exceptions import DataError, InvalidArgumentError
 from ..personas.prompts import prompt_text
 from ..preferences.cells import is_null, surrogate_problem
@@ -165,6 +166,7 @@ def _values_by_id(name: str, field: str, rows: Sequence[Any]) -> Iterator[tuple[
 def _distinct(name: str, items: Iterable[tuple[object, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in items:
+        check_text(f"{name}=: an id", str(key), name)
         if str(key) in found:
             raise InvalidArgumentError(
                 f"{name}= has the id {str(key)!r} twice.", hint="An id names one prompt."

@@ -30,6 +30,7 @@ from ..llm.client import LLM, OPTIONS, LLMOptions
 from ..llm.rate_limits import Bounds
 from ..llm.requests import Request
 from ..personas.prompts import choice_messages, instructions, persona_messages, rating_message
+from ..preferences.conversations import encoding_problem
 from ..records import Persona, Preference, Side, Usage
 from .grouped import win_rate
 from .judge import VERDICT_COLUMNS, Judge, Verdict, most_common, verdict_columns
@@ -583,4 +584,6 @@ def _listed(name: str, given: Iterable[T], kind: Any) -> list[T]:
             )
         if isinstance(one, str):
             check_text(f"{name}[{place}]", one, name)
+        if isinstance(one, Preference) and (problem := encoding_problem(one)):
+            raise InvalidArgumentError(f"{name}[{place}]: {problem}", argument=name)
     return found

@@ -411,13 +411,21 @@ def encoding_problem(preference: Preference) -> str | None:
         texts = f"{one.prompt}{one.chosen}{one.rejected}{one.id}{one.user}"
         if texts.isascii():
             return None
-    for name in ("prompt", "chosen", "rejected", "id", "user"):
-        try:
-            if not _encodable(getattr(preference, name)):
-                return surrogate_problem(name)
-        except (TypeError, ValueError, RecursionError):  # of `json`
-            return f"{name} has a turn with a field that JSON cannot hold. {LEAVE_OUT}"
-    return None
+    values = {name: getattr(one, name) for name in ("prompt", "chosen", "rejected", "id", "user")}
+    return next(filter(None, (text_problem(name, each) for name, each in values.items())), None)
+
+
+def text_problem(name: str, value: Prompt | None) -> str | None:
+    """Return the error message for a text or a conversation that no request can hold; None if one can.
+
+    Args:
+        name: what it is, for the message.
+        value: the text or the conversation. None has no problem.
+    """
+    try:
+        return None if _encodable(value) else surrogate_problem(name)
+    except (TypeError, ValueError, RecursionError):  # of `json`
+        return f"{name} has a turn with a field that JSON cannot hold. {LEAVE_OUT}"
 
 
 def _encodable(value: Prompt | None) -> bool:

@@ -29,6 +29,7 @@ from ..exceptions import (
 )
 from ..llm.openai_protocol import Json
 from ..llm.transports import EndpointTransport
+from ..preferences.conversations import text_problem
 from ..records import FloatArray, Message, Persona, Prompt
 
 _ROUNDING = 1e-3  # by how much log p may exceed 0 where it was computed in half precision
@@ -341,10 +342,10 @@ def check_row(number: int, prompt: object, persona: object, response: object) ->
     if not isinstance(response, str):
         raise InvalidArgumentError(f"responses[{number}]={response!r:.80} is not text.")
     row = _prompt(number, prompt), None if persona is None else str(persona), response
-    try:
-        "".join(text for text in row if isinstance(text, str)).encode()
-    except UnicodeEncodeError:
-        raise InvalidArgumentError(f"row {number} holds half of a surrogate pair.") from None
+    if any(text_problem("", value) for value in row):
+        raise InvalidArgumentError(
+            f"row {number} holds half of a surrogate pair, or a turn with a field that JSON cannot hold."
+        )
     return row
 
 

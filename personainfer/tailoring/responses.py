@@ -34,8 +34,8 @@ from ..personas.placement import (
     prompt_messages,
 )
 from ..personas.prompts import bare_text, prompt_text
-from ..preferences.cells import is_null, surrogate_problem
-from ..preferences.conversations import read_prompt
+from ..preferences.cells import is_null
+from ..preferences.conversations import read_prompt, text_problem
 from ..records import Message, Persona, PersonaRow, Prompt, Side, Usage
 from .retriever import PersonaRetriever
 
@@ -223,13 +223,12 @@ def _readable(given: Mapping[str, Any]) -> tuple[dict[str, Prompt], dict[str, st
     for id, value in given.items():
         try:
             prompt = read_prompt(value)
-            prompt_text(prompt).encode()
         except DataError as error:
             problems[id] = error.message
-        except UnicodeEncodeError:
-            problems[id] = surrogate_problem("prompt")
         else:
-            if prompt_text(prompt).strip():
+            if problem := text_problem("prompt", prompt):
+                problems[id] = problem
+            elif prompt_text(prompt).strip():
                 asked[id] = prompt
             else:
                 problems[id] = "the prompt is empty."

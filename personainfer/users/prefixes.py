@@ -286,7 +286,7 @@ class Examples:
             found: FloatArray = cosines(query, [self._vectors[text] for text in texts])[0]
             return found
         # The draw depends on seed, user and prompt alone, not on earlier calls.
-        name = f"{self._seed}\0{user}\0{asked}".encode()
+        name = f"{self._seed}\0{user}\0{asked}".encode("utf-8", "backslashreplace")
         draw = np.random.default_rng(list(hashlib.sha256(name).digest()))
         return draw.random(len(texts))
 
@@ -370,7 +370,7 @@ def persona_prefix(
 
 def user_tag(user: str) -> str:
     """Return a code that distinguishes users and says nothing about them."""
-    return f"<user_{hashlib.sha256(user.encode()).hexdigest()[:8]}>"
+    return f"<user_{hashlib.sha256(user.encode('utf-8', 'backslashreplace')).hexdigest()[:8]}>"
 
 
 def _texts(name: str, given: object) -> dict[str, str]:
