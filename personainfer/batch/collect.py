@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import (
     AbstractContextManager,
     ExitStack,
@@ -17,6 +17,7 @@ from contextlib import (
     nullcontext,
     suppress,
 )
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,7 +48,7 @@ from .job_folder import (
 )
 from .lines import MaskedLines, provider_words, wired_rows
 from .provider import BatchAPI, batch_api
-from .results import bring_in, run_without_calls
+from .results import TwoCaches, bring_in, keep_replies, run_without_calls
 
 _LONGEST_LINE = 2**24  # bytes of a file's last line that are looked at
 
@@ -143,19 +144,19 @@ def collect_batch(
     pays = hasattr(select, "share_budget")  # for a judge
     llm = batch.llm(given, submitted_here=here, calls=ask_missing, pays=pays)
     keys = _keys(batch, llm)
-    before = batch.answer_files()
-    batch = _awaited(batch, llm, wait, poll, timeout, progress)
-    downloaded = set(batch.answer_files()).difference(before)
     place = cache_dir or (batch.llm_options.get("cache_dir") if here else None)
-    outcome = bring_in(
-        batch, llm, keys, downloaded, None if batch.made_here else batch.own_cache(place)
-    )
+    own = None if batch.made_here else batch.own_cache(place)
+    keep = partial(keep_replies, batch, llm, keys, own) if own is not None else None
+    batch = _awaited(batch, llm, wait, poll, timeout, progress, keep)
+    outcome = bring_in(batch, llm, keys)
+    if own is not None:
+        llm.cache = TwoCaches(batch.replies_folder, own)
     usage = outcome.tally.usage
     with ExitStack() as stack:
         runs: list[PersonaStream] = []
         if ask_missing or pays:
             runs = stack.enter_context(_counted(batch, llm, usage.cost or 0.0))
-        elif batch.submitter is not None and (paid := batch.submitter.bounds.budget) is not None:
+        elif (paid := batch.payer(llm)) is not None:
             batch.count_in(paid, usage.cost or 0.0)  # no longer the most that it could cost
         run = None if ask_missing else run_without_calls(batch, llm, outcome)
         plan, on_error = batch.plan(submitted_here=here), batch.on_error
@@ -203,8 +204,11 @@ def _awaited(
     poll: float,
     timeout: float | None,
     progress: bool | None,
+    keep: Callable[[IO[bytes]], None] | None,
 ) -> PersonaBatch:
     """Check the batch until every part is done and its files are downloaded.
+
+    `keep` is called with each file of answers before it gets its place in the folder; None: nothing is.
 
     Returns:
         The batch with the last states of its parts.
@@ -227,7 +231,7 @@ def _awaited(
     with bar, closing(connected) as api:
         while True:
             with batch.alone() as batch:
-                batch = _looked(batch, api, min(patience, left), llm.transport.secrets)
+                batch = _looked(batch, api, min(patience, left), llm.transport.secrets, keep)
             bar.update(batch.answered - bar.n)
             if batch.done:
                 return batch
@@ -237,7 +241,13 @@ def _awaited(
             time.sleep(min(poll, left))
 
 
-def _looked(batch: PersonaBatch, api: BatchAPI, patience: float, secrets: Secrets) -> PersonaBatch:
+def _looked(
+    batch: PersonaBatch,
+    api: BatchAPI,
+    patience: float,
+    secrets: Secrets,
+    keep: Callable[[IO[bytes]], None] | None,
+) -> PersonaBatch:
     """Ask for the state of each part that is not whole, once, and download the files of those that are done.
 
     What a part that is done gives more is welcome: if nobody can be asked for it, there is no error.
@@ -260,7 +270,7 @@ def _looked(batch: PersonaBatch, api: BatchAPI, patience: float, secrets: Secret
             for file_id, place in batch.unfetched(number):
                 with _unless(place.exists()):
                     retrier = until_deadline(0 if place.exists() else patience)
-                    retrier(_fetch, api, file_id, place, secrets, part.requests)
+                    retrier(_fetch, api, file_id, place, secrets, part.requests, keep)
     return batch
 
 
@@ -269,7 +279,14 @@ def _unless(is_optional: bool) -> AbstractContextManager[None]:
     return suppress(ModelError) if is_optional else nullcontext()
 
 
-def _fetch(api: BatchAPI, file_id: str, place: Path, secrets: Secrets, requests: int) -> None:
+def _fetch(
+    api: BatchAPI,
+    file_id: str,
+    place: Path,
+    secrets: Secrets,
+    requests: int,
+    keep: Callable[[IO[bytes]], None] | None,
+) -> None:
     """Download one of the provider's files to `place`, with secrets masked, whole or not at all.
 
     Raises:
@@ -290,6 +307,9 @@ def _fetch(api: BatchAPI, file_id: str, place: Path, secrets: Secrets, requests:
             )
         if _is_cut(file, size):
             raise TransportError(f"what the provider sent as {file_id} breaks off.")
+        if keep is not None:
+            file.seek(0)
+            keep(file)
 
 
 def _is_cut(file: IO[bytes], size: int) -> bool:
@@ -323,13 +343,12 @@ def _counted(batch: PersonaBatch, llm: LLM, cost: float) -> Iterator[list[Person
         BatchPendingError, InvalidArgumentError, DataError: as `PersonaBatch.alone`, before the block.
         OSError: the note cannot be written.
     """
-    budget, submitter = llm.account.bounds.budget, batch.submitter
-    left = 0.0
+    budget, left = llm.account.bounds.budget, 0.0
     if budget is not None:  # else a folder that cannot be written is none of its business
         with batch.alone() as now:
             now.count_in(budget, cost)
             left = max(0.0, budget.usd - budget.taken)
-            _note(now, singly=0.0, being_asked=left)
+            now.note(budget, singly=0.0, being_asked=left)
             if now.being_asked:
                 warnings.warn(_CUT_OFF.format(batch.path, now.being_asked), stacklevel=3)
     runs: list[PersonaStream] = []
@@ -339,8 +358,8 @@ def _counted(batch: PersonaBatch, llm: LLM, cost: float) -> Iterator[list[Person
         took = sum(one.cost or 0.0 for run in runs for one in (run.usage, run.judged))
         if took or left:
             with suppress(BatchPendingError), batch.alone() as now:
-                noted = _note(now, singly=took, being_asked=-left)
-                for one in {budget, submitter.bounds.budget if submitter else None}:
+                noted = now.note(budget, singly=took, being_asked=-left)
+                for one in {budget, batch.payer(llm)}:
                     if one is not None:
                         noted.count_in(one, cost, took if one is budget else 0.0)
 
@@ -349,14 +368,3 @@ _CUT_OFF = (
     "another collect of {} has not ended, or was killed: the ${:.6g} that its single calls may take are"
     " counted in the budget. A larger budget= allows more."
 )
-
-
-def _note(batch: PersonaBatch, *, singly: float, being_asked: float) -> PersonaBatch:
-    """Add USD to `asked_singly` and `being_asked` in the handle, save it, and return the new batch."""
-    sums = {
-        "asked_singly": batch.asked_singly + singly,
-        "being_asked": max(0.0, batch.being_asked + being_asked),
-    }
-    noted = batch.model_copy(update=sums)
-    noted.save()
-    return noted

@@ -25,8 +25,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Any, Literal, Self
-from weakref import WeakValueDictionary
+from typing import IO, Annotated, Any, Literal, Self
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from pydantic import Field, ValidationError
 
@@ -63,6 +63,9 @@ _NAMED_WITHIN = 600.0  # seconds
 _LOCK_PATIENCE = 600.0  # seconds: another process may be uploading
 
 
+_OF_THE_FILE = ("requests", "file_id", "order", "most_tokens")  # what the provider does not tell
+
+
 class BatchPart(Record):
     """One file of requests, and the state of the batch that the provider made of it.
 
@@ -81,6 +84,7 @@ class BatchPart(Record):
         ended_at: when a final status was first seen, in seconds since 1970; 0: not yet.
         looked_at: when a final status was last seen, in seconds since 1970; 0: not yet.
         order: a random name, which tells this part from those of other batches in a budget.
+        most_tokens: the most tokens of a reply to a request in the file, when it was written; 0: not known.
     """
 
     requests: int
@@ -96,6 +100,7 @@ class BatchPart(Record):
     ended_at: float = 0.0
     looked_at: float = 0.0
     order: str = ""
+    most_tokens: Annotated[int, Field(ge=0, le=2**40)] = 0
 
     @property
     def whole(self) -> bool:
@@ -137,7 +142,7 @@ class BatchPart(Record):
         for name in ("batch_id", "output_file_id", "error_file_id"):
             found[name] = getattr(self, name) or found[name]
         now = time.time() if state.status in FINAL else 0.0
-        kept = {name: getattr(self, name) for name in ("requests", "file_id", "order")}
+        kept = {name: getattr(self, name) for name in _OF_THE_FILE}
         return BatchPart(**kept, **found, ended_at=self.ended_at or now, looked_at=now)
 
 
@@ -151,6 +156,7 @@ class PersonaBatch(Record):
         submitted_here: whether this object came from `submit_batch`, so that its model and address are known
             to be the caller's. An object that was loaded from a folder has False.
         version: the version of the format of `batch.json`.
+        name: a random text that another batch in this folder would not have; "": an older version made it.
         made_by: the versions of personainfer and litellm that made the requests.
         llm_options: the options of the LLM, without model and key.
         rows: how many rows the data has.
@@ -167,6 +173,7 @@ class PersonaBatch(Record):
     path: Path = Field(exclude=True)
     submitted_here: bool = Field(default=False, exclude=True)
     version: Literal[1] = 1
+    name: str = ""
     made_by: str
     model: str
     llm_options: dict[str, Any]
@@ -213,12 +220,13 @@ class PersonaBatch(Record):
             ) from None
 
     def submitted_by(self, llm: LLM, *, made_here: bool) -> Self:
-        """Return a copy with `submitted_here`, and remember the account of the LLM that submitted the batch.
+        """Return a copy with `submitted_here`, and remember account and prices of the LLM that submitted it.
 
         As long as something uses that account, `submitter` finds it, so that a later `collect_batch` in this
         process counts what the batch cost in the same budget.
         """
         _submitters[self._name] = llm.account
+        _prices[self._name] = llm.batch_price
         if made_here:
             _made_here.add(self._name)
         return self.model_copy(update={"submitted_here": True})
@@ -237,10 +245,20 @@ class PersonaBatch(Record):
         """
         return _submitters.get(self._name)
 
+    def payer(self, llm: LLM) -> Budget | None:
+        """Return the budget of the LLM that submitted this batch, if the prices of `llm` are the same.
+
+        By other prices, or without any, what the batch cost is not known: the most that it can cost stays
+        counted there.
+        """
+        is_same = self.submitter is not None and _prices.get(self._name) == llm.batch_price
+        return self.submitter.bounds.budget if self.submitter is not None and is_same else None
+
     @property
     def _name(self) -> str:
         """A text that no other batch has. It stays the same when a part is submitted again."""
-        return " ".join([str(self.path.resolve()), *(part.order for part in self.parts)])
+        orders = (part.order for part in self.parts)
+        return " ".join([str(self.path.resolve()), self.name, *orders])
 
     @staticmethod
     def handle(folder: Path) -> Path:
@@ -454,9 +472,32 @@ class PersonaBatch(Record):
                 `asked_singly`, and would otherwise count twice.
         """
         submitted = {*range(len(self.parts))}.difference(self.unsubmitted)
-        singly = self.asked_singly + self.being_asked
+        # What calls of this budget itself may take, it counts as they run.
+        own = _asking.get(budget, Counter[str]())[self._name]
+        singly = self.asked_singly + max(0.0, self.being_asked - own)
         took = {f"{self._name}: batch": cost, f"{self._name}: single calls": singly}
         budget.replace(map(self.order, submitted), took, spent=spent)
+
+    def note(self, budget: Budget | None, *, singly: float, being_asked: float) -> PersonaBatch:
+        """Add USD to `asked_singly` and `being_asked`, save the handle, and return the new batch.
+
+        Args:
+            budget: the budget of the single calls; None: there is none.
+            singly: what single calls took.
+            being_asked: what single calls may take that have begun; less than 0 when they end.
+
+        Raises:
+            OSError: the handle cannot be written.
+        """
+        sums = {
+            "asked_singly": self.asked_singly + singly,
+            "being_asked": max(0.0, self.being_asked + being_asked),
+        }
+        noted = self.model_copy(update=sums)
+        noted.save()
+        if budget is not None:
+            _asking.setdefault(budget, Counter())[self._name] += being_asked  # type: ignore[assignment]
+        return noted
 
     def most_cost(self, number: int, price: Price, max_tokens: int) -> float:
         """Return the most USD that the requests of a part can cost, read from its file of requests.
@@ -464,11 +505,12 @@ class PersonaBatch(Record):
         Args:
             number: the place of the part in `parts`, from 0.
             price: the price of tokens in a batch.
-            max_tokens: the most tokens of each reply.
+            max_tokens: the most tokens of each reply, if that is more than when the file was written.
 
         Raises:
             DataError: the file cannot be read.
         """
+        max_tokens = max(max_tokens, self.parts[number].most_tokens)
         with self._opened_requests(number) as file:
             return sum(price.most(_prompt_tokens(line), max_tokens) for line in file)
 
@@ -584,7 +626,7 @@ class PersonaBatch(Record):
         for kind in ("output", "errors"):
             _file(self.path, kind, number).unlink(missing_ok=True)
         part = self.parts[number]
-        return BatchPart(requests=part.requests, order=part.order)
+        return BatchPart(requests=part.requests, order=part.order, most_tokens=part.most_tokens)
 
     def updated(self, number: int, part: BatchPart) -> PersonaBatch:
         """Return this batch with `part` at the place `number` of `parts`. Save `batch.json` if that is new.
@@ -603,6 +645,9 @@ class PersonaBatch(Record):
 _made_here: set[str] = set()  # names of batches
 _OF_A_CALL = ("llm_options", "on_error")  # what each call of submit_batch says anew
 _submitters: WeakValueDictionary[str, Account] = WeakValueDictionary()
+_prices: dict[str, Price | None] = {}  # by the names of batches
+# By a budget and the name of a batch: USD that single calls of this process may yet take of the budget.
+_asking: WeakKeyDictionary[Budget, Counter[str]] = WeakKeyDictionary()
 
 
 class RequestFiles:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
+from typing import IO
 
 from pydantic import BaseModel
 
@@ -18,6 +19,7 @@ from ..llm.replies import read_reply
 from ..llm.requests import Form, Job, Reply, Request, Run, stored_texts, text_to_cache
 from ..llm.transports import Transport
 from ..local.cache import ReplyCache
+from ..local.database_checks import BUSY_TIMEOUT
 from ..personas.infer import checked
 from ..records import Completion
 from .job_folder import PersonaBatch, read_answers
@@ -26,17 +28,11 @@ from .lines import Answer
 _GROUP = 500  # replies that are written to the cache in one transaction
 
 
-def bring_in(
-    batch: PersonaBatch,
-    llm: LLM,
-    keys: Mapping[bytes, int],
-    downloaded: Collection[Path] = (),
-    own_cache: ReplyCache | None = None,
-) -> BatchOutcome:
+def bring_in(batch: PersonaBatch, llm: LLM, keys: Mapping[bytes, int]) -> BatchOutcome:
     """Write the good replies of a batch to the cache of its LLM, and count all answers.
 
-    Replies that were cached when the batch was submitted are in its folder. They are written to the cache
-    again, because the cache may have lost them.
+    Replies that were cached when the batch was submitted are in its folder. Those that the cache has lost are
+    written again.
 
     Args:
         batch: a batch whose answers were downloaded.
@@ -44,8 +40,6 @@ def bring_in(
         keys: the key of each request -> the most tokens that its prompt can have. If an answer does not say
             how many tokens it took, this number is counted for its prompt, and the most that a reply may have
             for its reply. Answers with other keys are ignored.
-        downloaded: the files of answers whose replies are also written to `own_cache`.
-        own_cache: the user's cache, if `llm.cache` is the one in the folder; None: write to `llm.cache` only.
 
     Returns:
         The calls and tokens of all answers in `tally`, and in `failed` the error of each request that has
@@ -55,22 +49,17 @@ def bring_in(
         CacheError: a cache cannot be written.
         OSError: a file of answers cannot be read.
     """
+    # An LLM that has not asked yet does not know how long replies become; the one that submitted did.
+    most = max([llm.most_tokens(), *(part.most_tokens for part in batch.parts)])
     tally = Tally(llm.batch_price, cached=batch.cached)
-    most = llm.most_tokens()
-    schema = batch.plan().prompt.schema
-    outcome = BatchOutcome(schema, llm.transport, tally, keys, most)
-    form = Form(llm.transport, Request([], schema), {})
+    outcome = BatchOutcome(batch.plan().prompt.schema, llm.transport, tally, keys, most)
+    assert llm.cache is not None  # see `PersonaBatch.llm`
     before = (known for known in batch.cached_replies() if known[0] in keys)
-    _write(before, form, llm.model, llm.cache)
+    _write(before, outcome, llm.model, llm.cache, replace=False)
     replied = 0
     for path in batch.answer_files():
         with path.open("rb") as file:
-            replies = (
-                (answer.key, text_to_cache(reply))
-                for answer in read_answers(file, llm.transport.secrets)
-                if answer.key in keys and (reply := outcome.take(answer)) is not None
-            )
-            _write(replies, form, llm.model, llm.cache, own_cache if path in downloaded else None)
+            _write(_good_replies(file, outcome), outcome, llm.model, llm.cache)
         if path.name.startswith("output"):  # these come first
             replied = outcome.seen
     told = sum(part.completed or 0 for part in batch.parts)
@@ -78,21 +67,80 @@ def bring_in(
     return outcome
 
 
-def _write(
-    replies: Iterator[tuple[bytes, str]], form: Form, model: str, *caches: ReplyCache | None
+def keep_replies(
+    batch: PersonaBatch,
+    llm: LLM,
+    keys: Collection[bytes],
+    cache: ReplyCache,
+    file: IO[bytes],
 ) -> None:
-    """Write replies, as (key, text), to each cache that is not None, in transactions of `_GROUP` replies.
+    """Write the good replies of a file that was just downloaded to the user's cache.
 
-    A reply to the same bytes that another form reads, and `form` does not, stays where it is.
+    Raises:
+        CacheError: the cache cannot be written.
     """
+    most = dict.fromkeys(keys, 0)
+    outcome = BatchOutcome(batch.plan().prompt.schema, llm.transport, Tally(None), most, 0)
+    _write(_good_replies(file, outcome), outcome, llm.model, cache)
+
+
+class TwoCaches(ReplyCache):
+    """The cache in the folder of a batch; what is written from now on goes to the user's cache, too.
+
+    Args:
+        directory: the folder of the first one.
+        own: the user's cache.
+    """
+
+    def __init__(self, directory: Path, own: ReplyCache) -> None:
+        super().__init__(directory)
+        self._own = own
+
+    def set_many(
+        self, replies: Iterable[tuple[bytes, str]], *, model: str, patience: float = BUSY_TIMEOUT
+    ) -> None:
+        """Write replies to both. Arguments and errors: see `ReplyCache.set_many`."""
+        kept = list(replies)
+        super().set_many(kept, model=model, patience=patience)
+        self._own.set_many(kept, model=model, patience=patience)
+
+    def close(self) -> None:
+        """Close both, as `ReplyCache.close` does."""
+        super().close()
+        self._own.close()
+
+
+def _good_replies(file: IO[bytes], outcome: BatchOutcome) -> Iterator[tuple[bytes, str]]:
+    """Count the answers in a file, and yield the good replies: (key of the request, text for the cache)."""
+    for answer in read_answers(file, outcome.sender.secrets):
+        if answer.key in outcome.most_prompt_tokens:
+            reply = outcome.take(answer)
+            if reply is not None:
+                yield answer.key, text_to_cache(reply)
+
+
+def _write(
+    replies: Iterator[tuple[bytes, str]],
+    outcome: BatchOutcome,
+    model: str,
+    cache: ReplyCache,
+    *,
+    replace: bool = True,
+) -> None:
+    """Write replies, as (key, text), to a cache, in transactions of `_GROUP` replies.
+
+    A reply to the same bytes in another schema stays where it is. With `replace=False` so does any other that
+    the cache has.
+    """
+    form = Form(outcome.sender, Request([], outcome.schema), {})
     while group := list(islice(replies, _GROUP)):
-        for cache in caches:
-            if cache is not None:
-                jobs = [Job(key, form, b"") for key, _ in group]
-                stored_texts(jobs, cache)  # finds the place of each
-                texts = [text for _, text in group]
-                placed = zip((job.cache_key for job in jobs), texts, strict=True)
-                cache.set_many(list(placed), model=model)
+        jobs = [Job(key, form, b"") for key, _ in group]
+        there = stored_texts(jobs, cache)  # it finds the place of each
+        placed = zip(jobs, group, strict=True)
+        cache.set_many(
+            [(job.cache_key, text) for job, (key, text) in placed if replace or key not in there],
+            model=model,
+        )
 
 
 def run_without_calls(batch: PersonaBatch, llm: LLM, outcome: BatchOutcome) -> Run[SourceRow]:
@@ -176,12 +224,14 @@ class BatchOutcome:
     max_tokens: int
     failed: dict[bytes, ModelError] = field(default_factory=dict)
     _seen: set[bytes] = field(default_factory=set)
+    _called: set[bytes] = field(default_factory=set)
+    _charged: set[bytes] = field(default_factory=set)
 
     def take(self, answer: Answer) -> Completion | None:
         """Count one answer, whose key must be in `most_prompt_tokens`.
 
-        Only the first answer to a request counts as a call, and in tokens and cost. A good reply removes an
-        error of an earlier answer from `failed`.
+        A request counts as one call, and in tokens and cost by the first answer that tells them. A good reply
+        removes an error of an earlier answer from `failed`.
 
         Returns:
             The reply, if it is the first good one to its request; else None.
@@ -189,12 +239,17 @@ class BatchOutcome:
         key, reply = answer.key, answer.completion
         if key in self._seen and key not in self.failed:
             return None
-        if key not in self._seen:
-            self._seen.add(key)
-            self.tally.calls += answer.called
+        self._seen.add(key)
+        if answer.called and key not in self._called:
+            self._called.add(key)
+            self.tally.calls += 1
+        if key not in self._charged:
             spent = self.tally.add(reply) if reply else 0.0
-            if answer.called and cost_is_unknown(reply, answer.error):
+            is_unknown = answer.called and cost_is_unknown(reply, answer.error)
+            if is_unknown:
                 self.tally.assume(self.most_prompt_tokens[key], self.max_tokens, spent)
+            if is_unknown or (reply is not None and reply.prompt_tokens + reply.completion_tokens):
+                self._charged.add(key)
         error = answer.error or self._unreadable(reply)
         if error is not None:
             self.failed[key] = error

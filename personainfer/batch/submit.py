@@ -96,8 +96,8 @@ def submit_batch(
                 _give_back(_charge(filled, llm, costs), llm)
         with PersonaBatch.load(folder).alone() as batch:
             if not is_new:
-                _write_requests_anew(batch, source, plan, llm, api)
-                told = batch.model_copy(update=_told(plan, llm, options))
+                parts = _written_anew(batch, source, plan, llm, api)
+                told = batch.model_copy(update={**_told(plan, llm, options), "parts": parts})
                 if told.model_dump() != batch.model_dump():
                     told.save()
                 batch = told
@@ -153,13 +153,17 @@ def _fill(
     written = sum(files.counts)
     batch = PersonaBatch(
         path=folder,
+        name=token_hex(8),
         made_by=f"personainfer {version('personainfer')} with litellm {version('litellm')}",
         **told,
         rows=len(rows),
         requests=len(files.keys),
         cached=len(files.keys) - written,
         digest=files.digest,
-        parts=tuple(BatchPart(requests=count, order=token_hex(8)) for count in files.counts),
+        parts=tuple(
+            BatchPart(requests=count, order=token_hex(8), most_tokens=llm.most_tokens())
+            for count in files.counts
+        ),
     )
     read = {"read": source.summary} if source.summary else {}
     PersonaTable(rows, original=source.original, settings=read).save(batch.rows_file)
@@ -167,20 +171,25 @@ def _fill(
     return batch
 
 
-def _write_requests_anew(
+def _written_anew(
     batch: PersonaBatch, source: PreferenceSource, plan: Plan, llm: LLM, api: BatchAPI
-) -> None:
+) -> tuple[BatchPart, ...]:
     """Replace the files of requests that are yet to be uploaded by the requests of the caller's data.
 
     Otherwise whoever wrote the folder would decide what the caller pays for.
+
+    Returns:
+        All parts, those of these files with what a reply to their requests may take now.
 
     Raises:
         InvalidArgumentError: the batch is of other data or options. The files stay as they were.
     """
     digest, places = hashlib.sha256(), dict[bytes, IO[bytes]]()
+    parts, told = list(batch.parts), {"most_tokens": llm.most_tokens()}
     with ExitStack() as stack:
         for number in batch.unsubmitted:
             if batch.parts[number].file_id is None or batch.parts[number].refused:
+                parts[number] = parts[number].model_copy(update=told)
                 file = atomic_writer(batch.requests_file(number), private=True)
                 keys = batch.keys_of(number)
                 places |= dict.fromkeys(keys, stack.enter_context(file))
@@ -194,6 +203,7 @@ def _write_requests_anew(
                 f"{batch.path} holds a batch of other data or options.",
                 hint="Give the same to go on with it, or name another folder.",
             )
+    return tuple(parts)
 
 
 def _told(plan: Plan, llm: LLM, options: Mapping[str, Any]) -> dict[str, Any]:

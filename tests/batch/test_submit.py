@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -1450,12 +1449,14 @@ def test_a_collect_that_is_killed_has_taken_all_that_was_left(place: Path) -> No
         again: dict[str, Any] = {"ask_missing": True, "model": "fake", "api_base": server.api_base}
         again |= {"prices": (0.0, 1000.0)}
         if (child := os.fork()) == 0:
-            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGKILL)).start()
             collect(place / "b", **again)
             os._exit(0)
+        while not llm.calls:
+            time.sleep(0.01)
+        os.kill(child, signal.SIGKILL)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        time.sleep(0.5)  # what it has sent arrives
         paid, llm.latency = llm.calls, 0.0
-        assert paid
         with pytest.warns(UserWarning, match="has not ended, or was killed"):
             table = collect(place / "b", **again)
         assert llm.calls == paid
@@ -1692,3 +1693,146 @@ def test_a_batch_behind_a_thousand_newer_ones_is_not_made_twice(
     else:
         with pytest.raises(ReplyError, match="does not list its batches"):
             submit(provider, pairs(2), place / "b")
+
+
+def test_a_line_after_an_error_of_its_request_is_charged(
+    provider: BatchServer, place: Path
+) -> None:
+    """A provider may write down a call that it tried again."""
+
+    def edit(lines: Lines) -> Lines:
+        names = [json.loads(line)["custom_id"] for line in lines]
+        busy = {"response": {"status_code": 429, "body": {"error": {"message": "busy"}}}}
+        lost = {"response": None, "error": {"code": "lost", "message": "lost"}}
+        both = [
+            [json.dumps({"custom_id": name} | one).encode() for one in (busy, lost)]
+            for name in names
+        ]
+        return [line for found, good in zip(both, lines, strict=True) for line in (*found, good)]
+
+    prices: dict[str, Any] = {"prices": (10.0, 1000.0)}
+    plain = collect(submit(provider, pairs(3), place / "a", cache=False, **prices))
+    provider.edit = edit
+    table = collect(submit(provider, pairs(3), place / "b", cache=False, **prices))
+    table.raise_for_errors()
+    assert table.usage == plain.usage
+
+
+def test_a_batch_that_failed_after_it_answered_is_not_submitted_again(
+    provider: BatchServer, place: Path
+) -> None:
+    provider.statuses, provider.answered, provider.late = ["in_progress", "failed"], 2, 1
+    batch = submit(provider, pairs(3), place / "b")
+    with suppress(BatchPendingError):
+        collect(batch, wait=False)
+    submit(provider, pairs(3), place / "b")
+    assert provider.count(CREATE) == 1
+    assert provider.llm.calls == 2
+
+
+def test_from_its_path_each_part_is_in_the_users_cache_as_soon_as_it_is_fetched(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(batch_folder, "MAX_REQUESTS", 2)
+    provider.statuses = ["in_progress", "completed"]
+    batch = submit(provider, pairs(4), place / "b", cache_dir=place / "another")
+    slow = provider.batches[str(batch.parts[1].batch_id)]
+    slow.statuses = ["in_progress"] * 3 + ["completed"]
+    with pytest.raises(BatchPendingError):
+        pi.collect_batch(
+            place / "b", wait=False, api_base=provider.api_base, cache_dir=place / "mine"
+        )
+    assert pi.cache_info(place / "mine").replies == 2
+    collect(place / "b", cache_dir=place / "mine").raise_for_errors()
+    assert pi.cache_info(place / "mine").replies == 4
+
+
+def test_from_its_path_single_calls_are_in_the_users_cache(
+    provider: BatchServer, place: Path
+) -> None:
+    provider.edit = lambda lines: lines[:1]
+    submit(provider, pairs(3), place / "b", cache_dir=place / "another")
+    mine: dict[str, Any] = {"cache_dir": place / "mine"}
+    collect(place / "b", ask_missing=True, model="fake", **mine).raise_for_errors()
+    assert infer(provider, pairs(3), **mine).usage.cached == 3
+
+
+def test_what_the_submitting_model_had_learned_counts_in_each_collect(
+    provider: BatchServer, place: Path
+) -> None:
+    """It reasons: its requests allow 8 times as many tokens, and lines without tokens may have taken them."""
+
+    def untold(lines: Lines) -> Lines:
+        return [re.sub(rb'"usage": \{[^{}]*\}', b'"usage": null', line) for line in lines]
+
+    prices: dict[str, Any] = {"prices": (0.0, 1000.0)}
+    llm: Any = pi.LLM("fake", api_base=provider.api_base, cache=False, budget=100.0, **prices)
+    llm.transport.dialect.reasons = True
+    most = llm.most_tokens()
+    assert most == 4000
+    provider.edit = untold
+    batch = pi.submit_batch(pairs(4), llm, place / "b")
+    reserved = llm.account.bounds.budget.spent
+    assert reserved == pytest.approx(4 * most * 1e-3 / 2)
+    for given in (batch, place / "b"):
+        table = collect(given, **prices)
+        assert table.usage.cost == pytest.approx(reserved)
+    provider.faults = [(CREATE, 400)]
+    with pytest.raises(ModelError):
+        pi.submit_batch(pairs(4), llm, place / "c")
+    with pytest.raises(BudgetExceededError):
+        submit(provider, pairs(4), place / "c", cache=False, budget=3.0, **prices)
+
+
+def test_a_collect_without_the_submitters_prices_leaves_what_it_reserved(
+    provider: BatchServer, place: Path
+) -> None:
+    prices: dict[str, Any] = {"prices": (100.0, 1000.0)}
+    llm = pi.LLM("fake", api_base=provider.api_base, budget=100.0, **prices)
+    pi.submit_batch(pairs(5), llm, place / "b")
+    budget = llm.account.bounds.budget
+    assert budget is not None
+    reserved = budget.spent
+    for other in ({}, {"prices": (0.0, 0.001)}):
+        collect(place / "b", **other)
+        assert budget.spent == reserved > 1
+    cost = collect(place / "b", **prices).usage.cost
+    assert budget.spent == pytest.approx(cost)
+
+
+def test_a_look_beside_single_calls_takes_nothing_of_their_budget(
+    provider: BatchServer, place: Path
+) -> None:
+    provider.refuse = lambda _: True
+    llm = pi.LLM(
+        "fake", api_base=provider.api_base, budget=100.0, prices=(0.0, 1000.0), max_concurrency=4
+    )
+    batch = pi.submit_batch(pairs(20), llm, place / "b")
+    collect(batch)
+    provider.llm.latency = 0.1
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(collect, batch, ask_missing=True)
+        while not provider.llm.calls:
+            time.sleep(0.01)
+        collect(batch)
+        assert not asked.result().errors
+
+
+def test_a_folder_put_in_the_place_of_a_batch_is_not_taken_for_it(
+    provider: BatchServer, place: Path
+) -> None:
+    """All replies were cached, so there is no part whose name could tell."""
+    infer(provider, pairs(2))
+    batch = submit(provider, pairs(2), place / "b")
+    good = [row.chosen for row in collect(batch)]
+    (place / "b").rename(place / "old")
+    infer(provider, pairs(2), cache_dir=place / "theirs")
+    submit(provider, pairs(2), place / "b", cache_dir=place / "theirs")
+    cached = place / "b" / "cached.jsonl"
+    cached.write_bytes(
+        cached.read_bytes().replace(b"prefers", b"poison").replace(b"plain", b"poison")
+    )
+    with pytest.raises(DataError, match="was replaced"):
+        collect(batch)
+    collect(submit(provider, pairs(2), place / "b"))
+    assert [row.chosen for row in infer(provider, pairs(2))] == good
