@@ -526,8 +526,9 @@ def _with_whole_paths(options: dict[str, Any]) -> dict[str, Any]:
     model, folder = options["model"], options["cache_dir"]
     whole = whole_name(model.strip()) if model.strip().startswith("local:") else model
     if folder:
+        folder = Path(folder)
         with suppress(OSError, RuntimeError, ValueError):  # the cache refuses it, if there is one
-            folder = Path(folder).expanduser().absolute()
+            folder = folder.expanduser().absolute()
     return {**options, "model": whole, "cache_dir": folder or None}
 
 

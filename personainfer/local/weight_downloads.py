@@ -95,9 +95,18 @@ def weights_folder() -> Path:
     """Return where fetched weights are kept: $PERSONAINFER_WEIGHTS_DIR, else in the user's cache directory.
 
     The folder need not exist.
+
+    Raises:
+        ModelNotFoundError: the variable begins with the "~" of no user.
     """
     if own := os.environ.get("PERSONAINFER_WEIGHTS_DIR"):
-        return Path(own).expanduser()
+        try:
+            return Path(own).expanduser()
+        except RuntimeError:
+            raise ModelNotFoundError(
+                f"PERSONAINFER_WEIGHTS_DIR={own!r:.200}: there is no such user.",
+                hint="Set it to a folder that can be written.",
+            ) from None
     import platformdirs
 
     return Path(platformdirs.user_cache_dir("personainfer")) / "weights"

@@ -27,6 +27,7 @@ import personainfer as pi
 from personainfer import event_loop
 from personainfer.api_keys import Stored, as_stored, environment_key
 from personainfer.exceptions import (
+    CacheError,
     InvalidArgumentError,
     ModelError,
     PersonaInferError,
@@ -856,3 +857,8 @@ def test_a_system_that_starts_no_more_threads_is_an_error(
     second.call_soon_threadsafe(second.stop)
     thread.join(timeout=30)
     second.close()
+
+
+def test_a_cache_in_the_folder_of_no_user_is_said() -> None:
+    with pytest.raises(CacheError, match="cannot be used"):
+        pi.LLM("m", api_base="http://127.0.0.1:9/v1", cache_dir="~no-such-user/x")

@@ -184,6 +184,13 @@ def test_a_folder_that_cannot_be_written_is_said(index: Path, folder: Path) -> N
         TINY.path()
 
 
+def test_a_folder_of_no_user_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERSONAINFER_WEIGHTS_DIR", "~no-such-user/x")
+    with pytest.raises(ModelNotFoundError, match=r"PERSONAINFER_WEIGHTS_DIR.*no such user"):
+        TINY.path()
+    assert "no such user" in CliRunner().invoke(app, ["models"]).output
+
+
 def test_a_read_only_folder_is_said(
     index: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
