@@ -280,6 +280,7 @@ class ModelError(PersonaInferError):
         ran_nothing: the endpoint lets this caller use no model, so the calls in flight have cost nothing.
         given_up: the run has stopped sending, so no retry in this run can help.
         rewritten: the request is to be sent again, and will be written in another form.
+        unsent: the request was never sent, since UTF-8 cannot hold one of its texts.
         took: a `Completion` with the tokens that the call took although it failed; None: none are known.
     """
 
@@ -289,6 +290,7 @@ class ModelError(PersonaInferError):
     ran_nothing = False
     given_up = False
     rewritten = False
+    unsent = False
     took: Any = None  # records import this module
 
 

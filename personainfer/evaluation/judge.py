@@ -232,25 +232,26 @@ class Judge:
             CacheError: the cache of replies cannot be used.
         """
         turns: Iterator[tuple[Message, ...]] = iter(questions)
-        answered: list[Reply] = []  # to the first order of the first question
-        if self._soft and not self._asked:
+        answered: list[Reply] = []  # to the first order of the first question that can be sent
+        found: list[Verdict] = []
+        while self._soft and not self._asked:
             first = next(turns, None)
             if first is None:
-                return []
+                return found
             answered = self._probe(prefix, first[0], within, count)
-            turns = chain([first[len(answered) :]], turns)
+            if self._asked:
+                turns = chain([first[len(answered) :]], turns)
+            else:  # both orders have the same texts, which cannot be sent
+                found.append(_verdict(answered * 2, self._soft))
+                answered = []
         alternatives = _ALTERNATIVES if self._soft else 0
         asked = (
             [Request((turn,), Choice, prefix, logprobs=alternatives) for turn in question]
             for question in turns
         )
-        found = []
         for replies in self.replies(asked, total, progress=progress, within=within, count=count):
-            one, other = [*answered, *replies]
+            found.append(_verdict([*answered, *replies], self._soft))
             answered = []
-            found.append(
-                Verdict((_opinion(one, self._soft), _opinion(other, self._soft).swapped()))
-            )
         return found
 
     def replies(
@@ -304,10 +305,13 @@ class Judge:
         """Ask the first question with log-probabilities, to see whether the endpoint gives them.
 
         Returns:
-            A list of the reply, or an empty list if the endpoint refuses log-probabilities.
+            A list of the reply, or an empty list if the endpoint refuses log-probabilities. If the question
+            cannot be sent, that is its reply, and `_asked` stays False.
         """
         request = Request((turn,), Choice, prefix, logprobs=_ALTERNATIVES)
         [[reply]] = self.replies([[request]], 1, within=within, count=count)
+        if reply.error is not None and reply.error.unsent:
+            return [reply]
         refused = isinstance(reply.error, RequestRejectedError)
         self._asked, self._soft = True, not (refused and "logprob" in str(reply.error).lower())
         return [reply] if self._soft else []
@@ -359,6 +363,12 @@ def verdict_columns(
         if probability not in before and all(v is None for v in columns[probability]):
             del columns[probability]
     return columns
+
+
+def _verdict(replies: Sequence[Reply], soft: bool) -> Verdict:
+    """Return the verdict of the replies to a question in its order, and swapped."""
+    one, other = replies
+    return Verdict((_opinion(one, soft), _opinion(other, soft).swapped()))
 
 
 def _opinion(reply: Reply, soft: bool) -> Opinion:

@@ -42,7 +42,7 @@ from ..arguments import (
 )
 from ..connections import most_connections
 from ..event_loop import renew_in_forks
-from ..exceptions import InvalidArgumentError, quoted, shown_when_made
+from ..exceptions import InvalidArgumentError, ModelError, quoted, shown_when_made
 from ..local.cache import ReplyCache, default_cache_dir
 from ..local.weights import find_weights, whole_name
 from ..preferences.cells import surrogate_problem
@@ -496,8 +496,21 @@ class LLM:
         self._counting = threading.Lock()
 
     def jobs(self, items: Iterable[tuple[T, Sequence[Request]]]) -> Iterator[tuple[T, list[Job]]]:
-        """Yield each item with its requests, written as this model is sent them."""
-        return ((item, [self.job(request) for request in requests]) for item, requests in items)
+        """Yield each item with its requests, written as this model is sent them.
+
+        A request that cannot be encoded has an error as its reply: it costs its item and no other.
+        """
+        return (
+            (item, [self._job_or_error(request) for request in requests])
+            for item, requests in items
+        )
+
+    def _job_or_error(self, request: Request) -> Job:
+        form = self._form(request)
+        try:
+            return form.job(request.messages)
+        except ModelError as error:
+            return Job(b"", form, b"", Reply(error=error))
 
     def add_usage(self, usage: Usage) -> None:
         """Add what a run took to `usage`."""
@@ -505,7 +518,11 @@ class LLM:
             self.usage += usage
 
     def job(self, request: Request) -> Job:
-        """Return the request as this model is sent it: its key in the cache, and its bytes."""
+        """Return the request as this model is sent it: its key in the cache, and its bytes.
+
+        Raises:
+            ModelError: a message holds half of a surrogate pair. `unsent` is set.
+        """
         return self._form(request).job(request.messages)
 
     def _form(self, request: Request) -> Form:
@@ -556,14 +573,14 @@ def _request(number: int, request: Request | tuple[Any, ...]) -> Request:
         sample=check_argument("sample", request.sample, WholeNumber),
         logprobs=check_argument("logprobs", request.logprobs, CountFromZero),
     )
-    for message in request.messages:
+    for message in (*request.prefix, *request.messages):
         if not isinstance(message, Message):
             raise InvalidArgumentError(
                 f"requests[{number}]: {quoted(message, 80)} is not a Message.",
                 hint="The messages of a Request are instances of Message.",
             )
         try:
-            message.content.encode()
+            (message.role + message.content).encode()
         except UnicodeEncodeError:
             raise InvalidArgumentError(
                 f"requests[{number}]: {surrogate_problem('a message')}"

@@ -27,7 +27,7 @@ from pydantic_core import from_json, to_json
 from ..exceptions import InvalidArgumentError, ModelError, ReplyError
 from ..local.cache import ReplyCache
 from ..observability import RunWatch
-from ..preferences.cells import bounded_json
+from ..preferences.cells import bounded_json, surrogate_problem
 from ..records import Completion, Logprobs, Message, Usage
 from .dialect import Dialect
 from .openai_protocol import are_logprobs
@@ -97,6 +97,9 @@ class Form:
         request: one of the requests.
         sampling: name -> value of the fields of the body that the options of the LLM set. A field whose value
             is None is left out.
+
+    Raises:
+        InvalidArgumentError: the prefix or the schema of the request holds half of a surrogate pair.
     """
 
     def __init__(self, transport: Transport, request: Request, sampling: Mapping[str, Any]) -> None:
@@ -112,13 +115,23 @@ class Form:
             fields |= {"logprobs": True, "top_logprobs": request.logprobs}
         fields = {key: value for key, value in sorted(fields.items()) if value is not None}
         head = json.dumps(fields, ensure_ascii=False)[:-1] + ', "messages": ['
-        shared = [_encode(message.role, message.content) + b"," for message in request.prefix]
-        self._head = head.encode() + b"".join(shared)
+        try:
+            shared = [_encode(message.role, message.content) + b"," for message in request.prefix]
+            self._head = head.encode() + b"".join(shared)
+        except ValueError:  # UnicodeEncodeError, or pydantic's own
+            raise InvalidArgumentError(
+                "the prefix or the schema of a request holds half of a surrogate pair.",
+                hint="Remove that character.",
+            ) from None
         named = f"{transport.endpoint}{transport.route}\n{request.sample}\n".encode()
         self._digest = hashlib.sha256(_KEY_VERSION + named + self._head)
 
     def job(self, messages: Sequence[Message]) -> Job:
-        """Return the job that asks with these messages, after those of the prefix."""
+        """Return the job that asks with these messages, after those of the prefix.
+
+        Raises:
+            ModelError: see `encoded`.
+        """
         tail = encoded(messages)
         digest = self._digest.copy()
         digest.update(tail)
@@ -151,7 +164,8 @@ class Job:
         key: the digest of the request.
         form: what the request shares with others.
         tail: the request's own messages, encoded.
-        reply: the reply; None until it has come.
+        reply: the reply; None until it has come. That of a request that cannot be encoded is an error from
+            the start.
         stored: the cached reply as text, until it is read; None: there is none.
         place: its place among the replies under its key. Those before are replies to other schemas.
         same: another job of the run with the same bytes and another schema, whose reply is tried first; or
@@ -375,7 +389,11 @@ def read_anew(job: Job, reply: Reply) -> Reply | None:
 
 
 def with_advice(tail: bytes, advice: str) -> bytes:
-    """Return encoded messages with advice after the text of the last one, on a line of its own."""
+    """Return encoded messages with advice after the text of the last one, on a line of its own.
+
+    Raises:
+        ModelError: see `encoded`.
+    """
     messages = [Message(**fields) for fields in json.loads(b"[%b]" % tail)]
     last = messages.pop()
     content = f"{last.content}\n{advice}"
@@ -383,8 +401,17 @@ def with_advice(tail: bytes, advice: str) -> bytes:
 
 
 def encoded(messages: Sequence[Message]) -> bytes:
-    """Return messages, one or several, as JSON objects with commas between them."""
-    return b",".join([_encode(message.role, message.content) for message in messages])
+    """Return messages, one or several, as JSON objects with commas between them.
+
+    Raises:
+        ModelError: a message holds half of a surrogate pair, so it cannot be sent. `unsent` is set.
+    """
+    try:
+        return b",".join([_encode(message.role, message.content) for message in messages])
+    except ValueError:  # of pydantic
+        error = ModelError(f"not sent: {surrogate_problem('the request')}")
+        error.unsent = True
+        raise error from None
 
 
 def _encode(role: str, content: str) -> bytes:
@@ -553,6 +580,9 @@ class Run(Generic[T]):
         fresh: dict[bytes, Job] = {}
         for item, jobs in items:
             for place, job in enumerate(jobs):
+                if job.reply is not None:
+                    self.tally.errors += 1
+                    continue
                 shared = self._shared.setdefault(job.key, job)
                 if shared is job:
                     fresh[job.key] = job

@@ -21,6 +21,7 @@ from zlib import crc32
 from pydantic import BaseModel, Field, StringConstraints
 
 from ..exceptions import InvalidArgumentError
+from ..preferences.conversations import encoding_problem
 from ..records import Exemplar, Message, Persona, Preference, Prompt
 from .placement import disarm
 
@@ -257,6 +258,11 @@ def _exemplars(given: object) -> tuple[Exemplar, ...]:
                 f"exemplars= holds a persona without trait and preference: {str(bad)!r:.80}.",
                 hint="The model is asked for both: write Persona(trait=…, preference=…).",
             )
+        for place, one in enumerate(given):
+            if (problem := encoding_problem(one.preference)) is not None:
+                raise InvalidArgumentError(
+                    f"exemplars[{place}].preference: {problem}", argument="exemplars"
+                )
         return tuple(given)
     raise InvalidArgumentError(
         f"exemplars={given!r:.80} is not known.",

@@ -333,7 +333,8 @@ def check_row(number: int, prompt: object, persona: object, response: object) ->
     """Check one row, and return it with the persona as text. `number` is its place, for errors.
 
     Raises:
-        InvalidArgumentError: a value is of the wrong type, or holds half of a surrogate pair.
+        InvalidArgumentError: a value is of the wrong type, or cannot be written as JSON in UTF-8: it holds
+            half of a surrogate pair, for one, in any part of a conversation.
     """
     if not (persona is None or isinstance(persona, str | Persona)):
         raise InvalidArgumentError(

@@ -35,7 +35,7 @@ from ..personas.placement import (
 )
 from ..personas.prompts import bare_text, prompt_text
 from ..preferences.cells import is_null
-from ..preferences.conversations import read_prompt, text_problem
+from ..preferences.conversations import encoding_problem, read_prompt, text_problem
 from ..records import Message, Persona, PersonaRow, Prompt, Side, Usage
 from .retriever import PersonaRetriever
 
@@ -286,7 +286,8 @@ def _nearest(
     """Find, for each prompt, up to `count` training rows with the nearest prompts (BM25), the nearest first.
 
     Raises:
-        DataError: `train` has no row with a persona of `side` whose prompt differs from all of `asked`.
+        DataError: `train` has no row with a persona of `side` whose prompt differs from all of `asked`, and
+            whose texts UTF-8 can hold.
     """
     known = {bare_text(prompt_text(prompt)) for prompt in asked.values()}
 
@@ -296,12 +297,13 @@ def _nearest(
             pair is not None
             and persona is not None
             and bare_text(prompt_text(pair.prompt)) not in known
+            and encoding_problem(pair) is None
         )
 
     rows = train.filter(is_other)
     if not len(rows):
         raise DataError(
-            f"train= has no row with a {side} persona whose prompt is not answered here itself.",
+            f"train= has no usable row with a {side} persona whose prompt is not answered here itself.",
             hint="Pass a table of other prompts.",
         )
     found = PersonaRetriever.from_table(rows, side).retrieve(asked.values(), count)

@@ -30,8 +30,8 @@ from ..exceptions import DataError, InvalidArgumentError, ModelError, shown_when
 from ..personas.flags import flag_filter
 from ..personas.placement import place_persona
 from ..personas.prompts import bare_text, prompt_text
-from ..preferences.cells import is_null, surrogate_problem
-from ..preferences.conversations import read_prompt
+from ..preferences.cells import is_null
+from ..preferences.conversations import read_prompt, text_problem
 from ..records import Message, Persona, PersonaRow, Preference, Prompt, Side
 from .bm25 import BM25
 from .embeddings import Embedder, embed, endpoint_embedder, sentence_embedder
@@ -390,10 +390,8 @@ def _query(place: int, prompt: object) -> str:
 
 def _text(prompt: object) -> str:
     text = prompt_text(read_prompt(prompt))
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise DataError(surrogate_problem("prompt")) from None
+    if (problem := text_problem("prompt", text)) is not None:
+        raise DataError(problem)
     return text
 
 

@@ -7,6 +7,7 @@ import math
 import random
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,59 @@ def test_a_judge_that_always_gives_the_same_answer_never_scores_more() -> None:
         assert 0.1 < found.overall.accuracy.value < 0.5
         assert found.overall.accuracy.high <= 0.5
         assert found.failed > 0
+
+
+# What no request can hold: a table of another program may have it.
+HALVES: dict[str, dict[str, Any]] = {
+    "response": {"chosen": "A short text \ud83d"},
+    "prompt": {"prompt": "\ud83d"},
+    "turn": {"prompt": (pi.Message(role="us\ud83der", content="q"),)},
+    "tool call": {
+        "prompt": (
+            pi.Message(role="assistant", content="x", extra={"tool_calls": [{"a": "\ud83d"}]}),
+            pi.Message(role="user", content="q"),
+        )
+    },
+}
+
+
+def with_half(place: int, texts: dict[str, Any]) -> PersonaTable:
+    """The table, with a row whose pair no request can hold."""
+    rows = list(table(4))
+    pair = rows[place].preference
+    assert pair is not None
+    rows[place] = replace(rows[place], preference=pair.model_copy(update=texts))
+    return PersonaTable(rows)
+
+
+@pytest.mark.parametrize(
+    ("texts", "place"), [*((texts, 2) for texts in HALVES.values()), (HALVES["response"], 0)]
+)
+def test_a_pair_that_no_request_can_hold_costs_its_row_alone(
+    texts: dict[str, Any], place: int
+) -> None:
+    judged = with_half(place, texts)
+    found = run(perfect, pi.verify_personas, judged, sides="chosen")
+    assert (found.failed, found.usage.calls, found.overall.accuracy.n) == (1, 6, 3)
+    assert "not sent" in found.table.added["verification_error"][place]
+
+
+def test_a_pair_that_no_request_can_hold_is_not_rated() -> None:
+    grades = dict.fromkeys(("plausible", "applicable", "harmful", "overfit"), 3)
+    found = run(lambda _: grades, pi.rate_personas, with_half(2, HALVES["turn"]))
+    assert (found.failed, found.usage.calls) == (2, 6)
+
+
+def test_a_pair_that_no_request_can_hold_is_no_question_about_log_probabilities() -> None:
+    """Whether the endpoint gives them is asked with the first question that can be sent."""
+
+    def refusing(body: dict[str, Any]) -> Any:
+        if "logprobs" in body:
+            return Fault.status(400, message="logprobs is not supported with this model")
+        return perfect(body)
+
+    found = run(refusing, pi.verify_personas, with_half(0, HALVES["response"]), sides="chosen")
+    assert (found.failed, found.overall.accuracy.value) == (1, 1.0)
 
 
 def test_a_judge_that_never_picks_scores_nothing() -> None:

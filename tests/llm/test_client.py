@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 import personainfer as pi
 from personainfer import event_loop
@@ -835,6 +835,44 @@ def test_a_text_that_utf_8_cannot_hold_is_an_error_before_any_request(llm: FakeL
     with pytest.raises(InvalidArgumentError, match=r"requests\[1\]: a message holds bytes"):
         pi.LLM("fake", api_base=llm.api_base).ask_many(requests)
     assert llm.calls == 0
+
+
+class Odd(BaseModel):
+    answer: str = Field(json_schema_extra={"enum": ["half \ud800"]})
+
+
+@pytest.mark.parametrize(
+    ("request_", "said"),
+    [
+        (Request([Message(role="us\ud800er", content="q")]), "a message holds bytes"),
+        (
+            Request(
+                [Message(role="user", content="q")], None, (Message(role="user", content="\ud800"),)
+            ),
+            "a message holds bytes",
+        ),
+        (Request([Message(role="user", content="q")], Odd), "the schema of a request holds half"),
+    ],
+    ids=["role", "prefix", "schema"],
+)
+def test_a_request_that_utf_8_cannot_hold_is_an_error_wherever_that_is(
+    llm: FakeLLM, request_: Request, said: str
+) -> None:
+    with pytest.raises(InvalidArgumentError, match=said):
+        pi.LLM("fake", api_base=llm.api_base).ask_many([request_])
+    assert llm.calls == 0
+
+
+def test_in_a_run_a_request_that_utf_8_cannot_hold_costs_its_item_and_no_other(
+    llm: FakeLLM,
+) -> None:
+    texts = ["a", "half \ud800", "b", "half \ud800"]
+    requests = ((text, [Request([Message(role="user", content=text)])]) for text in texts)
+    run = pi.LLM("fake", api_base=llm.api_base).run(requests)
+    errors = {text: reply.error for text, (reply,) in run}
+    assert errors["a"] is errors["b"] is None
+    assert "not sent" in str(errors["half \ud800"])
+    assert (llm.calls, run.tally.errors) == (2, 2)
 
 
 @pytest.mark.heavy

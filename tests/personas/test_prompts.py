@@ -137,6 +137,13 @@ def test_without_exemplars_there_are_only_instructions() -> None:
     assert prompt.prefix[0] == PersonaPrompt().prefix[0]
 
 
+def test_an_exemplar_whose_pair_no_request_can_hold_is_refused() -> None:
+    first, second = default_exemplars()[:2]
+    spoilt = second.preference.model_copy(update={"chosen": "a\ud83d"})
+    with pytest.raises(InvalidArgumentError, match=r"exemplars\[1\]\.preference: chosen holds"):
+        PersonaPrompt(exemplars=[first, second.model_copy(update={"preference": spoilt})])
+
+
 def test_own_exemplars_take_the_place_of_the_default_ones() -> None:
     prompt = PersonaPrompt(exemplars=[EXEMPLAR])
     assert prompt.prefix[1] == pair_message(PAIR)

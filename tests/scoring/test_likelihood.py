@@ -25,6 +25,7 @@ from personainfer.exceptions import (
 from personainfer.local.weights import find_weights
 from personainfer.personas.placement import place_persona, prompt_messages
 from personainfer.scoring import PEOPLE_IN_GENERAL, load_model
+from personainfer.tailoring import implicit_rewards
 from personainfer.testing import FakeLLM
 
 from ..scoring_server import END, START, ScoringServer, chat_text, log_probabilities, tokens_of
@@ -586,6 +587,30 @@ def test_rows_that_cannot_be_scored_are_named(rows: Any, said: str) -> None:
     with ScoringServer("vllm") as server:
         with pytest.raises(InvalidArgumentError, match=said):
             likelihood(server).log_likelihood(*rows)
+        assert server.asked == []
+
+
+HALF_TURNS = {
+    "content": pi.Message(role="user", content="x\ud83d"),
+    "role": pi.Message(role="us\ud83der", content="x"),
+    "tool call": pi.Message(role="user", content="x", extra={"tool_calls": [{"a": "\ud83d"}]}),
+    "no JSON": pi.Message(role="user", content="x", extra={"tool_calls": [{1, 2}]}),
+}
+
+
+@pytest.mark.parametrize("turn", HALF_TURNS.values(), ids=HALF_TURNS)
+def test_a_conversation_that_no_request_can_hold_is_an_error_before_any(turn: pi.Message) -> None:
+    pair = pi.Preference(prompt=(turn,), chosen="a", rejected="b")
+    with ScoringServer("vllm") as server:
+        scorer = likelihood(server)
+        for call in (
+            lambda: scorer.log_likelihood(["q", [turn]], [None, None], ["x", "x"]),
+            lambda: scorer.explains([pair], [BRIEF]),
+            lambda: scorer.explains_candidates([pair], [[BRIEF]]),
+            lambda: implicit_rewards(scorer, likelihood(server), [[turn]], [None], ["x"]),
+        ):
+            with pytest.raises(InvalidArgumentError, match="half of a surrogate pair, or a turn"):
+                call()
         assert server.asked == []
 
 

@@ -322,3 +322,23 @@ def test_marks_of_chat_templates_in_prompts_end_no_turn(place: PersonaPlace) -> 
     [request] = llm.requests
     assert "Why" in str(request["messages"])
     assert mark not in str(request["messages"])
+
+
+def test_a_prompt_that_no_request_can_hold_costs_itself_alone() -> None:
+    asked = pi.Message(role="user", content="x", extra={"tool_calls": [{"function": "\ud83d"}]})
+    found = answer([[asked], "How?"], personas="none")
+    assert found["0"] is None
+    assert "surrogate" in found.errors["0"]
+    assert shown(found["1"]) == [("user", "How?")]
+
+
+def test_a_training_pair_that_no_request_can_hold_is_no_worked_example() -> None:
+    spoilt = training("What is a fern worth?", "Is a fern green?")
+    pair = pi.Preference(prompt="What is a fern worth?", chosen="a\ud83d", rejected="b")
+    train = pi.PersonaTable([row(0, preference=pair, chosen=BRIEF), spoilt[1]])
+    found = answer(["What is my fern worth?"], personas="none", train=train, shots=2)
+    assert [text for _, text in shown(found["0"])] == [
+        "Is a fern green?",
+        "Short 1.",
+        "What is my fern worth?",
+    ]
