@@ -41,7 +41,7 @@ from ..users.records import UserPersonas
 from ..users.results import PrefixEvaluation
 from .persona_groups import PersonaGroup, persona_groups
 from .plots import Json, estimates, groups, histograms, tiles, user_tiles, words
-from .report_rows import KINDS, PageRow, page_rows
+from .report_rows import FLAG, KINDS, PageRow, page_rows
 
 _MADE_BY = "Made by personainfer"  # in the footer of each report
 _GENERATOR = '<meta name="generator" content="personainfer">'  # in the head of each report
@@ -294,8 +294,9 @@ def _filters(rows: Sequence[PageRow], found: Sequence[PersonaGroup]) -> list[Jso
     """Return the filters of the list of rows that match at least one row, each with its count."""
     counts = Counter(kind for row in rows for kind in row["kinds"])
     wanted = {f"group-{number}": f"wants: {one.label}" for number, one in enumerate(found, 1)}
-    flags = sorted(kind for kind in counts if kind not in KINDS and kind not in wanted)
-    labels = {**KINDS, **{flag: flag.replace("_", " ") for flag in flags}, **wanted}
+    others = sorted(kind for kind in counts if kind not in KINDS and kind not in wanted)
+    named = {kind: kind.removeprefix(FLAG).replace("_", " ") for kind in others}
+    labels = {**KINDS, **named, **wanted}
     return [
         {"value": kind, "label": label, "count": counts[kind]}
         for kind, label in labels.items()

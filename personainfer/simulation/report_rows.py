@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import singledispatch
 from typing import Any, TypedDict
 
@@ -72,6 +72,7 @@ class PageRow(TypedDict, total=False):
 
 
 # filter -> its label
+FLAG = "flag:"  # before the name of a flag that is a kind
 KINDS = {
     "error": "with an error",
     "flagged": "with a flag",
@@ -159,10 +160,16 @@ def _table_row(table: PersonaTable, place: int, row: PersonaRow) -> PageRow:
 def _row_kinds(table: PersonaTable, place: int, row: PersonaRow) -> list[str]:
     kinds = ["error"] if row.error is not None else []
     kinds += ["unexplained"] if row.unexplained else []
-    kinds += ["flagged", *row.flags] if row.flags else []
+    kinds += _flag_kinds(row.flags)
     verdicts = {_verdict(table, place, side) for side in SIDES} - {None}
     worst = next((kind for kind in ("wrong", "split", "right") if kind in verdicts), None)
     return [*kinds, worst] if worst else kinds
+
+
+def _flag_kinds(flags: Iterable[str]) -> list[str]:
+    """Return the kinds of a row with these flags. A flag of the data may be called as another kind is."""
+    named = [f"{FLAG}{flag}" for flag in flags]
+    return ["flagged", *named] if named else []
 
 
 def _verdict(table: PersonaTable, place: int, side: Side) -> str | None:
@@ -249,7 +256,7 @@ def _user_row(place: int, row: UserRow) -> PageRow:
         "score": found.score if found else None,
         "kinds": [
             *(["error"] if row.error is not None else []),
-            *(["flagged", *found.flags] if found and found.flags else []),
+            *(_flag_kinds(found.flags) if found else []),
         ],
         "chips": chips,
         "others": [

@@ -95,8 +95,24 @@ def test_every_row_is_in_the_page_with_its_texts_unchanged(tmp_path: Path) -> No
 def test_kinds_of_rows_can_be_told_apart(tmp_path: Path) -> None:
     rows = embedded(write_report(table(), tmp_path / "report.html"))
     assert rows[0]["kinds"][0] == "split"  # one side right, the other in one order
-    assert rows[1]["kinds"][:2] == ["flagged", "ungrammatical"]
+    assert rows[1]["kinds"][:2] == ["flagged", "flag:ungrammatical"]
     assert rows[2]["kinds"] == ["error"]  # and in no group
+
+
+def test_a_flag_that_is_called_like_a_filter_counts_as_a_flag(tmp_path: Path) -> None:
+    flags = ("right", "error", "group-1")
+    said = {"prompt": "p", "chosen": "c", "rejected": "r"}
+    given = [
+        {**said, "chosen_persona": {"trait": "calm", "preference": "lists", "flags": [flag]}}
+        for flag in flags
+    ]
+    made = pi.PersonaTable.from_data(given, rejected_persona=None)
+    page = write_report(made, tmp_path / "report.html")
+    kinds = [row["kinds"] for row in embedded(page)]
+    assert [one[:2] for one in kinds] == [["flagged", f"flag:{flag}"] for flag in flags]
+    text = page.read_text(encoding="utf-8")
+    assert "judged right" not in text
+    assert "with an error (" not in text
 
 
 def test_a_verdict_of_one_order_is_neither_right_nor_wrong(tmp_path: Path) -> None:
@@ -690,7 +706,7 @@ def test_personas_of_users_are_a_page(tmp_path: Path) -> None:
     path = write_report(UserPersonas(rows, settings={"model": "fake"}), tmp_path / "report.html")
     first, second = embedded(path)
     assert first["cp"]["text"] == str(ana)
-    assert first["kinds"] == ["flagged", "refusal"]
+    assert first["kinds"] == ["flagged", "flag:refusal"]
     assert first["others"] == [["What the choices show", ["p1: short over long"]]]
     assert (second["name"], second["error"]) == ("bo", "no choice")
     page = path.read_text("utf-8")
