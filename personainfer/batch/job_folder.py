@@ -52,7 +52,7 @@ from ..personas.requests import Plan
 from ..preferences.cells import read_json
 from ..records import Exemplar, Record, Side
 from .lines import Answer, WireRequest, read_line
-from .provider import FINAL, BatchAPI, BatchState
+from .provider import FINAL, BatchAPI, BatchState, LiteLLMBatches
 
 MAX_REQUESTS = 50_000  # in a file, by OpenAI's rules
 MAX_BYTES = 190_000_000  # of its 200 MB
@@ -327,8 +327,8 @@ class PersonaBatch(Record):
         Raises:
             InvalidArgumentError: `given` names another model; or an option in it is wrong; or another process
                 submitted the batch, and `given` lacks an address, a model or an option that has to be given;
-                or another process submitted the batch, and the name of the model says from where it is loaded
-                or to which address it is sent.
+                or another process submitted the batch, and the name of the model says from where it is
+                loaded, to which address it is sent, or a provider to which litellm may sign in.
         """
         options, given = dict(self.llm_options), dict(given)
         named = given.pop("model", None)
@@ -344,6 +344,8 @@ class PersonaBatch(Record):
                     hint="Your key would go there: give api_base= again.",
                     argument="api_base",
                 )
+            if named is None:
+                self._check_provider(given.get("api_base"))
             if calls:
                 self._check_candidates()
             has_budget = "budget" in options and (calls or pays)
@@ -368,6 +370,20 @@ class PersonaBatch(Record):
             else "Submit the data to another folder for another model.",
             argument="model",
         )
+
+    def _check_provider(self, api_base: str | None) -> None:
+        """Raise InvalidArgumentError if the folder names a provider that has no batches through litellm.
+
+        litellm signs in to some when a model is made.
+        """
+        by_litellm = api_base is None or self.model.startswith("litellm/")
+        provider, slash, _ = self.model.removeprefix("litellm/").partition("/")
+        if by_litellm and slash and provider not in LiteLLMBatches.PROVIDERS:
+            raise InvalidArgumentError(
+                f"{self.path} names the model {shown_address(self.model)!r}.",
+                hint="A file does not decide what is called: name the model yourself (model=).",
+                argument="model",
+            )
 
     def _check_candidates(self) -> None:
         if self.candidates > MOST_CANDIDATES:

@@ -40,6 +40,7 @@ from personainfer.exceptions import (
     TransportError,
     UnknownOptionError,
 )
+from personainfer.llm.litellm_transport import LiteLLMTransport
 from personainfer.llm.pricing import Price, find_batch_price, find_price
 from personainfer.personas import prompts
 from personainfer.testing import FakeLLM, Fault, Reply
@@ -546,6 +547,24 @@ def test_a_folder_never_decides_what_is_loaded(provider: BatchServer, place: Pat
     handle.write_text(json.dumps({**stored, "model": "local:owner/repository/theirs.gguf"}))
     with pytest.raises(InvalidArgumentError, match="name the model yourself"):
         pi.collect_batch(place / "b", api_base=provider.api_base)
+
+
+@pytest.mark.parametrize("start", ["", "litellm/"])
+def test_a_folder_never_decides_to_which_provider_litellm_signs_in(
+    start: str, provider: BatchServer, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It does so when it looks a model up, such as one of GitHub Copilot."""
+    submit(provider, pairs(3), place / "b")
+    handle = place / "b" / "batch.json"
+    stored = json.loads(handle.read_text())
+    stored["model"] = f"{start}github_copilot/gpt-4o"
+    stored["llm_options"]["api_base"] = None
+    handle.write_text(json.dumps(stored))
+    monkeypatch.setattr(LiteLLMTransport, "__init__", None)  # nothing is looked up
+    address: dict[str, Any] = {"api_base": provider.api_base} if start else {}
+    with pytest.raises(InvalidArgumentError, match="name the model yourself") as caught:
+        pi.collect_batch(place / "b", **address)
+    assert caught.value.argument == "model"
 
 
 @pytest.mark.parametrize("name", ["requests-0000.jsonl", "batch.json", "lock", "replies"])
