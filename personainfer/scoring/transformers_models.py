@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,8 +82,8 @@ def _adapter_base(name: str) -> str | None:
     Raises:
         InvalidArgumentError: the adapter does not name its base model.
     """
-    path = Path(name).expanduser() / "adapter_config.json"
-    if not path.is_file():
+    folder = _existing_path(name)
+    if folder is None or not (path := folder / "adapter_config.json").is_file():
         return None
     try:
         base = read_json(read_small_file(path))["base_model_name_or_path"]
@@ -97,13 +97,23 @@ def _adapter_base(name: str) -> str | None:
     return base
 
 
+def _existing_path(name: str) -> Path | None:
+    """Return the file or the folder that a name is the path of; None: there is none."""
+    with suppress(OSError, ValueError, RuntimeError):  # no name that a file could have
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    return None
+
+
 def _load(name: str, device: torch.device, dtype: str) -> tuple[Any, Any]:
     """Load a model and its tokenizer. Raises ModelNotFoundError if transformers cannot."""
     import transformers
 
-    path = Path(name).expanduser()
-    source, options, unpacked = str(path) if path.is_dir() else name, dict[str, Any](), {}
-    if path.is_file():
+    path = _existing_path(name)
+    source, options, unpacked = name, dict[str, Any](), {}
+    if path is not None and path.is_dir():
+        source = str(path)
+    elif path is not None and path.is_file():
         source, options = str(path.parent), {"gguf_file": path.name}
         if hasattr(transformers, "GgufConfig"):  # without it, weights stay quantised: not trainable
             unpacked = {"quantization_config": transformers.GgufConfig(dequantize=True)}
@@ -118,7 +128,7 @@ def _load(name: str, device: torch.device, dtype: str) -> tuple[Any, Any]:
                 f"transformers cannot load {name}: {' '.join(str(error).split())[:300]}",
                 hint="Give a hub id, a folder with weights and tokenizer, or a .gguf file.",
             ) from None
-    if options:
+    if options and path is not None:
         _mend_tokenizer(tokenizer, path)
     return model.to(device), tokenizer
 

@@ -644,6 +644,15 @@ EXAMPLES = Path(__file__).parents[2] / "examples" / "data" / "preferences.jsonl"
 UNICODE = "naïve 日本 🎉 1234 <|im_end|>"
 
 
+@torch
+@pytest.mark.parametrize(
+    "name", ["~no-such-user/model", "a\0b", "x" * 5000], ids=["~", "null", "long"]
+)
+def test_a_name_that_no_file_can_have_is_no_model_of_transformers(name: str) -> None:
+    with pytest.raises(ModelNotFoundError, match="transformers cannot load"):
+        load_model(name, device="cpu")
+
+
 def real_rows() -> tuple[list[str], list[str | None], list[str]]:
     rows = [json.loads(line) for line in EXAMPLES.read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if isinstance(row["prompt"], str)][:3]
