@@ -41,13 +41,10 @@ from ..personas.infer import PersonaStream
 from ..personas.requests import Plan
 from ..personas.selection import check_candidates
 from ..records import Selector
-from .job_folder import (
-    PersonaBatch,
-    add_to_digest,
-    read_answers,
-)
+from .job_folder import PersonaBatch, read_answers
 from .lines import MaskedLines, provider_words, wired_rows
 from .provider import BatchAPI, batch_api
+from .request_files import add_to_digest
 from .results import TwoCaches, bring_in, keep_replies, run_without_calls
 
 _LONGEST_LINE = 2**24  # bytes of a file's last line that are looked at

@@ -15,17 +15,14 @@ or another folder in it is refused; other files may be there, and are left alone
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import stat
-import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal, Self
+from typing import IO, Any, Literal, Self
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from pydantic import Field, ValidationError
@@ -51,99 +48,13 @@ from ..personas.prompts import PersonaPrompt, Protocol
 from ..personas.requests import Plan
 from ..preferences.cells import read_json
 from ..records import Exemplar, Record, Side
-from .lines import Answer, WireRequest, read_line
-from .provider import FINAL, BatchAPI, BatchState, LiteLLMBatches
+from .lines import Answer, read_line
+from .part import BatchPart
+from .provider import LiteLLMBatches
+from .request_files import CACHED, file_of
 
-MAX_REQUESTS = 50_000  # in a file, by OpenAI's rules
-MAX_BYTES = 190_000_000  # of its 200 MB
-
-_CACHED = "cached.jsonl"
 _REPLIES = "replies"
-_NAMED_WITHIN = 600.0  # seconds
 _LOCK_PATIENCE = 600.0  # seconds: another process may be uploading
-
-
-_OF_THE_FILE = ("requests", "file_id", "order", "most_tokens")  # what the provider does not tell
-
-
-class BatchPart(Record):
-    """One file of requests, and the state of the batch that the provider made of it.
-
-    Attributes:
-        requests: how many requests the file holds.
-        file_id: the provider's id of the file; None: it is not uploaded yet.
-        batch_id: the provider's id of the batch; None: none is known.
-        status: the provider's word for the state of the batch, such as "in_progress"; before there is a
-            batch, "not submitted" or "uploaded".
-        answered: how many requests had a reply or an error when the provider was last asked.
-        completed: how many of these had a reply; None: the provider did not tell.
-        failed: how many of these had an error; None: the provider did not tell.
-        output_file_id: the provider's id of the file of replies; None: none is named yet.
-        error_file_id: the provider's id of the file of failed requests; None: none is named yet.
-        problem: why the batch failed, in the provider's words; "": no reason is known.
-        ended_at: when a final status was first seen, in seconds since 1970; 0: not yet.
-        looked_at: when a final status was last seen, in seconds since 1970; 0: not yet.
-        order: a random name, which tells this part from those of other batches in a budget.
-        most_tokens: the most tokens of a reply to a request in the file, when it was written; 0: not known.
-    """
-
-    requests: int
-    file_id: str | None = None
-    batch_id: str | None = None
-    status: str = "not submitted"
-    answered: int = 0
-    completed: int | None = None
-    failed: int | None = None
-    output_file_id: str | None = None
-    error_file_id: str | None = None
-    problem: str = ""
-    ended_at: float = 0.0
-    looked_at: float = 0.0
-    order: str = ""
-    most_tokens: Annotated[int, Field(ge=0, le=2**40)] = 0
-
-    @property
-    def whole(self) -> bool:
-        """Whether the batch has ended, and all files are named that it has by the provider's counts."""
-        if self.status not in FINAL or not self.answered:  # some providers tell 0 of any batch
-            return False
-        has_replies = self.output_file_id is not None or self.completed == 0
-        return has_replies and (self.error_file_id is not None or self.failed == 0)
-
-    @property
-    def done(self) -> bool:
-        """Whether the batch has ended, and nothing more is waited for.
-
-        Files may be named later than the status is final. So a batch that is not whole is done only if it
-        was seen so for 600 seconds: it may never get its files. There is no such wait if no request was
-        answered before a batch failed, expired or was cancelled; or if the provider tells no counts, and one
-        file is named, or the batch failed.
-        """
-        counts = (self.completed, self.failed)
-        if None in counts or (self.status == "completed" and not self.answered):
-            is_enough = bool(self.output_file_id or self.error_file_id or self.status == "failed")
-        else:
-            is_enough = self.whole or not self.answered
-        has_waited = self.looked_at - self.ended_at > _NAMED_WITHIN
-        return self.status in FINAL and (is_enough or has_waited)
-
-    @property
-    def refused(self) -> bool:
-        """Whether the provider refused the whole part: its batch failed, and there are no replies."""
-        return self.status == "failed" and not (self.output_file_id or self.completed)
-
-    def at(self, state: BatchState) -> BatchPart:
-        """Return this part with the state that the provider reports.
-
-        The first id of a batch that was reported stays, and so do files that were named. If the status is
-        final, `looked_at` becomes the time of this call, and so does `ended_at`, unless it is set already.
-        """
-        found = asdict(state) | {"answered": state.answered}
-        for name in ("batch_id", "output_file_id", "error_file_id"):
-            found[name] = getattr(self, name) or found[name]
-        now = time.time() if state.status in FINAL else 0.0
-        kept = {name: getattr(self, name) for name in _OF_THE_FILE}
-        return BatchPart(**kept, **found, ended_at=self.ended_at or now, looked_at=now)
 
 
 class PersonaBatch(Record):
@@ -438,7 +349,7 @@ class PersonaBatch(Record):
 
     def requests_file(self, number: int) -> Path:
         """Return the path of the file of requests that is uploaded for a part; `number` counts from 0."""
-        return _file(self.path, "requests", number)
+        return file_of(self.path, "requests", number)
 
     @property
     def unsubmitted(self) -> list[int]:
@@ -572,7 +483,7 @@ class PersonaBatch(Record):
             ("output", part.output_file_id, part.completed or 0),
             ("errors", part.error_file_id, 0),  # its lines say why, and cost nothing
         )
-        places = [(name, _file(self.path, kind, number), least) for kind, name, least in named]
+        places = [(name, file_of(self.path, kind, number), least) for kind, name, least in named]
         return [(name, place) for name, place, least in places if name and not _has(place, least)]
 
     def cached_replies(self) -> Iterator[tuple[bytes, str]]:
@@ -581,7 +492,7 @@ class PersonaBatch(Record):
         Yields:
             (key of the request, the reply as the cache stores it). Broken lines are left out.
         """
-        path = self.path / _CACHED
+        path = self.path / CACHED
         if path.exists():
             with path.open("rb") as file:
                 for line in bounded_lines(file):
@@ -593,7 +504,7 @@ class PersonaBatch(Record):
     def answer_files(self) -> list[Path]:
         """Return the paths of the files that were downloaded: first the replies, then the errors."""
         numbers = range(len(self.parts))
-        files = [_file(self.path, kind, n) for kind in ("output", "errors") for n in numbers]
+        files = [file_of(self.path, kind, n) for kind in ("output", "errors") for n in numbers]
         return [path for path in files if path.exists()]
 
     @contextmanager
@@ -640,7 +551,7 @@ class PersonaBatch(Record):
             number: the place of the part in `parts`, from 0.
         """
         for kind in ("output", "errors"):
-            _file(self.path, kind, number).unlink(missing_ok=True)
+            file_of(self.path, kind, number).unlink(missing_ok=True)
         part = self.parts[number]
         return BatchPart(requests=part.requests, order=part.order, most_tokens=part.most_tokens)
 
@@ -664,66 +575,6 @@ _submitters: WeakValueDictionary[str, Account] = WeakValueDictionary()
 _prices: dict[str, Price | None] = {}  # by the names of batches
 # By a budget and the name of a batch: USD that single calls of this process may yet take of the budget.
 _asking: WeakKeyDictionary[Budget, Counter[str]] = WeakKeyDictionary()
-
-
-class RequestFiles:
-    """Writes the new requests of each row to files, and the replies that are already cached to another.
-
-    A new file begins when one has 50,000 requests or 190 MB.
-
-    Args:
-        folder: where the files go.
-        api: writes a request as a line of a file.
-
-    Attributes:
-        counts: how many requests each file has.
-        keys: the keys of all requests so far, also of those whose reply was cached.
-    """
-
-    def __init__(self, folder: Path, api: BatchAPI) -> None:
-        self.counts: list[int] = []  # of the requests in each file
-        self.keys: set[bytes] = set()  # of all requests, cached ones included
-        self._digest = hashlib.sha256()
-        self._folder = folder
-        self._api = api
-        self._file: IO[bytes] | None = None
-        self._cached = (folder / _CACHED).open("wb")
-
-    @property
-    def digest(self) -> str:
-        """A SHA-256, in hexadecimal, of all rows so far and of the keys of their requests."""
-        return self._digest.hexdigest()
-
-    def add(self, wired: Sequence[WireRequest]) -> None:
-        """Write the requests of one row. A request that was added before is not written again.
-
-        Raises:
-            OSError: the disk is full.
-        """
-        add_to_digest(self._digest, wired)
-        for wire in wired:
-            if wire.key not in self.keys:
-                self.keys.add(wire.key)
-                if wire.cached is not None:
-                    self._cached.write(json.dumps([wire.key.hex(), wire.cached]).encode() + b"\n")
-                else:
-                    self._write(self._api.line(wire.key.hex(), wire.body))
-
-    def close(self) -> None:
-        """Close the files."""
-        self._cached.close()
-        if self._file is not None:
-            self._file.close()
-
-    def _write(self, line: bytes) -> None:
-        file = self._file
-        if file is None or self.counts[-1] >= MAX_REQUESTS or file.tell() + len(line) > MAX_BYTES:
-            if file is not None:
-                file.close()
-            file = self._file = _file(self._folder, "requests", len(self.counts)).open("wb")
-            self.counts.append(0)
-        file.write(line)
-        self.counts[-1] += 1
 
 
 @contextmanager
@@ -808,20 +659,9 @@ def _prompt_tokens(line: bytes) -> int:
     return most_tokens(json.dumps(body, ensure_ascii=False).encode())
 
 
-def add_to_digest(digest: Any, wired: Sequence[WireRequest]) -> None:
-    """Add a row to a hash of hashlib, changed in place: the number of its requests, and their keys."""
-    digest.update(b"%d:" % len(wired))
-    for wire in wired:
-        digest.update(wire.key)
-
-
 def _has(path: Path, lines: int) -> bool:
     """Whether a file is there, and has at least so many lines that are not blank."""
     if not path.exists():
         return False
     with path.open("rb") as file:
         return not lines or sum(map(bool, map(bytes.strip, file))) >= lines
-
-
-def _file(folder: Path, kind: str, number: int) -> Path:
-    return folder / f"{kind}-{number:04}.jsonl"

@@ -33,16 +33,11 @@ from ..personas.infer import prepare
 from ..personas.options import PersonaOptions
 from ..personas.requests import Plan
 from ..records import PersonaRow
-from .job_folder import (
-    BatchPart,
-    PersonaBatch,
-    RequestFiles,
-    add_to_digest,
-    as_folder,
-    new_folder,
-)
+from .job_folder import PersonaBatch, as_folder, new_folder
 from .lines import wired_rows
+from .part import BatchPart
 from .provider import BatchAPI, BatchState, batch_api
+from .request_files import RequestFiles, add_to_digest
 
 
 @takes_options(PersonaOptions)

@@ -26,6 +26,7 @@ from pydantic import model_validator
 
 import personainfer as pi
 from personainfer.batch import job_folder as batch_folder
+from personainfer.batch import request_files
 from personainfer.batch.job_folder import PersonaBatch
 from personainfer.exceptions import (
     AuthenticationError,
@@ -276,16 +277,16 @@ def test_a_cache_that_is_off_stays_empty(provider: BatchServer, place: Path) -> 
 
 @pytest.mark.heavy
 def test_large_batches_are_split(provider: BatchServer, place: Path, monkeypatch: Patch) -> None:
-    monkeypatch.setattr(batch_folder, "MAX_REQUESTS", 4)
+    monkeypatch.setattr(request_files, "MAX_REQUESTS", 4)
     batch = submit(provider, pairs(10), place / "count")
     assert [part.requests for part in batch.parts] == [4, 4, 2]
     assert (provider.count(UPLOAD), provider.count(CREATE)) == (3, 3)
     collect(batch).raise_for_errors()
     size = len((place / "count" / "requests-0000.jsonl").read_bytes()) // 4
-    monkeypatch.setattr(batch_folder, "MAX_BYTES", int(2.5 * size))
+    monkeypatch.setattr(request_files, "MAX_BYTES", int(2.5 * size))
     batch = submit(provider, pairs(5), place / "bytes", cache=False)
     assert [part.requests for part in batch.parts] == [2, 2, 1]
-    monkeypatch.setattr(batch_folder, "MAX_BYTES", 10)  # what fits in no file goes alone
+    monkeypatch.setattr(request_files, "MAX_BYTES", 10)  # what fits in no file goes alone
     batch = submit(provider, pairs(2), place / "huge", cache=False)
     assert [part.requests for part in batch.parts] == [1, 1]
 
@@ -356,7 +357,7 @@ def test_however_often_it_dies_nothing_is_paid_for_twice(
     provider: BatchServer, place: Path, monkeypatch: Patch, written: bool
 ) -> None:
     """At every save of the handle in turn, before it is written or after."""
-    monkeypatch.setattr(batch_folder, "MAX_REQUESTS", 2)
+    monkeypatch.setattr(request_files, "MAX_REQUESTS", 2)
     save, saves, lives = PersonaBatch.save, 0, 0
 
     def dies(batch: PersonaBatch) -> None:
@@ -446,7 +447,7 @@ def test_a_lock_that_cannot_be_taken_at_all_is_not_waited_for(
 def test_a_waiting_collector_keeps_what_a_submitter_has_done(
     provider: BatchServer, place: Path, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(batch_folder, "MAX_REQUESTS", 1)
+    monkeypatch.setattr(request_files, "MAX_REQUESTS", 1)
     provider.statuses = ["in_progress", "in_progress", "completed"]
     batch = submit(provider, pairs(2), place / "b")
     provider.batches["batch-1"].statuses = ["failed"]
@@ -465,7 +466,7 @@ def test_a_waiting_collector_keeps_what_a_submitter_has_done(
 def test_a_waiting_collector_notices_that_a_submitter_died(
     provider: BatchServer, place: Path, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(batch_folder, "MAX_REQUESTS", 1)
+    monkeypatch.setattr(request_files, "MAX_REQUESTS", 1)
     provider.statuses = ["in_progress"]
     batch = submit(provider, pairs(2), place / "b")
     provider.batches["batch-1"].statuses = ["failed"]
@@ -483,7 +484,7 @@ def test_a_waiting_collector_notices_that_a_submitter_died(
 def test_a_part_that_was_refused_as_a_whole_is_submitted_again(
     provider: BatchServer, place: Path, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(batch_folder, "MAX_REQUESTS", 2)
+    monkeypatch.setattr(request_files, "MAX_REQUESTS", 2)
     batch = submit(provider, pairs(4), place / "b")
     provider.batches["batch-1"].statuses = ["failed"]
     provider.problem = "Enqueued token limit reached."
@@ -667,7 +668,7 @@ def test_another_process_collects_from_the_folder(provider: BatchServer, place: 
 def test_a_batch_that_is_not_done_says_how_far_it_is(
     provider: BatchServer, place: Path, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(batch_folder, "MAX_REQUESTS", 2)
+    monkeypatch.setattr(request_files, "MAX_REQUESTS", 2)
     batch = submit(provider, pairs(4), place / "b")
     provider.batches["batch-1"].statuses = ["in_progress"]
     with pytest.raises(BatchPendingError, match="0 of 2 parts are done, 0 of 4 requests"):
@@ -750,7 +751,7 @@ def test_files_that_are_never_named_are_not_waited_for_without_end(
     batch = submit(provider, pairs(2), place / "b")
     with pytest.raises(BatchPendingError):
         collect(batch, timeout=0.2)
-    monkeypatch.setattr("personainfer.batch.job_folder._NAMED_WITHIN", 0.1)
+    monkeypatch.setattr("personainfer.batch.part._NAMED_WITHIN", 0.1)
     assert len(collect(batch).errors) == 2
     collect(batch, ask_missing=True).raise_for_errors()
 
@@ -1685,7 +1686,7 @@ def test_a_completed_batch_that_never_names_a_file_is_given_up(
     batch = submit(provider, pairs(2), place / "b")
     with pytest.raises(BatchPendingError):
         collect(batch, timeout=0.2)
-    monkeypatch.setattr("personainfer.batch.job_folder._NAMED_WITHIN", 0.1)
+    monkeypatch.setattr("personainfer.batch.part._NAMED_WITHIN", 0.1)
     assert len(collect(batch).errors) == 2
     provider.late = 0
     collect(batch).raise_for_errors()
@@ -1752,7 +1753,7 @@ def test_a_batch_that_failed_after_it_answered_is_not_submitted_again(
 def test_from_its_path_each_part_is_in_the_users_cache_as_soon_as_it_is_fetched(
     provider: BatchServer, place: Path, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(batch_folder, "MAX_REQUESTS", 2)
+    monkeypatch.setattr(request_files, "MAX_REQUESTS", 2)
     provider.statuses = ["in_progress", "completed"]
     batch = submit(provider, pairs(4), place / "b", cache_dir=place / "another")
     slow = provider.batches[str(batch.parts[1].batch_id)]

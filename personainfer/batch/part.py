@@ -1,0 +1,95 @@
+"""One file of requests of a batch, and the state of what the provider made of it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Annotated
+
+from pydantic import Field
+
+from ..records import Record
+from .provider import FINAL, BatchState
+
+_NAMED_WITHIN = 600.0  # seconds
+_OF_THE_FILE = ("requests", "file_id", "order", "most_tokens")  # what the provider does not tell
+
+
+class BatchPart(Record):
+    """One file of requests, and the state of the batch that the provider made of it.
+
+    Attributes:
+        requests: how many requests the file holds.
+        file_id: the provider's id of the file; None: it is not uploaded yet.
+        batch_id: the provider's id of the batch; None: none is known.
+        status: the provider's word for the state of the batch, such as "in_progress"; before there is a
+            batch, "not submitted" or "uploaded".
+        answered: how many requests had a reply or an error when the provider was last asked.
+        completed: how many of these had a reply; None: the provider did not tell.
+        failed: how many of these had an error; None: the provider did not tell.
+        output_file_id: the provider's id of the file of replies; None: none is named yet.
+        error_file_id: the provider's id of the file of failed requests; None: none is named yet.
+        problem: why the batch failed, in the provider's words; "": no reason is known.
+        ended_at: when a final status was first seen, in seconds since 1970; 0: not yet.
+        looked_at: when a final status was last seen, in seconds since 1970; 0: not yet.
+        order: a random name, which tells this part from those of other batches in a budget.
+        most_tokens: the most tokens of a reply to a request in the file, when it was written; 0: not known.
+    """
+
+    requests: int
+    file_id: str | None = None
+    batch_id: str | None = None
+    status: str = "not submitted"
+    answered: int = 0
+    completed: int | None = None
+    failed: int | None = None
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+    problem: str = ""
+    ended_at: float = 0.0
+    looked_at: float = 0.0
+    order: str = ""
+    most_tokens: Annotated[int, Field(ge=0, le=2**40)] = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether the batch has ended, and all files are named that it has by the provider's counts."""
+        if self.status not in FINAL or not self.answered:  # some providers tell 0 of any batch
+            return False
+        has_replies = self.output_file_id is not None or self.completed == 0
+        return has_replies and (self.error_file_id is not None or self.failed == 0)
+
+    @property
+    def done(self) -> bool:
+        """Whether the batch has ended, and nothing more is waited for.
+
+        Files may be named later than the status is final. So a batch that is not whole is done only if it
+        was seen so for 600 seconds: it may never get its files. There is no such wait if no request was
+        answered before a batch failed, expired or was cancelled; or if the provider tells no counts, and one
+        file is named, or the batch failed.
+        """
+        counts = (self.completed, self.failed)
+        if None in counts or (self.status == "completed" and not self.answered):
+            is_enough = bool(self.output_file_id or self.error_file_id or self.status == "failed")
+        else:
+            is_enough = self.whole or not self.answered
+        has_waited = self.looked_at - self.ended_at > _NAMED_WITHIN
+        return self.status in FINAL and (is_enough or has_waited)
+
+    @property
+    def refused(self) -> bool:
+        """Whether the provider refused the whole part: its batch failed, and there are no replies."""
+        return self.status == "failed" and not (self.output_file_id or self.completed)
+
+    def at(self, state: BatchState) -> BatchPart:
+        """Return this part with the state that the provider reports.
+
+        The first id of a batch that was reported stays, and so do files that were named. If the status is
+        final, `looked_at` becomes the time of this call, and so does `ended_at`, unless it is set already.
+        """
+        found = asdict(state) | {"answered": state.answered}
+        for name in ("batch_id", "output_file_id", "error_file_id"):
+            found[name] = getattr(self, name) or found[name]
+        now = time.time() if state.status in FINAL else 0.0
+        kept = {name: getattr(self, name) for name in _OF_THE_FILE}
+        return BatchPart(**kept, **found, ended_at=self.ended_at or now, looked_at=now)
