@@ -289,7 +289,10 @@ def environment_key(endpoint: str) -> str:
 
 def is_openai(endpoint: str) -> bool:
     """Return whether OpenAI's own models answer at an address: at OpenAI, or at its service on Azure."""
-    host = urlsplit(endpoint).hostname or ""
+    try:
+        host = urlsplit(endpoint).hostname or ""
+    except ValueError:  # one of the environment, to which no call will succeed
+        return False
     return host == _OPENAI_HOST or host.endswith(_OPENAI_ON_AZURE)
 
 

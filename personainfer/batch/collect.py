@@ -213,15 +213,16 @@ def _awaited(
     Raises:
         BatchPendingError: the batch is not done, and `wait` is False or `timeout` seconds have passed.
     """
-    is_fetched = not any(batch.unfetched(n) for n in range(len(batch.parts)))
-    if is_fetched and all(part.whole for part in batch.parts):
+    unfetched = [place for n in range(len(batch.parts)) for _, place in batch.unfetched(n)]
+    if not unfetched and all(part.whole for part in batch.parts):
         return batch
     left = float("inf") if timeout is None else timeout
     ends, patience = time.monotonic() + left, llm.options["patience"]
     try:
         connected = batch_api(llm.transport)
     except ModelError:
-        if is_fetched and batch.done:  # there may be more, but without a key nobody can ask
+        # There may be more, but without a key nobody can ask.
+        if batch.done and all(place.exists() for place in unfetched):
             return batch
         raise
     bar = progress_bar(progress, total=batch.sent, unit="request")

@@ -287,8 +287,9 @@ class PersonaBatch(Record):
 
         litellm signs in to some when a model is made.
         """
-        by_litellm = api_base is None or self.model.startswith("litellm/")
-        provider, slash, _ = self.model.removeprefix("litellm/").partition("/")
+        name = self.model.strip()  # as `LLM` reads it
+        by_litellm = api_base is None or name.startswith("litellm/")
+        provider, slash, _ = name.removeprefix("litellm/").partition("/")
         if by_litellm and slash and provider not in LiteLLMBatches.PROVIDERS:
             raise InvalidArgumentError(
                 f"{self.path} names the model {shown_address(self.model)!r}.",

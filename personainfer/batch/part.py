@@ -12,6 +12,7 @@ from ..records import Record
 from .provider import FINAL, BatchState
 
 _NAMED_WITHIN = 600.0  # seconds
+MOST_TOKENS = 2**40  # of a reply
 _OF_THE_FILE = ("requests", "file_id", "order", "most_tokens")  # what the provider does not tell
 
 
@@ -49,30 +50,33 @@ class BatchPart(Record):
     ended_at: float = 0.0
     looked_at: float = 0.0
     order: str = ""
-    most_tokens: Annotated[int, Field(ge=0, le=2**40)] = 0
+    most_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] = 0
 
     @property
     def whole(self) -> bool:
         """Whether the batch has ended, and all files are named that it has by the provider's counts."""
         if self.status not in FINAL or not self.answered:  # some providers tell 0 of any batch
             return False
-        has_replies = self.output_file_id is not None or self.completed == 0
-        return has_replies and (self.error_file_id is not None or self.failed == 0)
+        return self._has_replies and (self.error_file_id is not None or self.failed == 0)
+
+    @property
+    def _has_replies(self) -> bool:
+        return self.output_file_id is not None or self.completed == 0
 
     @property
     def done(self) -> bool:
         """Whether the batch has ended, and nothing more is waited for.
 
-        Files may be named later than the status is final. So a batch that is not whole is done only if it
-        was seen so for 600 seconds: it may never get its files. There is no such wait if no request was
-        answered before a batch failed, expired or was cancelled; or if the provider tells no counts, and one
-        file is named, or the batch failed.
+        Files may be named later than the status is final. So a batch whose file of replies is not named is
+        done only if it was seen so for 600 seconds: it may never get one. There is no such wait if no request
+        was answered before a batch failed, expired or was cancelled; or if the provider tells no counts, and
+        one file is named, or the batch failed. Some providers name no file of errors: none is waited for.
         """
         counts = (self.completed, self.failed)
         if None in counts or (self.status == "completed" and not self.answered):
             is_enough = bool(self.output_file_id or self.error_file_id or self.status == "failed")
         else:
-            is_enough = self.whole or not self.answered
+            is_enough = self._has_replies or not self.answered
         has_waited = self.looked_at - self.ended_at > _NAMED_WITHIN
         return self.status in FINAL and (is_enough or has_waited)
 

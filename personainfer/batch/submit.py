@@ -35,7 +35,7 @@ from ..personas.requests import Plan
 from ..records import PersonaRow
 from .job_folder import PersonaBatch, as_folder, new_folder
 from .lines import wired_rows
-from .part import BatchPart
+from .part import MOST_TOKENS, BatchPart
 from .provider import BatchAPI, BatchState, batch_api
 from .request_files import RequestFiles, add_to_digest
 
@@ -145,7 +145,7 @@ def _fill(
                 raise DataError(f"row {number}: {row.error}")
             rows.append(PersonaRow(number, row.preference, error=row.error, columns=row.columns))
             files.add(wired)
-    written = sum(files.counts)
+    written, most = sum(files.counts), min(llm.most_tokens(), MOST_TOKENS)
     batch = PersonaBatch(
         path=folder,
         name=token_hex(8),
@@ -156,7 +156,7 @@ def _fill(
         cached=len(files.keys) - written,
         digest=files.digest,
         parts=tuple(
-            BatchPart(requests=count, order=token_hex(8), most_tokens=llm.most_tokens())
+            BatchPart(requests=count, order=token_hex(8), most_tokens=most)
             for count in files.counts
         ),
     )
@@ -180,7 +180,7 @@ def _written_anew(
         InvalidArgumentError: the batch is of other data or options. The files stay as they were.
     """
     digest, places = hashlib.sha256(), dict[bytes, IO[bytes]]()
-    parts, told = list(batch.parts), {"most_tokens": llm.most_tokens()}
+    parts, told = list(batch.parts), {"most_tokens": min(llm.most_tokens(), MOST_TOKENS)}
     with ExitStack() as stack:
         for number in batch.unsubmitted:
             if batch.parts[number].file_id is None or batch.parts[number].refused:

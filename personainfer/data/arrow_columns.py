@@ -64,7 +64,7 @@ class OwnColumns(ABC):
 
 
 def own_columns(
-    original: Any, *, gaps: bool = False, rows: Iterable[PersonaRow] = ()
+    original: Any, *, gaps: bool = False, rows: Iterable[Mapping[str, Any]] = ()
 ) -> OwnColumns:
     """Make the source of the user's own columns.
 
@@ -73,7 +73,8 @@ def own_columns(
             returned as it is.
         gaps: whether some rows will be left out. A pandas index that only counts the rows then becomes a
             column; otherwise the metadata of the Arrow table tells its start, stop and step.
-        rows: the rows, if they are at hand. Their columns then have the same names in each piece as in all.
+        rows: the columns of each row, if they are at hand. They then have the same names in each piece as in
+            all.
     """
     if original is None:
         return _RowColumns(rows)
@@ -345,9 +346,9 @@ def with_whole_numbers(frame: Any, rows: Sequence[Mapping[Any, Any]] | None = No
 class _RowColumns(OwnColumns):
     """Columns of dicts, files and tuples: each row carries its own."""
 
-    def __init__(self, rows: Iterable[PersonaRow] = ()) -> None:
+    def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
         self._names: dict[Any, str] = {}  # of all pieces, in which a key has one name
-        names_of((row.columns for row in rows), self._names)
+        names_of(rows, self._names)
 
     def piece(self, places: Sequence[int], rows: Sequence[PersonaRow]) -> pyarrow.Table:
         return _arrow_of_dicts([own_values(row) for row in rows], self._names)

@@ -424,6 +424,15 @@ def name_as_text(name: object) -> str:
     return str(name).encode("utf-8", "backslashreplace").decode()
 
 
+def fits_utf_8(value: Any) -> bool:
+    """Whether UTF-8 can hold all texts and names within a value, which JSON can hold."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def in_utf_8(value: Any) -> Any:
     """Return a value whose texts, and names, have been made by `name_as_text`; tuples become lists."""
     if isinstance(value, Mapping):

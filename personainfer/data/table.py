@@ -531,7 +531,8 @@ class PersonaTable(Sequence[PersonaRow]):
         check_file(path)
         if not overwrite:
             check_replaced(path, is_table, "a table of personas")
-        own = own_columns(self._original, rows=self._rows)
+        rows = self._rows.own_columns() if isinstance(self._rows, MemoryRows) else ()
+        own = own_columns(self._original, rows=rows)
         columns = WithAdded(own, self.added, self._kinds)
         with place_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -33,7 +33,7 @@ from .arrow_columns import (
     taken,
     with_index_column,
 )
-from .column_values import COLUMNS, RECORD, TAKEN_NAMES, in_utf_8
+from .column_values import COLUMNS, RECORD, TAKEN_NAMES, fits_utf_8, in_utf_8
 from .file_formats import missing_file
 from .parquet import (
     least_bytes,
@@ -112,7 +112,7 @@ class StoredTable:
             about = read_json((self._file.metadata.metadata or {})[RECORD.encode()])
             self.usage = Usage(**about["usage"])
             self.settings: dict[str, Any] = dict(about["settings"])
-            check_settings(self.settings)
+            check_settings(self.settings, is_read=True)
             self.flagged = _count_or_none(about.get("flagged"))
             self.unexplained = _count_or_none(about.get("unexplained"))
             self.is_part = about.get("is_part") is True
@@ -518,10 +518,12 @@ def record_of(row: PersonaRow) -> str:
         },
     }
     text = json.dumps(record)
-    return json.dumps(in_utf_8(record)) if _SURROGATE in text else text
+    is_plain = _SURROGATE not in text or fits_utf_8(record)
+    return text if is_plain else json.dumps(in_utf_8(record))
 
 
-_SURROGATE = "\\ud"  # how JSON writes one; they are looked for one by one only where there are some
+# How JSON begins halves of surrogate pairs, and other letters. Only where it stands, all texts are looked at.
+_SURROGATE = "\\ud"
 
 
 def _dumped(persona: Persona) -> dict[str, Any]:
@@ -633,10 +635,13 @@ class _Settings(_Checked):
     retries: list[_Retry] = []
 
 
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise InvalidArgumentError unless a file can hold settings, in the types in which they are read."""
+def check_settings(settings: Mapping[str, Any], *, is_read: bool = False) -> None:
+    """Raise InvalidArgumentError unless a file can hold settings, in the types in which they are read.
+
+    `is_read` says that they come from JSON, which needs no proof that it can hold them.
+    """
     try:
-        _Settings.model_validate(read_json(json.dumps(dict(settings))))
+        _Settings.model_validate(settings if is_read else read_json(json.dumps(dict(settings))))
     except ValidationError as error:
         (first, *_) = error.errors()
         why = f"{first['loc'][0]!r}: {first['msg']}"
@@ -703,9 +708,12 @@ def _row_of(text: object) -> PersonaRow:
         DataError: the text is not a record as `record_of` writes it.
     """
     try:
-        record = read_json(str(text))
+        text = str(text)
+        record = read_json(text)
         # Older versions, and other programs, wrote halves of surrogate pairs, which no request can hold.
-        return _read_record(in_utf_8(record) if _SURROGATE in str(text).lower() else record)
+        may_be = _SURROGATE in text or "\\uD" in text
+        is_plain = not may_be or fits_utf_8(record)
+        return _read_record(record if is_plain else in_utf_8(record))
     except _SPOILT as error:
         raise DataError(
             f"a row's record in the table cannot be read: {error!r:.100}.",

@@ -85,6 +85,10 @@ class MemoryRows(Sequence[PersonaRow]):
             self._columns[place],
         )
 
+    def own_columns(self) -> Sequence[Mapping[str, Any]]:
+        """Return the user's own columns of each row, as the rows carry them."""
+        return self._columns
+
     def at(self, positions: Sequence[int]) -> MemoryRows:
         """Return the rows at some positions, in the order of the positions."""
         return MemoryRows(map(self._row, positions))

@@ -264,7 +264,9 @@ class LiteLLMTransport(DialectTransport):
         if exchange.is_sure or exchange.answer is None:
             return
         called = _origin(exchange.answer.request.url)
-        if self._called:  # one that goes there is sure
+        if called == self._called:  # it was sent before another one had succeeded there
+            return
+        if self._called:
             error = _moved(
                 f"litellm called {called} for {self.provider}, and not {self._called} as before",
                 "the reply is not used",

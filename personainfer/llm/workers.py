@@ -501,9 +501,10 @@ class Workers:
 
     async def _short_refusal(self, job: Job) -> ModelError | None:
         """Send a short request, in a form that the endpoint has not refused. Return its error, or None."""
+        short = self._short_job(job)  # one, since it learns what its request takes
         while True:
             try:
-                await self._send(self._short_job(job), is_watched=False)
+                await self._send(short, is_watched=False)
             except ModelError as found:
                 if not found.rewritten:  # a rewritten one may not even have been sent
                     return found

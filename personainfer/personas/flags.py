@@ -138,9 +138,10 @@ def flag_filter(
         raise InvalidArgumentError(
             f"drop_flagged={drop_flagged!r} is neither a bool nor names of flags."
         )
-    dropped = frozenset(read_items("drop_flagged", drop_flagged))
-    for flag in dropped:
-        InvalidArgumentError.check("drop_flagged", flag, FLAGS)
+    names = read_items("drop_flagged", drop_flagged)
+    for name in names:
+        InvalidArgumentError.check("drop_flagged", name, FLAGS)
+    dropped = frozenset(names)
     return lambda row, side: not dropped.isdisjoint(flags_of(row, side))
 
 

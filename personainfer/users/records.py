@@ -280,7 +280,7 @@ def _read_row(line: bytes | None, place: str) -> tuple[UserRow, dict[str, Any]]:
     """
     try:
         saved = SavedRow.model_validate_json(bounded_json(line or b""))
-        check_settings(saved.settings)
+        check_settings(saved.settings, is_read=True)
     except ValueError:
         raise DataError(
             f"{place}: this is not a row of UserPersonas.save.",

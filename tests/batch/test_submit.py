@@ -550,7 +550,7 @@ def test_a_folder_never_decides_what_is_loaded(provider: BatchServer, place: Pat
         pi.collect_batch(place / "b", api_base=provider.api_base)
 
 
-@pytest.mark.parametrize("start", ["", "litellm/"])
+@pytest.mark.parametrize("start", ["", "litellm/", " litellm/"])
 def test_a_folder_never_decides_to_which_provider_litellm_signs_in(
     start: str, provider: BatchServer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1626,6 +1626,49 @@ def test_a_file_of_errors_that_comes_first_is_not_all(
     hide_at_first(provider, "output_file_id", monkeypatch)
     table = collect(submit(provider, pairs(3), place / "b"))
     assert [row.error is None for row in table] == [True, False, True]
+
+
+def test_errors_may_stand_in_the_file_of_replies(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    """Some providers have no other file, and none is waited for."""
+    provider.refuse = lambda body: "Question 1?" in json.dumps(body)
+    ran, shown = provider._run, provider._shown
+
+    def joined(batch: Batch) -> None:
+        ran(batch)
+        batch.output += batch.errors
+        batch.errors = []
+
+    def counted(batch: Batch) -> Any:
+        said = shown(batch)
+        counts = {"total": 3, "completed": 2, "failed": 1} if batch.ran else {}
+        return said | {"request_counts": counts}
+
+    monkeypatch.setattr(provider, "_run", joined)
+    monkeypatch.setattr(provider, "_shown", counted)
+    table = collect(submit(provider, pairs(3), place / "b"), timeout=5)
+    assert [row.error is None for row in table] == [True, False, True]
+    assert "scripted refusal" in str(table[1].error)
+
+
+def test_a_batch_that_lost_a_line_is_collected_without_a_key(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    batch = submit(provider, pairs(3), place / "b")
+    collect(batch)
+    replies = place / "b" / "output-0000.jsonl"
+    replies.write_bytes(b"".join(replies.read_bytes().splitlines(keepends=True)[:2]))
+
+    def without_a_key(_: object) -> Any:
+        raise AuthenticationError("no key for openai/x: OPENAI_API_KEY is not set.")
+
+    monkeypatch.setattr("personainfer.batch.collect.batch_api", without_a_key)
+    assert len(collect(batch)) == 3
+
+
+def test_the_largest_limit_of_a_reply_is_taken(provider: BatchServer, place: Path) -> None:
+    collect(submit(provider, pairs(1), place / "b", max_tokens=2**62)).raise_for_errors()
 
 
 @pytest.mark.parametrize("hidden", ["output_file_id", "error_file_id"])

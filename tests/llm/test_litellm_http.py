@@ -733,6 +733,29 @@ def test_a_call_without_a_limit_goes_to_the_same_place_too(
     assert model.usage.completion_tokens > 0
 
 
+def test_calls_without_a_limit_that_are_sent_at_once_go_to_one_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """None of them is known for the call when it is sent."""
+    without_limits(monkeypatch, None, object)
+    with FakeLLM("one", latency=0.2) as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.api_base)
+        model = pi.LLM("litellm/openai/x", api_key="k", cache=False, max_attempts=1)
+        asked = [([{"role": "user", "content": str(n)}],) for n in range(8)]
+        assert [reply.text for reply in model.ask_many(asked)] == ["one"] * 8
+
+
+@pytest.mark.parametrize("variable", ["OPENAI_BASE_URL", "AZURE_API_BASE"])
+def test_an_address_of_the_environment_that_is_none_ends_a_call_alone(
+    variable: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(variable, "http://[x")
+    provider = variable.partition("_")[0].lower()
+    model = pi.LLM(f"{provider}/x", api_key="k", cache=False, max_attempts=1)
+    with pytest.raises(ModelError):
+        model.ask(MESSAGES)
+
+
 @pytest.mark.parametrize("provider", ["ollama/x", "ollama_chat/x"])
 def test_an_address_for_all_providers_does_not_take_the_place_of_the_one_that_was_given(
     provider: str, monkeypatch: pytest.MonkeyPatch

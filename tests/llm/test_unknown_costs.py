@@ -972,3 +972,33 @@ def test_a_short_request_that_was_not_sent_does_not_prove_an_endpoint_alive(
 
     monkeypatch.setattr(llm.transport, "complete", later)
     assert "not sent, since 20 requests" in str(ask(llm, 30)[-1].error)
+
+
+def test_a_short_request_for_which_too_little_is_left_is_sent_no_more() -> None:
+    """A library writes it larger than it is: each try forgot what the one before had learned."""
+
+    def reply(body: Any) -> Fault | Reply:
+        is_first = body["messages"][-1]["content"] == "0"
+        fine = Reply("fine", prompt_tokens=1, completion_tokens=1)
+        return fine if is_first else Fault("error", 403)
+
+    with FakeLLM(reply) as server:
+        size = len(fake(server).job(Request([pi.Message(role="user", content="?")])).body)
+        left = (2 + 2 * (size + 500) + 300) * PRICES[0] / 1e6  # the refusal holds a text
+        llm = fake(server, max_attempts=1, max_concurrency=1, budget=left)
+        complete = llm.transport.complete
+        tried = 0
+
+        async def larger(body: bytes, timeout: float, asked: Any, is_sent: Any) -> Any:
+            nonlocal tried
+            if json.loads(body)["messages"][-1]["content"] != "?":
+                return await complete(body, timeout, asked, is_sent)
+            tried += 1
+            assert tried < 9
+            is_sent(has_limit=True, size=len(body) + 400)
+            raise AssertionError("it was sent")
+
+        llm.transport.complete = larger  # type: ignore[method-assign]
+        first, second = ask(llm, 2)
+    assert (first.error, tried) == (None, 1)
+    assert second.error is not None
