@@ -97,6 +97,8 @@ def collect_batch(
         budget: USD that may be spent on all of these together: the batch, the calls of `ask_missing`, and
             those of a judge in `select`, in this call and in earlier ones. None: that of `submit_batch`.
         prices: USD for a million tokens of prompts and of replies in single calls, as for `infer_personas`.
+            By others than those of `submit_batch`, an `LLM` that submitted the batch keeps the most that it
+            can cost as spent.
         cache_dir: the folder of the cache of replies; None: that of `submit_batch`, or, if `batch` is a path,
             the default one.
         progress: whether to show bars on standard error; None: in a terminal or a notebook.
@@ -146,7 +148,8 @@ def collect_batch(
     keep = partial(keep_replies, batch, llm, keys, own) if own is not None else None
     batch = _awaited(batch, llm, wait, poll, timeout, progress, keep)
     outcome = bring_in(batch, llm, keys)
-    if own is not None:
+    if own is not None and llm.cache is not None:
+        llm.cache.close()
         llm.cache = TwoCaches(batch.replies_folder, own)
     usage = outcome.tally.usage
     with ExitStack() as stack:

@@ -58,7 +58,8 @@ def submit_batch(
             will hold everything that `collect_batch` needs, in any process: your data, but no key.
         options: as for `infer_personas`, but `select` is given to `collect_batch` instead. `prices` are those
             of single calls; a batch costs half. If the most that this call may cost is more than `budget`,
-            nothing is sent. An LLM counts this most as spent, until `collect_batch` replaces it by the cost.
+            nothing is sent. An LLM counts this most as spent, until `collect_batch` replaces it by the cost,
+            at the same prices.
 
     Returns:
         The batch as it is stored in the folder.

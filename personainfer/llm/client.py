@@ -69,6 +69,8 @@ _OPENAI_PREFIXES = ("openai/", "hosted_vllm/")  # litellm's names for "speaks th
 def _check_prices(prices: Any) -> Any:
     if prices is None:
         return None
+    if isinstance(prices, Iterator):  # it gives its numbers once
+        raise ValueError
     try:
         prompt, completion = map(float, prices)
     except (TypeError, OverflowError) as error:  # pydantic would let these through
@@ -259,8 +261,6 @@ class LLM:
             self._sampling["reasoning_effort"] = chosen["reasoning_effort"]
         self.max_concurrency: int = chosen["max_concurrency"] or 64
         size = ReplySize.of(self._fields_of_size(chosen), chosen["max_tokens"])
-        if not size.is_told:  # also without a budget: that of another model may pay
-            self.transport.send_one_first()
         self._call_settings = CallSettings(
             timeout=chosen["timeout"] or (600.0 if local else 60.0),
             max_attempts=chosen["max_attempts"],
@@ -444,7 +444,8 @@ class LLM:
             The stream; see `Run` for the errors of its iteration.
         """
         bounds = within or self.account.bounds
-        if self.account.begin() and bounds.budget is not None:
+        is_doubtful = self.account.begin() or not self.most_is_known
+        if is_doubtful and bounds.budget is not None:  # its own, or that of another model
             self.transport.send_one_first()
         tally = Tally(self.price)
         return Run(

@@ -171,7 +171,8 @@ class Dialect:
         return most is None or most >= json.loads(body).get("max_tokens", 0)
 
     def _become(self, other: Dialect, before: Dialect | None = None) -> None:
-        vars(self).update(vars(other), _before=before)
+        # The lock stays: another one may be of the process that this one was forked from.
+        vars(self).update({**vars(other), "_before": before, "_first": self._first})
 
     def _copy(self) -> Dialect:
         other = copy.copy(self)

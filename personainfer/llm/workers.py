@@ -757,7 +757,8 @@ def _is_answer(error: ModelError | None) -> bool:
 def _without_limit() -> ModelError:
     """Make the error for a request without a limit of its reply, of which a budget knows no most cost."""
     error = ModelError(
-        "litellm leaves out max_tokens= for this provider, so no budget could hold: nothing was sent.",
+        "litellm leaves out max_tokens= for this provider, or raises it, so no budget could hold: nothing was"
+        " sent.",
         hint="Leave budget= out, or give the address of an OpenAI-compatible endpoint as api_base=, without"
         ' "litellm/" in the name.',
     )

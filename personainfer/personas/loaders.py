@@ -13,7 +13,7 @@ from typing import Any, Unpack
 from weakref import WeakValueDictionary
 
 from ..api_keys import hide_key, show_key
-from ..arguments import Count, check_argument, takes_options
+from ..arguments import Count, check_argument, own_copy, takes_options
 from ..data.column_values import COLUMNS
 from ..data.containers import KnownSchemas
 from ..data.source_rows import PreferenceSource
@@ -80,8 +80,9 @@ class AddPersonas:
         self._known: KnownSchemas = {}
         self._prompt_version = self._plan.settings["prompt_version"]
         self._model, self._reached = self._llm.options["model"], self._llm.reached
-        self._options: dict[str, Any] = {k: v for k, v in options.items() if k not in OPTIONS}
-        self._llm_options = _llm_options(model, options)
+        own: dict[str, Any] = {name: own_copy(value) for name, value in options.items()}
+        self._options = {name: value for name, value in own.items() if name not in OPTIONS}
+        self._llm_options = own_copy(_llm_options(model, options))
         if "cache_dir" in self._llm_options:  # a worker may be in another folder
             self._llm_options["cache_dir"] = self._llm.options["cache_dir"]
         if workers > 1:

@@ -128,8 +128,9 @@ def identifier(value: object, name: str) -> str | None:
 def surrogate_problem(name: str) -> str:
     """Return the message of an error: the text called `name` cannot be encoded as UTF-8."""
     return (
-        f"{name} holds bytes that are not UTF-8, or half of a surrogate pair. Save the file as UTF-8, or read"
-        " it with its own encoding and pass the frame: pandas.read_csv(path, encoding='latin-1'), for one."
+        f"{name} holds bytes that are not UTF-8, or half of a surrogate pair. If it is of a file, save that"
+        " as UTF-8, or read it with its own encoding and pass the frame: pandas.read_csv(path,"
+        " encoding='latin-1'), for one."
     )
 
 

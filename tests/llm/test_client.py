@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,6 +37,7 @@ from personainfer.exceptions import (
     RequestRejectedError,
     TransportError,
 )
+from personainfer.llm.dialect import Dialect
 from personainfer.llm.requests import Request
 from personainfer.records import Message
 from personainfer.testing import FakeLLM, Fault, Reply
@@ -900,3 +902,40 @@ def test_a_system_that_starts_no_more_threads_is_an_error(
 def test_a_cache_in_the_folder_of_no_user_is_said() -> None:
     with pytest.raises(CacheError, match="cannot be used"):
         pi.LLM("m", api_base="http://127.0.0.1:9/v1", cache_dir="~no-such-user/x")
+
+
+def test_in_a_fork_no_request_waits_for_one_of_the_parent() -> None:
+    """The parent was learning what the endpoint takes when it was forked, and had a request under way."""
+    dialect, bodies = Dialect("m"), [b'{"seed": 1, "n": 1}', b'{"seed": 1, "n": 2}']
+
+    def refusal() -> RequestRejectedError:
+        error = RequestRejectedError("seed is not supported")
+        error.unsupported = "seed"
+        return error
+
+    async def ask(body: bytes, *, is_refused: bool) -> None:
+        asked: Any = SimpleNamespace(trial=None)
+        is_first = not dialect.proven and await dialect.wait_for_turn()
+        version = dialect.version
+        try:
+            await asyncio.sleep(0)
+            if is_refused:
+                dialect.refused(version, refusal(), body, asked)
+            else:
+                dialect.accepted(version, body, asked)
+        finally:
+            if is_first:
+                dialect.end_turn()
+
+    async def parent() -> None:
+        asked: Any = SimpleNamespace(trial=None)
+        dialect.refused(dialect.version, refusal(), bodies[0], asked)
+        assert await dialect.wait_for_turn()
+
+    async def child() -> None:
+        await ask(bodies[0], is_refused=True)
+        await asyncio.gather(*(ask(bodies[1], is_refused=False) for _ in range(3)))
+
+    asyncio.run(parent())
+    dialect.renew_in_fork()
+    asyncio.run(asyncio.wait_for(child(), 5))

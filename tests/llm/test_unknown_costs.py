@@ -1002,3 +1002,19 @@ def test_a_short_request_for_which_too_little_is_left_is_sent_no_more() -> None:
         first, second = ask(llm, 2)
     assert (first.error, tried) == (None, 1)
     assert second.error is not None
+
+
+@pytest.mark.heavy
+def test_without_a_budget_thinking_is_asked_for_at_once() -> None:
+    """The first request need not show how long replies become: if it hangs, the others do not wait for it."""
+    came: list[float] = []
+
+    def reply(body: Any) -> Fault | Reply:
+        came.append(time.monotonic())
+        return Fault("hang") if body["messages"][-1]["content"] == "0" else Reply("fine")
+
+    with FakeLLM(reply) as server:
+        options: dict[str, Any] = {"timeout": 4.0, "max_attempts": 1, "max_concurrency": 8}
+        replies = ask(fake(server, reasoning_effort="high", **options), 8)
+    assert [reply.error is None for reply in replies] == [False] + [True] * 7
+    assert came[-1] - came[0] < 4

@@ -315,6 +315,18 @@ def test_a_failed_call_costs_its_row_and_a_refused_key_the_run() -> None:
 # One model a process
 
 
+def test_what_becomes_of_a_dict_later_changes_no_option(endpoint: dict[str, Any]) -> None:
+    """Else a worker, which unpickles it, would send other fields than this process."""
+    body: dict[str, Any] = {"top_k": 1}
+    columns = {"prompt": "question"}
+    add = AddPersonas(**endpoint, extra_body=body, columns=columns)
+    body["top_k"], columns["prompt"] = 9, "another"
+    sent = pickle.loads(pickle.dumps(add))
+    for one in (add, sent):
+        assert one.llm.options["extra_body"] == {"top_k": 1}
+        assert one._options["columns"] == {"prompt": "question"}
+
+
 def test_equal_options_share_one_model(endpoint: dict[str, Any]) -> None:
     add, other = AddPersonas(**endpoint), AddPersonas(**endpoint, sides="chosen")
     assert add.llm is other.llm  # what is asked may differ; limits and connections do not
