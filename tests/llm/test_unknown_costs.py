@@ -1011,7 +1011,8 @@ def test_without_a_budget_thinking_is_asked_for_at_once() -> None:
 
     def reply(body: Any) -> Fault | Reply:
         came.append(time.monotonic())
-        return Fault("hang") if body["messages"][-1]["content"] == "0" else Reply("fine")
+        is_first = body["messages"][-1]["content"] == "0"
+        return Fault("hang", seconds=5.0) if is_first else Reply("fine")
 
     with FakeLLM(reply) as server:
         options: dict[str, Any] = {"timeout": 4.0, "max_attempts": 1, "max_concurrency": 8}
