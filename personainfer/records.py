@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from .exceptions import InvalidArgumentError
+from .exceptions import InvalidArgumentError, quoted
 
 if TYPE_CHECKING:
     import numpy.typing
@@ -373,7 +373,7 @@ class Candidate:
 
 def _no_field(record: object, name: str, wanted: str) -> InvalidArgumentError:
     return InvalidArgumentError(
-        f"{type(record).__name__}: {name}={getattr(record, name)!r:.60} is no {wanted}.",
+        f"{type(record).__name__}: {name}={quoted(getattr(record, name), 60)} is no {wanted}.",
         hint="Persona.parse makes one of a sentence." if wanted == "Persona" else "",
         argument=name,
     )

@@ -209,6 +209,19 @@ def test_a_row_holds_nothing_that_no_file_gives_back(field: dict[str, Any]) -> N
     assert caught.value.argument == name
 
 
+def test_a_value_that_cannot_be_shown_is_refused_as_others_are() -> None:
+    class Unshown:
+        def __repr__(self) -> str:
+            raise KeyError("x")
+
+    odd: list[Any] = [10**5000, Unshown()]
+    for value in odd:
+        with pytest.raises(InvalidArgumentError, match=r"error=<.*> is no text"):
+            pi.PersonaRow(0, None, error=value)
+        with pytest.raises(InvalidArgumentError, match=r"score=<.*> is no number"):
+            Candidate(PERSONA, value)
+
+
 @pytest.mark.parametrize("score", ["a", True, [0.5], 10**400, 1j], ids=lambda s: str(s)[:9])
 def test_a_candidate_has_a_persona_and_a_number_as_its_score(score: Any) -> None:
     with pytest.raises(InvalidArgumentError, match=r"score=.* is no number"):

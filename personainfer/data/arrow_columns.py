@@ -20,7 +20,7 @@ from ..records import PersonaRow
 from .column_values import (
     STORED_BYTES,
     is_kept,
-    json_text,
+    json_texts,
     kept_in_arrow,
     level_names,
     name_as_text,
@@ -83,12 +83,11 @@ def own_columns(
     if package_of(original) == "datasets":
         return _DatasetColumns(original)
     if package_of(original) == "pyarrow":
-        table = original
-    elif package_of(original) == "pandas":  # keeps the index, which narwhals drops
-        table = _arrow_of_pandas(original)
-    else:
-        table = _arrow_of_narwhals(in_narwhals(original))
-    return _TableColumns(picked_rows(table, range(table.num_rows)) if gaps else table)
+        return _TableColumns(picked_rows(original, range(len(original))) if gaps else original)
+    if package_of(original) != "pandas":
+        return _TableColumns(_arrow_of_narwhals(in_narwhals(original)))
+    table = _arrow_of_pandas(original)  # with the index, which narwhals drops
+    return _TableColumns(with_index_column(table, range(len(table)), len(table)) if gaps else table)
 
 
 def own_names(original: Any) -> list[Any]:
@@ -109,7 +108,8 @@ def arrow_names(original: Any, rows: Sequence[PersonaRow]) -> list[str]:
     if original is None:
         return list(names_of([own_values(row) for row in rows]))
     if package_of(original) == "pyarrow":
-        return picked_rows(original, range(0)).column_names
+        # Also with an index of 0, 1, …: it is a column in a part of the saved table.
+        return with_index_column(original.slice(0, 0), (), len(original)).column_names
     names = list(names_of([dict.fromkeys(own_names(original))]))
     if package_of(original) == "pandas":
         names += level_names(original.index.names, names)
@@ -540,7 +540,7 @@ def json_array(values: Sequence[Any]) -> pyarrow.Array[Any]:
     """Write each value as JSON text, in an Arrow array without nulls: None is the text "null"."""
     import pyarrow
 
-    return pyarrow.array([json_text(value) for value in values], pyarrow.string())
+    return pyarrow.array(json_texts(values), pyarrow.string())
 
 
 def with_arrays(table: pyarrow.Table, new: Mapping[str, pyarrow.Array[Any]]) -> pyarrow.Table:
@@ -556,12 +556,24 @@ def with_arrays(table: pyarrow.Table, new: Mapping[str, pyarrow.Array[Any]]) -> 
 
 
 def picked_rows(table: pyarrow.Table, places: Sequence[int]) -> pyarrow.Table:
-    """Return the rows of a whole Arrow table at some positions, in their order, `with_index_column`."""
+    """Return the rows of a whole Arrow table at some positions, in their order, `with_index_column`.
+
+    There is no such column for the labels 0, 1, …, which every frame has that was given none.
+    """
     is_slice = isinstance(places, range) and places.step == 1
     rows = (
         table.slice(places[0] if places else 0, len(places)) if is_slice else taken(table, places)
     )
-    return with_index_column(rows, places, table.num_rows)
+    return rows if _has_default_index(table) else with_index_column(rows, places, len(table))
+
+
+def _has_default_index(table: pyarrow.Table) -> bool:
+    """Whether the pandas index of a table has the labels 0, 1, … and no name."""
+    try:
+        (told,) = read_json((table.schema.metadata or {})[b"pandas"])["index_columns"]
+        return (told["start"], told["step"], told["name"]) == (0, 1, None)
+    except (LookupError, TypeError, ValueError):
+        return False
 
 
 def with_index_column(table: pyarrow.Table, places: Sequence[int], count: int) -> pyarrow.Table:
@@ -603,10 +615,15 @@ def index_columns(table: pyarrow.Table) -> list[str]:
 
     These are the columns of the levels; for an index that only counts the rows, any column.
     """
+    told = json.loads((table.schema.metadata or {}).get(b"pandas") or b"{}").get("index_columns")
+    return level_columns(table) or table.column_names[:1] if told else []
+
+
+def level_columns(table: pyarrow.Table) -> list[str]:
+    """Return the columns that are levels of the pandas index of a table."""
     described = json.loads((table.schema.metadata or {}).get(b"pandas") or b"{}")
-    if not (told := described.get("index_columns")):
-        return []
-    return [name for name in table.column_names if name in told] or table.column_names[:1]
+    told = described.get("index_columns") or ()
+    return [name for name in table.column_names if name in told]
 
 
 def text_array(values: Sequence[str | None]) -> pyarrow.Array[Any]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import date, datetime, tzinfo
 from decimal import Decimal
@@ -77,6 +77,14 @@ def holds_too_deep(values: Sequence[object]) -> bool:
 def are_flat(values: Iterable[object]) -> bool:
     """Whether all values are Python's numbers, texts or None, which hold no other values."""
     return set(map(type, values)) <= _FLAT
+
+
+def has_other_keys(values: Sequence[object]) -> bool | None:
+    """Whether a dict within the values has a key that is not text; None: they are nested too deep to tell."""
+    if are_flat(values):
+        return False
+    found = _within(values)
+    return None if found is None else dict in found[0]
 
 
 def _within(values: Sequence[object]) -> tuple[set[type], int] | None:
@@ -323,10 +331,17 @@ def json_text(value: object) -> str:
     becomes the text that `str` makes of it. pandas' NA and NaT become null; a float NaN is written as NaN. If
     nothing else works, the text is the name of the value's class.
     """
+    return _dumped(value, has_other_keys=has_other_keys([value]) or False)
+
+
+def json_texts(values: Sequence[object]) -> list[str]:
+    """Write each value of a column as `json_text`: keys that are not text are looked for once for all."""
+    return list(map(_dumped if has_other_keys(values) is False else json_text, values))
+
+
+def _dumped(value: object, *, has_other_keys: bool = False) -> str:
     # A value may be a circle, or a number too long to print.
-    found = None if are_flat([value]) else _within([value])
     with suppress(Exception):  # `json` would write 1 and "1" as one key
-        has_other_keys = found is not None and dict in found[0]
         return json.dumps(_with_names(value) if has_other_keys else value, default=_listed)
     with suppress(Exception):
         return json.dumps(str(value))
@@ -355,7 +370,10 @@ def _listed(value: Any) -> Any:
 def _with_names(value: Any) -> Any:
     """Return the value with texts as the keys of its dicts. Sets and tuples become lists."""
     if isinstance(value, Mapping):
-        return {text: _with_names(value[name]) for text, name in names_of([value]).items()}
+        # As `json` writes them, unless there is a text of this name.
+        own = {name: json.dumps(name) for name in value if name is None or isinstance(name, bool)}
+        known = {name: text for name, text in own.items() if text not in value}
+        return {text: _with_names(value[name]) for text, name in names_of([value], known).items()}
     if isinstance(value, list | tuple | set | frozenset):
         return list(map(_with_names, value))
     return value
@@ -434,11 +452,14 @@ def fits_utf_8(value: Any) -> bool:
 
 
 def in_utf_8(value: Any) -> Any:
-    """Return a value whose texts, and names, have been made by `name_as_text`; tuples become lists."""
+    """Return a value whose texts, and names, have been made by `name_as_text`."""
     if isinstance(value, Mapping):
         return {
             n if not isinstance(n, str) else name_as_text(n): in_utf_8(v) for n, v in value.items()
         }
-    if isinstance(value, list | tuple):
+    if isinstance(value, tuple):
+        made: Callable[[Iterable[Any]], Any] = getattr(value, "_make", tuple)  # of a named one
+        return made(map(in_utf_8, value))
+    if isinstance(value, list):
         return list(map(in_utf_8, value))
     return name_as_text(value) if isinstance(value, str) else value

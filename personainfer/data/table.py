@@ -121,8 +121,8 @@ class PersonaTable(Sequence[PersonaRow]):
         self._rows = rows if isinstance(rows, StoredRows | MemoryRows) else MemoryRows(rows)
         self._original = original
         self.usage = usage or Usage()
+        check_settings({} if settings is None else settings)
         self.settings = dict(settings or {})
-        check_settings(self.settings)
         self.added = dict(added or {})
         # Determined from the whole column: a slice of it may hold nothing but None.
         self._kinds = {
@@ -355,6 +355,7 @@ class PersonaTable(Sequence[PersonaRow]):
                 is not the table's; or settings that cannot be saved.
         """
         _check_columns(columns)
+        check_settings({} if settings is None else settings)
         self.check_free(columns)
         new: dict[str, list[Any]] = {}
         for name, given in columns.items():

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ..exceptions import DataError, InvalidArgumentError
+from ..exceptions import DataError, InvalidArgumentError, quoted
 from ..local.atomic_files import check_file
 from ..preferences.cells import read_json
 from ..records import Candidate, Persona, PersonaRow, Preference, Usage
@@ -33,7 +33,7 @@ from .arrow_columns import (
     taken,
     with_index_column,
 )
-from .column_values import COLUMNS, RECORD, TAKEN_NAMES, fits_utf_8, in_utf_8
+from .column_values import COLUMNS, RECORD, TAKEN_NAMES, fits_utf_8, has_other_keys, in_utf_8
 from .file_formats import missing_file
 from .parquet import (
     least_bytes,
@@ -641,6 +641,8 @@ def check_settings(settings: Mapping[str, Any], *, is_read: bool = False) -> Non
     `is_read` says that they come from JSON, which needs no proof that it can hold them.
     """
     try:
+        if not is_read:
+            _check_names(settings)
         _Settings.model_validate(settings if is_read else read_json(json.dumps(dict(settings))))
     except ValidationError as error:
         (first, *_) = error.errors()
@@ -654,6 +656,14 @@ def check_settings(settings: Mapping[str, Any], *, is_read: bool = False) -> Non
         hint="Give names that are texts, with texts, numbers, lists and dicts.",
         argument="settings",
     )
+
+
+def _check_names(settings: object) -> None:
+    """Raise TypeError unless all keys within settings are texts: `json` would make texts of numbers."""
+    if not isinstance(settings, Mapping):
+        raise TypeError(f"{quoted(settings, 60)} is not a mapping")
+    if has_other_keys([dict(settings)]):
+        raise TypeError("a name in it is no text")
 
 
 def _known_metadata(schema: pyarrow.Schema, rows: int) -> dict[bytes, bytes]:

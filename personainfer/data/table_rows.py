@@ -19,6 +19,7 @@ from .arrow_columns import (
     OwnColumns,
     in_narwhals,
     index_columns,
+    level_columns,
     package_of,
     pandas_errors,
     pandas_of,
@@ -281,8 +282,8 @@ def index_labels(original: Any, rows: Sequence[PersonaRow]) -> list[str] | None:
         rows: the first rows of the table.
 
     Returns:
-        A label for each row; None: there is no pandas index, or its labels are the rows' positions in the
-        input.
+        A label for each row; None: there is no pandas index, nothing tells the labels of these rows, or they
+        are the rows' positions in the input.
     """
     if package_of(original) == "pandas":
         index = original.index[: len(rows)]
@@ -291,9 +292,9 @@ def index_labels(original: Any, rows: Sequence[PersonaRow]) -> list[str] | None:
             first = original.first(len(rows))
         else:
             first = picked_rows(original, range(len(rows)))
-        if b"pandas" not in (first.schema.metadata or {}):
-            return None
         try:
+            if not level_columns(first):
+                return None
             index = pandas_of(first).index
         except Exception:  # there is no pandas, or it cannot hold what the file has
             return None

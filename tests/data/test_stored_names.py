@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import pytest
 
 import personainfer as pi
 from personainfer import PersonaRow, PersonaTable, Preference
+from personainfer.data import column_values
 from personainfer.data import table_writer as writing
 from personainfer.data.arrow_columns import _RowColumns, own_columns, pandas_of
-from personainfer.data.column_values import json_text
+from personainfer.data.column_values import json_text, json_texts
 from personainfer.data.table_writer import write_table
 from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.records import Usage
@@ -141,6 +143,36 @@ def test_keys_of_one_text_are_columns_of_their_own_in_all_rows(
 def test_keys_of_one_text_within_a_value_are_both_in_its_json_text(deep: dict[Any, Any]) -> None:
     assert len(json.loads(json_text(deep))) == 2
     assert len(json.loads(json_text([{"x": deep}]))[0]["x"]) == 2
+
+
+def test_a_key_for_which_json_has_a_text_keeps_it() -> None:
+    assert json_text({True: 1, False: 2, None: 3}) == '{"true": 1, "false": 2, "null": 3}'
+    assert json_text([{True: 1, (1, 2): {None: 3}}]) == '[{"true": 1, "(1, 2)": {"null": 3}}]'
+    assert json.loads(json_text({True: 1, "true": 2})) == {"True": 1, "true": 2}
+    assert json_text({1: "a", 0: "b"}) == '{"1": "a", "0": "b"}'  # although 1 == True
+
+
+def test_keys_are_looked_for_once_in_a_column(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    within = column_values._within
+
+    def watched(values: Sequence[object]) -> Any:
+        looked.append(len(values))
+        return within(values)
+
+    monkeypatch.setattr(column_values, "_within", watched)
+    column = [{"x": [1, {"y": "a"}]}, ["a"], None] * 10
+    assert json_texts(column) == list(map(json.dumps, column))
+    assert looked == [30]
+
+
+@pytest.mark.parametrize("odd", [{1: "a", "1": "b"}, [[]]])
+def test_a_column_is_written_as_each_of_its_values_is(odd: Any) -> None:
+    deep: Any = []
+    for _ in range(100):
+        deep = [deep]
+    column = [{"x": 1}, odd, {"y": {"\ud83d": 2}}, "a", None, deep]
+    assert json_texts(column) == list(map(json_text, column))
 
 
 def test_twins_are_refused_before_a_file_is_replaced(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -395,6 +395,8 @@ def test_a_table_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> N
         {"x": object()},
         {"x": 10**5000},
         {(1, 2): 3},
+        {1: 2},
+        {"x": [{True: 3}]},
         {"model": 5},
         {"verified_neither": float("nan"), "verified_by": None},
         {"sides": ["x"]},
@@ -595,6 +597,28 @@ def test_an_added_column_is_a_copy() -> None:
     table = PersonaTable(rows()).with_columns({"x": values})
     values[0] = 9
     assert table.added == {"x": [1, 2, 3]}
+
+
+@pytest.mark.parametrize("settings", [[1], "ab", 3])
+def test_settings_that_are_no_mapping_are_refused(settings: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="is not a mapping") as caught:
+        PersonaTable(rows(), settings=settings)
+    assert caught.value.argument == "settings"
+    with pytest.raises(InvalidArgumentError, match="is not a mapping"):
+        PersonaTable(rows()).with_columns({"x": [1, 2, 3]}, settings=settings)
+
+
+def test_a_half_of_a_surrogate_pair_makes_no_list_of_a_tuple_in_pandas() -> None:
+    class Point(NamedTuple):
+        x: int
+        y: str
+
+    pair = Preference(prompt="q", chosen="a", rejected="b")
+    cells: list[Any] = ["\udcff", (1, 2), Point(1, "a"), [1, (2,)], {"x": (3,)}]
+    made = [PersonaRow(0, pair, error="e", columns=dict(zip("abcde", cells, strict=True)))]
+    found = PersonaTable(made).to_pandas()[[*"abcde"]].to_numpy().tolist()[0]
+    assert found == ["\\udcff", *cells[1:]]
+    assert type(found[2]) is Point
 
 
 def test_half_of_a_surrogate_pair_in_an_added_column_is_written(tmp_path: Path) -> None:

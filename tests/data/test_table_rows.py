@@ -20,8 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import personainfer as pi
+from personainfer.data import arrow_columns
 from personainfer.data import table_writer as writing
 from personainfer.data.table_reader import StoredTable
+from personainfer.data.table_rows import at_places
 from personainfer.exceptions import InvalidArgumentError
 from personainfer.records import Persona, PersonaRow, Preference, Usage
 
@@ -221,6 +223,29 @@ def test_labels_that_are_not_those_of_an_arrow_table_are_left_out(
     for each in (whole, pi.PersonaTable.load(whole.save(tmp_path / "t.parquet"))):
         assert "__index_level_0__" not in each[2:].to_arrow().column_names
         str(each[2:])
+
+
+@pytest.mark.parametrize("cut", ["slice", "all backwards", "empty", "of a cut", "filter", "sort"])
+def test_labels_that_every_frame_has_are_no_column_of_a_part_of_an_arrow_table(cut: str) -> None:
+    whole = pi.PersonaTable(made_rows(), original=pa.Table.from_pandas(frame()))
+    function, places = CUTS[cut]
+    part = function(whole)
+    names = whole.to_arrow().column_names
+    assert part.to_arrow().column_names == names
+    assert part.to_polars().columns == part.to_hf().column_names == names
+    assert part.to_pandas().index.tolist() == list(range(len(places)))
+    assert part.to_pandas()["x"].tolist() == places
+    # No label is shown beside the position in the input.
+    for place in places[:1]:
+        assert part.format(limit=1).startswith(f"{place}  q{place}\n")
+
+
+def test_a_slice_of_an_arrow_table_with_such_labels_looks_at_no_row(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(arrow_columns, "with_index_column", None)
+    table = pa.Table.from_pandas(frame())
+    assert at_places(table, range(2, 5)).equals(table.slice(2, 3))
 
 
 @pytest.mark.heavy
