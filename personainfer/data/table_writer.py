@@ -408,6 +408,7 @@ def _fit(table: pyarrow.Table, field: pyarrow.Field[Any], left_out: dict[str, st
         return json_array(_cells(column, field.name, left_out))
     try:
         wider: Any = column.cast(field.type)
+        wider.validate()  # a cast makes impossible lists of nulls within structs
     except pyarrow.ArrowException:
         try:  # what casts do not know yet
             wider = pyarrow.array(column.to_pylist(), field.type)

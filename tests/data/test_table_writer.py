@@ -23,7 +23,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given
+from hypothesis import HealthCheck, example, given
 from hypothesis import strategies as st
 
 import personainfer as pi
@@ -139,6 +139,7 @@ names = st.sampled_from(["a", "b", "a.b", "", "\ud800", "c d"])
 
 @examples(40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.dictionaries(names, json_values, max_size=4), max_size=20))
+@example([{}, {}, {}, {"b": {"0": None}}, {"a": None, "b": {"": [None, None]}}])
 def test_no_columns_of_json_values_fail_a_run_or_lose_a_value(
     tmp_path: Path, columns: list[dict[str, Any]]
 ) -> None:
