@@ -152,6 +152,7 @@ def test_no_error_holds_a_key_that_headers_repeat(status: int, headers: dict[str
     assert KEY.lower() not in str(caught.value).lower()
 
 
+@pytest.mark.heavy
 def test_a_batch_sends_none_of_the_headers_that_the_environment_has_for_openai(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
