@@ -130,7 +130,8 @@ class Connections:
         session, proxy = self._open(socket), self._proxy(str(address))
         if proxy is not None:
             _check_host(str(address), headers, proxy)
-        _is_sent.set(is_sent)
+        sending = _Sending(is_sent)
+        _sending.set(sending)
         try:
             async with session.request(
                 method,
@@ -155,6 +156,8 @@ class Connections:
             failed.unanswered = not isinstance(error, aiohttp.ClientConnectorError | ValueError)
             self._lost += failed.unanswered
             raise failed from None
+        finally:
+            sending.is_sent = object
 
     def _open(self, socket: str | None) -> aiohttp.ClientSession:
         if self._session is None:
@@ -207,12 +210,25 @@ def _session(socket: str | None, *, keeps: bool = True) -> aiohttp.ClientSession
     )
 
 
-_is_sent: ContextVar[Callable[[], object]] = ContextVar("personainfer.connections.is_sent")
+class _Sending:
+    """A request on its way to a connection. At its end, `is_sent` is replaced.
+
+    Timers and connections of aiohttp keep the context in which they were made, and so this object, for up to
+    15 s after they were closed. What `is_sent` refers to, such as a row and its replies, is then free.
+    """
+
+    __slots__ = ("is_sent",)
+
+    def __init__(self, is_sent: Callable[[], object]) -> None:
+        self.is_sent = is_sent
+
+
+_sending: ContextVar[_Sending] = ContextVar("personainfer.connections.sending")
 
 
 @cache
 def _connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnector]]:
-    """Make classes of connectors that call `_is_sent` when a request has a connection."""
+    """Make classes of connectors that call `is_sent` when a request has a connection."""
     import aiohttp
 
     class Telling(aiohttp.BaseConnector):
@@ -221,7 +237,7 @@ def _connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnecto
         ) -> Any:
             connection = await super().connect(req, traces, timeout)
             try:
-                _is_sent.get()()
+                _sending.get().is_sent()
             except BaseException:
                 connection.release()
                 raise
