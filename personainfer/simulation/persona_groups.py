@@ -172,7 +172,7 @@ def _by_phrases(texts: Sequence[str], least: int) -> list[tuple[str, list[int]]]
         }
     also = _typical_phrases(texts, [members for _, members in grouped])
     return [
-        (", ".join([phrase, *[one for one in more if phrase not in one][:2]]), members)
+        (", ".join([phrase, *[one for one in more if not _is_within(phrase, one)][:2]]), members)
         for (phrase, members), more in zip(grouped, also, strict=True)
     ]
 
@@ -270,7 +270,13 @@ def _typical_phrases(texts: Sequence[str], groups: Sequence[Sequence[int]]) -> l
         }
         named: list[str] = []
         for phrase in sorted(scores, key=lambda one: (-scores[one], one)):
-            if scores[phrase] > 0 and not any(phrase in one or one in phrase for one in named):
+            is_known = any(_is_within(phrase, one) or _is_within(one, phrase) for one in named)
+            if scores[phrase] > 0 and not is_known:
                 named.append(phrase)
         found.append(named[:3])
     return found
+
+
+def _is_within(phrase: str, longer: str) -> bool:
+    """Whether the words of a phrase are a run of those of another one: "art" is not within "smart ideas"."""
+    return f" {phrase} " in f" {longer} "

@@ -606,6 +606,14 @@ def test_what_is_not_wanted_names_no_group() -> None:
     assert [one.label for one in persona_groups(made)] == ["plain words"]
 
 
+def test_a_label_keeps_a_phrase_whose_letters_are_within_another_one() -> None:
+    wants = [f"smart jokes{', art' if n < 3 else ''}" for n in range(4)]
+    others = [f"plain words {n}" for n in range(4)]
+    made = wanting(*wants, *others)
+    labels = [one.label for one in persona_groups(made)]
+    assert any({"smart jokes", "art"} <= set(label.split(", ")) for label in labels), labels
+
+
 def test_too_few_personas_have_no_groups(tmp_path: Path) -> None:
     assert persona_groups(wanting("tea", "tea")) == []
     assert persona_groups(pi.PersonaTable([])) == []
