@@ -18,6 +18,7 @@ READERS = {
     "a transcript": (r"'\n\nHuman: ' * (LENGTH // 9)", READ_PAIR),
     "a name": ("chr(201) + chr(233) * LENGTH", FLAG),
     "initials": ("'A. ' * (LENGTH // 3)", FLAG),
+    "a word of an attribute": ("'black ' * (LENGTH // 6)", FLAG),
     "the answer of a judge": ("'1' + '.' * LENGTH + 'x'", "judge._bare(text)"),
     "a trait that repeats itself": (
         "'who is ' * (LENGTH // 7)",

@@ -175,7 +175,8 @@ class _Lexicon(NamedTuple):
     always: frozenset[str]
     peoples: frozenset[str]  # of a country or region: "nigerian", "kurdish"
     places: frozenset[str]
-    patterns: dict[str, list[re.Pattern[str]]]  # word -> the patterns whose matches may hold it
+    patterns: tuple[re.Pattern[str], ...]
+    patterns_of: dict[str, list[int]]  # word -> places of patterns whose matches may hold it
 
 
 def is_protected(trait: str, preference: str = "") -> bool:
@@ -201,13 +202,13 @@ def is_place(name: str) -> bool:
 @cache
 def trigger_words() -> frozenset[str]:
     """Return words in lower case, of which each phrase with a protected attribute holds at least one."""
-    return _lexicon().always | _lexicon().patterns.keys()
+    return _lexicon().always | _lexicon().patterns_of.keys()
 
 
 def _says_it(verb: str, phrase: str) -> bool:
     lexicon = _lexicon()
     words = _NOT_WORD.sub(" ", _PUNCTUATION.sub(" , ", phrase.lower())).split()
-    telling = [word for word in words if word in lexicon.patterns]
+    telling = [word for word in words if word in lexicon.patterns_of]
     if not lexicon.always.isdisjoint(words):
         return True
     if not telling:
@@ -218,7 +219,9 @@ def _says_it(verb: str, phrase: str) -> bool:
         for word in words
     ]
     text = " ".join([verb, *tagged])
-    return any(pattern.search(text) for word in telling for pattern in lexicon.patterns[word])
+    # Each pattern searches the whole text, so a word that is repeated must not search it again.
+    places = {place for word in telling for place in lexicon.patterns_of[word]}
+    return any(lexicon.patterns[place].search(text) for place in places)
 
 
 @cache
@@ -239,15 +242,15 @@ def _lexicon() -> _Lexicon:
         "COUNTRY": _any_of(countries),
         **_GROUPS,
     }
-    patterns: dict[str, list[re.Pattern[str]]] = {}
-    for written in _PATTERNS:
-        compiled = re.compile(rf"\b(?:{_fill(written, lists)})(?!\w)")
+    patterns_of: dict[str, list[int]] = {}
+    for place, written in enumerate(_PATTERNS):
         literal = set(re.findall("[a-z]+", _fill(written, _WORD_GROUPS).replace("s?", "s")))
         literal |= {word.removesuffix("s") for word in literal}
         named = [inside[group] for group in inside if group in written]
         for word in (literal & words["ambiguous"]).union(*named):
-            patterns.setdefault(word, []).append(compiled)
-    return _Lexicon(words["always"], peoples, places, patterns)
+            patterns_of.setdefault(word, []).append(place)
+    patterns = tuple(re.compile(rf"\b(?:{_fill(one, lists)})(?!\w)") for one in _PATTERNS)
+    return _Lexicon(words["always"], peoples, places, patterns, patterns_of)
 
 
 def _fill(pattern: str, groups: Mapping[str, str]) -> str:
