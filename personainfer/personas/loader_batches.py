@@ -6,7 +6,7 @@ A batch is a pandas, polars or Arrow table, a mapping of columns, or a list of d
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence, Set
 from typing import Any, NamedTuple
 
 from ..data.arrow_columns import cells_of, in_narwhals, own_names, package_of
@@ -106,23 +106,37 @@ def _rows_of_frame(batch: Any, told: Mapped, known: KnownSchemas) -> list[Source
 def _rows_of_columns(
     batch: Mapping[str, Any], told: Mapped, known: KnownSchemas
 ) -> list[SourceRow]:
-    sizes: dict[str, int] = {}
-
     def cells(name: str) -> Iterable[object]:
         values = batch[name]
-        single = isinstance(values, str | bytes) or not hasattr(values, "__len__")
-        if single or getattr(values, "ndim", 1) == 0:  # ndim 0: an array of a single value
-            raise InvalidArgumentError(
-                f"the column {name!r} of a batch is one {type(values).__name__}, not a list.",
-                hint="Give batches, not single rows: in datasets, map(…, batched=True).",
-            )
-        sizes[name] = len(values)
+        _length(name, values)
+        if package_of(values) == "pyarrow":  # a chunked array has no tolist
+            return values.to_pylist()  # type: ignore[no-any-return]
         return values.tolist() if hasattr(values, "tolist") else values  # type: ignore[no-any-return]
 
     rows = read_cells(list(batch), cells, told, known) if batch else []
+    if package_of(batch) == "datasets":  # its columns have one length; to look at them decodes them
+        return rows
+    sizes = {name: _length(name, values) for name, values in batch.items()}
     if len(set(sizes.values())) > 1:
         raise InvalidArgumentError(f"the columns of a batch have different lengths: {sizes}.")
     return rows
+
+
+def _length(name: str, values: Any) -> int:
+    """Return how many values a column has.
+
+    Raises:
+        InvalidArgumentError: it is no column: a single value, an iterator, or a dict or set, whose values
+            have no places.
+    """
+    shape = getattr(values, "shape", None)  # of an array; () if it holds a single value
+    sized = hasattr(values, "__len__") if shape is None else len(shape) > 0
+    if not sized or isinstance(values, str | bytes | Mapping | Set):
+        raise InvalidArgumentError(
+            f"the column {name!r} of a batch is one {type(values).__name__}, not a list.",
+            hint="Give batches, not single rows: in datasets, map(…, batched=True).",
+        )
+    return len(values) if shape is None else shape[0]
 
 
 def _result_of_columns(batch: Mapping[str, Any], table: PersonaTable) -> Mapping[str, Any]:
@@ -130,10 +144,24 @@ def _result_of_columns(batch: Mapping[str, Any], table: PersonaTable) -> Mapping
     if table.settings.get("dropped"):
         kept = [row.index for row in table]
         for name, values in batch.items():
-            result[name] = values[kept] if hasattr(values, "tolist") else [values[n] for n in kept]
+            result[name] = _at_places(values, kept)
     for name, texts in persona_columns(table):
         result[name] = _like(batch, texts)
     return result
+
+
+def _at_places(values: Any, places: Sequence[int]) -> Any:
+    """Return the values at these places (0, 1, …), in the column's own type if that can be."""
+    import numpy
+
+    index = numpy.array(places, dtype=numpy.int64)  # an empty list would have no type
+    if hasattr(values, "iloc"):
+        return values.iloc[index]  # pandas would take what is in brackets for labels
+    if package_of(values) == "pyarrow":
+        return values.take(index)
+    if hasattr(values, "tolist") and hasattr(values, "dtype"):  # an array or a tensor
+        return values[index]
+    return [values[place] for place in places]
 
 
 def _like(batch: Mapping[str, Any], texts: list[str | None]) -> Any:

@@ -239,6 +239,11 @@ def test_a_model_has_its_own_options(llm: FakeLLM) -> None:
         ({"prompt": "Why?", "chosen": "Yes.", "rejected": "No."}, "batched=True"),
         (dict.fromkeys(("prompt", "chosen", "rejected"), np.array("Why?")), "batched=True"),
         ({"prompt": ["Why?"], "chosen": ["Yes.", "No."], "rejected": ["No."]}, "lengths"),
+        ({**columns_of(pairs(2)), "n": [1]}, "lengths"),
+        ({**columns_of(pairs(2)), "n": iter([1, 2])}, "'n' of a batch is one list_iterator"),
+        ({**columns_of(pairs(2)), "n": {"a": 1, "b": 2}}, "'n' of a batch is one dict"),
+        ({**columns_of(pairs(2)), "n": {1, 2}}, "'n' of a batch is one set"),
+        ({**columns_of(pairs(2)), "n": "ab"}, "'n' of a batch is one str"),
         ([("Why?", "Yes.", "No.")], "row 0 of a batch is of type tuple"),
         ("Why?", "type str"),
         (pl.LazyFrame(pairs(1)), "type LazyFrame"),
@@ -249,6 +254,11 @@ def test_a_model_has_its_own_options(llm: FakeLLM) -> None:
         "one row",
         "one row of arrays",
         "ragged",
+        "ragged where nothing is read",
+        "iterator",
+        "dict",
+        "set",
+        "text as a column",
         "tuples",
         "text",
         "lazy",
@@ -301,6 +311,39 @@ def test_rows_can_be_dropped_or_end_the_run(
     assert [row["persona_error"] for row in made] == [None] * 3
     with pytest.raises((DataError, RowsFailedError), match="row 1: chosen is empty"):
         AddPersonas(**endpoint, on_error="raise")(make(rows))
+
+
+@pytest.mark.parametrize("bad", [[1, 3], [0, 1, 2, 3, 4]])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda values: pd.Series(values, index=[4, 3, 2, 1, 0]),
+        lambda values: pd.Series(values, index=list("abcde")),
+        lambda values: pd.Series(values, index=[7] * 5),
+        lambda values: pd.Index(values),
+        lambda values: pd.Categorical(values),
+        lambda values: pa.array(values),
+        lambda values: pa.chunked_array([values]),
+        lambda values: pl.Series(values),
+        lambda values: np.array(values),
+        lambda values: np.ma.array(values),
+        tuple,
+    ],
+)
+def test_rows_are_dropped_by_their_place_whatever_the_columns_are(
+    make: Callable[[list[Any]], Any], bad: list[int], endpoint: dict[str, Any]
+) -> None:
+    rows = rows_with_numbers(5)
+    for place in bad:
+        rows[place]["chosen"] = ""
+    batch = {name: make(values) for name, values in columns_of(rows).items()}
+    kept = AddPersonas(**endpoint)(batch)
+    dropped = AddPersonas(**endpoint, on_error="drop")(batch)
+    left = [place for place in range(5) if place not in bad]
+    assert {k: [str(v) for v in values] for k, values in dropped.items()} == {
+        k: [str(list(values)[place]) for place in left] for k, values in kept.items()
+    }
+    assert "None" not in map(str, dropped["chosen_persona"])
 
 
 def test_a_failed_call_costs_its_row_and_a_refused_key_the_run() -> None:
