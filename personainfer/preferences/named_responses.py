@@ -246,9 +246,14 @@ def _names_beside(schema: Schema, head: Head, names: Sequence[object]) -> list[d
 
 
 def _parts(name: str) -> set[str]:
-    """Return all starts and ends of a column's name at underscores: "gpt4" and "output" of "gpt4_output"."""
-    cuts = [place for place, letter in enumerate(name) if letter == "_"]
-    return {name[:cut] for cut in cuts} | {name[cut + 1 :] for cut in cuts}
+    """Return the starts and ends of a column's name at underscores: "gpt4" and "output" of "gpt4_output".
+
+    Longer ones than `_LONGEST` name no response and are left out: all parts of a name of 100,000 underscores
+    would fill the memory.
+    """
+    start, end = name[: _LONGEST + 1], name[-_LONGEST - 1 :]
+    starts = {start[:cut] for cut, letter in enumerate(start) if letter == "_"}
+    return starts | {end[cut + 1 :] for cut, letter in enumerate(end) if letter == "_"}
 
 
 def _called(cell: object) -> set[object]:
