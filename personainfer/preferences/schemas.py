@@ -179,9 +179,7 @@ class Schema:
             and _share(_is_json_list, chain.from_iterable(texts.values())) > 1 / 2,
             has_transcripts=_share(is_transcript, texts.get("prompt", ())) > _FEW,
             has_exchanges=self.kind == "pair"
-            and min(_share(is_exchange, texts[role]) for role in ("chosen", "rejected")) > 1 / 2
-            if texts
-            else False,
+            and all(_are_exchanges(cells.get(role, ())) for role in ("chosen", "rejected")),
             repeats_prompt=_repeat_prompt(cells),
         )
 
@@ -364,6 +362,12 @@ def _share(is_so: Callable[[str], bool], texts: Iterable[str]) -> float:
     """Return the share of texts for which `is_so` is true; 0 without texts."""
     found = [is_so(text) for text in texts]
     return sum(found) / len(found) if found else 0.0
+
+
+def _are_exchanges(values: Sequence[object]) -> bool:
+    """Whether most values, besides nulls and empty texts, are transcripts with a turn before the response."""
+    there = [v for v in values if (v.strip() if isinstance(v, str) else not is_null(v))]
+    return sum(isinstance(v, str) and is_exchange(v) for v in there) > len(there) / 2
 
 
 def _are_printed(texts: Sequence[str]) -> bool:

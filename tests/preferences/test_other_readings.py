@@ -414,3 +414,15 @@ def test_a_few_rows_are_read_by_the_name_of_the_prompt() -> None:
     rows = [{"context": "q", "task": "write me a poem", **SIDES}]
     for data in (rows, rows * 4, rows * 60):
         assert read(*data) == [PAIR] * len(data)
+
+
+@pytest.mark.parametrize("place", [0, 3])
+@pytest.mark.parametrize("name", ["explicit, as messages", "ShareGPT", "messages with two answers"])
+def test_a_row_of_transcripts_among_rows_of_turns_costs_itself(name: str, place: int) -> None:
+    example = example_rows()[name]
+    [pair] = read(example)
+    rows = [example] * 6
+    rows[place] = example_rows()["HH-RLHF"]
+    found = read(*rows)
+    assert isinstance(found.pop(place), str)
+    assert found == [pair] * 5
