@@ -6,8 +6,6 @@ becomes a `RewardMatrix`. The hub and folders need the package `datasets`.
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
@@ -16,10 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..data.file_formats import BrokenRow, open_rows
 from ..exceptions import DataError, InvalidArgumentError, quoted
-from ..local.atomic_files import as_path, opened_file
+from ..local.atomic_files import as_path
 from ..preferences.cells import is_null, plain
-from ..preferences.conversations import pair_problem, read_pair
+from ..preferences.conversations import pair_problem, read_pair, text_problem
+from ..preferences.labels import read_flag
 from ..records import Message, Preference
 from ..tailoring.published import load_split
 from .reward_matrix import RewardMatrix
@@ -41,8 +41,8 @@ class UserData:
         preferences: the choices, each with `user` and `id`.
         users: user -> attribute -> value, for the users of `preferences` of whom attributes are known.
         questions: id of a preference -> kind of its question, such as "personal".
-        dropped: reason -> how many rows, turns of a conversation, responses, or cells of optional columns
-            were left out.
+        dropped: reason -> how many rows (also of `demographics`), turns of a conversation, responses, or
+            cells of optional columns were left out.
     """
 
     preferences: tuple[Preference, ...]
@@ -90,7 +90,8 @@ def read_famous_persona(
         split: "train" or "test". The ids of the preferences begin with it, as in "train:0". With rows, it has
             no other effect.
         demographics: the authors' `demographics.csv`, or its rows: `name`, and one column for each attribute,
-            where "NA" is a missing value. None: users have no attribute but "axis".
+            where "NA" is a missing value. Of rows with the same name, the first one counts. None: users have
+            no attribute but "axis".
 
     Returns:
         The choices and the people. Rows that cannot be used are counted in `dropped`.
@@ -125,7 +126,7 @@ def read_famous_persona(
         if axis and found.user:
             axes.setdefault(found.user, set()).add(axis)
     _require(preferences, dropped)
-    known = {} if demographics is None else _demographics(demographics)
+    known = {} if demographics is None else _demographics(demographics, dropped)
     users = {
         user: {
             **({"axis": ", ".join(sorted(axes[user]))} if user in axes else {}),
@@ -172,8 +173,9 @@ def read_prism(
 
     In each turn, the response with which the person continued is preferred to responses with a lower score.
     The prompt of a later turn is the conversation so far. A turn in which not exactly one response was
-    chosen, or an empty one, is left out, and so are the later turns of its conversation. Attributes come from
-    the survey; nested ones get names such as `location_birth_region`.
+    chosen, or an empty one, is left out, and so are the later turns of its conversation. `if_chosen` is true
+    or false, also as text ("False" of a CSV file); a missing value is false. Attributes come from the survey;
+    nested ones get names such as `location_birth_region`.
 
     Args:
         source: the name on the hub, a folder with `utterances.jsonl` and `survey.jsonl`, or a tuple of the
@@ -208,6 +210,9 @@ def read_prism(
         for answers in turns:
             try:
                 found, asked = _turn(answers, asked, against, dropped)
+            except DataError as error:
+                dropped[error.message] += 1
+                found, asked = [], None
             except (ValueError, TypeError, ArithmeticError, LookupError):
                 dropped["a score or a text of the turn cannot be read"] += 1
                 found, asked = [], None
@@ -308,34 +313,58 @@ def _optional(row: Mapping[str, Any], name: str, dropped: Counter[str]) -> str:
     return ""
 
 
-def _demographics(source: str | Path | Rows) -> dict[str, dict[str, Any]]:
-    if isinstance(source, str | Path):
-        try:
-            with opened_file(as_path(source, "demographics")) as file:
-                lines = io.TextIOWrapper(file, "utf-8-sig", newline="")
-                source = list(csv.DictReader(lines, skipinitialspace=True))
-        except (OSError, ValueError, csv.Error) as error:
-            raise DataError(
-                f"demographics={str(source)!r:.200} cannot be read: {error}.",
-                hint="It is a .csv file with the column name and one for each attribute.",
-                argument="demographics",
-            ) from None
-    rows = list(_no_frame(source))
+def _demographics(source: str | Path | Rows, dropped: Counter[str]) -> dict[str, dict[str, Any]]:
+    """Read the attributes of people: name -> attribute -> value. `dropped` counts rows that are left out."""
+    rows = _file_rows(source) if isinstance(source, str | Path) else _no_frame(source)
+    found: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(rows):
-        if not isinstance(row, Mapping) or not isinstance(row.get("name"), str):
+        if isinstance(row, BrokenRow):
+            dropped[f"demographics: {row.error}"] += 1
+            continue
+        if not isinstance(row, Mapping) or not isinstance(name := row.get("name"), str):
             raise DataError(
                 f"row {number} of demographics= has no text 'name'.", argument="demographics"
             )
-    return {
-        row["name"]: {
-            name: value
-            for name, value in row.items()
-            if name != "name"
-            and not is_null(value)
-            and not (isinstance(value, str) and value in ("NA", ""))
-        }
-        for row in rows
-    }
+        texts = "\n".join(text for text in (*row, *row.values()) if isinstance(text, str))
+        if problem := text_problem("a row", texts):
+            dropped[f"demographics: {problem}"] += 1
+        elif None in row:  # where `csv.DictReader` puts what is beyond the header
+            dropped["demographics: a row has more fields than the header"] += 1
+        elif name in found:
+            dropped["demographics: a name that was there before"] += 1
+        else:
+            found[name] = {
+                key: value
+                for key, value in row.items()
+                if key != "name"
+                and not is_null(value)
+                and not (isinstance(value, str) and value in ("NA", ""))
+            }
+    return found
+
+
+def _file_rows(source: str | Path) -> Iterator[object]:
+    """Yield the rows of a file, dicts or `BrokenRow`; texts without the blanks around them.
+
+    Raises:
+        InvalidArgumentError: no file can have that name.
+        DataError: the file cannot be read.
+    """
+    path = as_path(source, "demographics")
+    try:
+        for row in open_rows(path)[0]:
+            if isinstance(row, Mapping):
+                row = {
+                    key: value.strip() if isinstance(value, str) else value
+                    for key, value in row.items()
+                }
+            yield row
+    except (DataError, InvalidArgumentError) as error:
+        raise DataError(
+            f"demographics={str(source)!r:.200} cannot be read: {error.message}",
+            hint=error.hint or "It is a .csv file with the column name and one for each attribute.",
+            argument="demographics",
+        ) from None
 
 
 # PRISM
@@ -379,12 +408,18 @@ def _turn(
 
     `before` is the conversation before the turn. None: it is unknown, because an earlier turn has no single
     chosen response, or an empty one. Responses that cannot be used are counted in `dropped`.
+
+    Raises:
+        DataError: an `if_chosen` is neither true nor false, or the responses do not belong together.
+        ValueError, TypeError, ArithmeticError, LookupError: another cell cannot be read.
     """
-    chosen = [row for row in answers if row["if_chosen"]]
+    chosen = [row for row in answers if read_flag("if_chosen", row["if_chosen"])]
     if before is None or len(chosen) != 1 or not chosen[0]["user_prompt"]:
         dropped["no single response was chosen, here or earlier in the conversation"] += 1
         return [], None
     best = chosen[0]
+    if any(row[name] != best[name] for row in answers for name in ("user_id", "user_prompt")):
+        raise DataError("the responses of a turn are of several users, or to several prompts.")
     asked = (*before, Message(role="user", content=best["user_prompt"]))
     found = []
     for worst in _lower(answers, best, against, dropped):

@@ -106,6 +106,47 @@ def test_demographics_are_joined_by_name(tmp_path: Path) -> None:
     assert found.groups == {"birth state": {"Ada": "Ohio"}, "birth country": {"Ada": "USA"}}
 
 
+PEOPLE = "name,diet,party\nAda,a,x\nBo,b,y\nCy,a,x\nDi,b,y\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (PEOPLE.replace("Bo,b", 'Bo,"b'), "line 3 is not CSV"),
+        (PEOPLE.replace("Bo,b,y", "Bo,b,c,y"), "line 3 has 4 fields where the header has 3"),
+        (PEOPLE.replace("Bo,b,y", "Bo,b"), "line 3 has 2 fields where the header has 3"),
+        (PEOPLE.replace("Bo,b,y", "Bo,\udcff,y"), "a row holds bytes that are not UTF-8"),
+    ],
+)
+def test_a_damaged_line_of_demographics_costs_itself(
+    text: str, reason: str, tmp_path: Path
+) -> None:
+    people = [famous(name, 1) for name in ("Ada", "Bo", "Cy", "Di")]
+    file = tmp_path / "demographics.csv"
+    file.write_text(text, encoding="utf-8", errors="surrogateescape")
+    found = read_famous_persona(people, demographics=file)
+    assert found.users == {
+        "Ada": {"diet": "a", "party": "x"},
+        "Bo": {},
+        "Cy": {"diet": "a", "party": "x"},
+        "Di": {"diet": "b", "party": "y"},
+    }
+    ((said, count),) = found.dropped.items()
+    assert said.startswith(f"demographics: {reason}")
+    assert count == 1
+
+
+def test_of_two_rows_of_demographics_with_one_name_the_first_counts(tmp_path: Path) -> None:
+    file = tmp_path / "demographics.csv"
+    file.write_text(PEOPLE + "Ada,b,y\n")
+    found = read_famous_persona([famous("Ada", 1)], demographics=file)
+    assert found.users == {"Ada": {"diet": "a", "party": "x"}}
+    assert found.dropped == {"demographics: a name that was there before": 1}
+    file.write_text(PEOPLE.replace("party", "diet"))
+    with pytest.raises(DataError, match="has the column 'diet' twice"):
+        read_famous_persona([famous("Ada", 1)], demographics=file)
+
+
 def test_rows_of_nobody_and_pairs_without_a_preference_are_counted() -> None:
     rows = [famous("Ada", 1), famous("", 2), famous("Bo", 3, rejected="Beans, 3 ways.")]
     found = read_famous_persona(rows)
@@ -227,6 +268,47 @@ def test_a_prism_response_without_a_score_is_preferred_to_nothing() -> None:
         read_prism((rows, SURVEY))
 
 
+@pytest.mark.parametrize(
+    ("no", "yes"),
+    [
+        (False, True),
+        ("False", "True"),
+        ("false", " true "),
+        ("0", "1"),
+        (0.0, 1.0),
+        (np.False_, np.True_),
+        (None, True),
+        ("", "True"),
+        (float("nan"), 1.0),
+        (pd.NA, True),
+    ],
+    ids=str,
+)
+def test_a_prism_response_is_chosen_if_its_mark_says_so(no: object, yes: object) -> None:
+    """In any text but an empty one, and in NaN, Python sees a truth."""
+    marks = {False: no, True: yes}
+    rows = [{**row, "if_chosen": marks[row["if_chosen"]]} for row in UTTERANCES]
+    assert read_prism((rows, SURVEY)) == read_prism((UTTERANCES, SURVEY))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"if_chosen": "perhaps"}, {"if_chosen": 2}, {"if_chosen": []}, {"if_chosen": [True]},
+     {"user_id": "user2"}, {"user_prompt": "Another question?"}],
+    ids=str,
+)  # fmt: skip
+def test_a_prism_turn_of_which_one_response_is_odd_is_left_out(changes: dict[str, Any]) -> None:
+    odd = [
+        said(0, "a", 5, conversation_id="c2") | changes,
+        said(0, "b", 9, conversation_id="c2", chosen=True),
+        said(1, "a", 5, conversation_id="c2"),
+        said(1, "b", 9, conversation_id="c2", chosen=True),
+    ]
+    found = read_prism(([*UTTERANCES, *odd], SURVEY))
+    assert found.preferences == read_prism((UTTERANCES, SURVEY)).preferences
+    assert sorted(found.dropped.values()) == [1, 1]
+
+
 @pytest.mark.parametrize("kind", [float, np.int64])
 def test_prism_turns_are_numbers_of_any_kind(kind: type) -> None:
     rows = [{**row, "turn": kind(row["turn"])} for row in UTTERANCES]
@@ -317,10 +399,11 @@ def test_an_odd_prism_row_costs_its_own_conversation(odd: dict[str, Any]) -> Non
 
 def test_demographics_that_cannot_be_read_are_an_error(tmp_path: Path) -> None:
     rows = [famous("Ada", 1)]
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "bytes").write_bytes(b"name,diet\n\xff,x\n")
-    (tmp_path / "nobody").write_text("who,diet\nAda,x\n")
-    for name in ("pipe", "bytes", "nobody", "missing", "."):
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "bytes.csv").write_bytes(b"name,diet\nAda,x\0\xff\n")
+    (tmp_path / "nobody.csv").write_text("who,diet\nAda,x\n")
+    (tmp_path / "text.txt").write_text("name,diet\nAda,x\n")
+    for name in ("pipe.csv", "bytes.csv", "nobody.csv", "missing.csv", "text.txt", "."):
         with pytest.raises(DataError, match="demographics="):
             read_famous_persona(rows, demographics=tmp_path / name)
     with pytest.raises(DataError, match="cannot be loaded"):
