@@ -324,7 +324,7 @@ class EndpointTransport(DialectTransport):
         super().__init__(model)
         # With "openai/" before it: for litellm that is the protocol, for OpenRouter part of the name.
         self._full_name = full_name
-        self._wants_full_name = False
+        self._wants_full_name = self._lists_full_name = False
         self._base: str = Address(api_base.rstrip("/"))
         self.endpoint = shown_address(self._base)
         self.limits_thinking = is_openai(self._base)
@@ -375,7 +375,17 @@ class EndpointTransport(DialectTransport):
         Args:
             listed: the names of all models that the endpoint lists.
         """
-        self._wants_full_name |= self._full_name in listed and self.model not in listed
+        self._lists_full_name |= self._full_name in listed and self.model not in listed
+        self._wants_full_name |= self._lists_full_name
+
+    def open(self) -> None:
+        """Note that a run begins to use this transport. It tries the name without prefix first again.
+
+        The endpoint may have refused both names of a request for other reasons, and taken none.
+        """
+        super().open()
+        if not self.dialect.answered:
+            self._wants_full_name = self._lists_full_name
 
     def written(self, body: bytes, dialect: Dialect | None = None) -> bytes:
         """Return a request as the endpoint takes it.
@@ -397,13 +407,19 @@ class EndpointTransport(DialectTransport):
     ) -> Completion:
         written, in_full = self.written(body, dialect), self._wants_full_name
         try:  # no variable holds the answer: a traceback would show what it repeats
-            return self._read_completion(
+            completion = self._read_completion(
                 body, *await self._post("/chat/completions", written, timeout, is_sent)
             )
         except ModelNotFoundError as error:
             if not in_full and (self._wants_full_name or self.has_two_names):
                 self._wants_full_name = error.rewritten = True
+            elif in_full and not self.dialect.answered:  # neither is known, or it refuses this row
+                self._wants_full_name = self._lists_full_name
+            elif in_full:  # meanwhile it has taken the other name
+                error.rewritten = not self._wants_full_name
             raise
+        self._wants_full_name = in_full
+        return completion
 
     @reads("the reply")
     def _read_json(self, status: int, headers: Mapping[str, str], content: bytes) -> Json:

@@ -8,6 +8,7 @@ import itertools
 import json
 import sys
 from concurrent.futures import Future
+from contextlib import suppress
 from email.utils import formatdate
 from time import monotonic, sleep, time
 from typing import Any, Literal
@@ -233,6 +234,24 @@ def test_so_it_is_for_requests_whose_refusal_comes_late() -> None:
             pairs(16), "openai/x", api_base=server.api_base, max_concurrency=8
         )
         assert not table.errors
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_the_refusal_of_one_row_leaves_no_other_name_for_the_next_run(at: int) -> None:
+    refused = Fault.status(404, message="Not Found")  # a firewall's
+
+    def reply(body: dict[str, Any]) -> Any:
+        return refused if "poison" in body["messages"][-1]["content"] else None
+
+    rows = [*pairs(4)]
+    rows.insert(at, {"prompt": "poison", "chosen": "a", "rejected": "b"})
+    with FakeLLM(reply, known_models=["fake"]) as server:
+        model = pi.LLM("openai/fake", api_base=server.api_base, cache=False, max_concurrency=4)
+        with suppress(ModelNotFoundError):  # the first refusal of a run is believed
+            pi.infer_personas(rows, model)
+        later = pi.infer_personas([{**row, "prompt": "later"} for row in pairs(4)], model)
+        asked = [one["model"] for one in server.requests if "later" in str(one["messages"][-1])]
+    assert (len(later.errors), asked) == (0, ["fake"] * 4)
 
 
 @pytest.mark.heavy
