@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import count, islice
+from itertools import count
 from pathlib import Path
 from textwrap import fill
 from typing import Any, Literal, Unpack
@@ -18,16 +18,18 @@ from typing import Any, Literal, Unpack
 import numpy as np
 
 from ..arguments import Count, check_argument, takes_options
-from ..data.file_formats import FILES, open_rows
+from ..data.file_formats import FILES, BrokenRow, open_rows
 from ..data.table import PersonaTable
 from ..data.table_display import result_text
 from ..evaluation.comparison import compare_responses
 from ..evaluation.judge import LikelihoodJudge, in_parts
+from ..evaluation.paired_responses import pair_responses
 from ..evaluation.statistics import Estimate, bootstrap_rate
 from ..evaluation.verification import verify_personas
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
 from ..llm.client import OPTIONS, LLMOptions
 from ..personas.infer import infer_personas
+from ..preferences.labels import read_flag
 from ..records import Persona, Preference, Side
 from ..scoring.likelihood import Likelihood
 from ..tailoring.published import read_persona_tailoring
@@ -171,11 +173,12 @@ def reproduce(
     further = {**options, "progress": progress}
     if paper == "wikipersonas":
         return _wikipersonas(data, model, scorer or Likelihood(), limit, further)
-    rows = list(islice(_rows(data), limit))
+    rows, broken = _first_rows(data, limit)
     if not rows:
         raise DataError("the data has no rows.")
     measure = _persona_inference if paper == "pi" else _persona_tailoring
-    return measure(rows, model, judge, scorer, further)
+    found = measure(rows, model, judge, scorer, further)
+    return replace(found, differs=(*found.differs, *broken))
 
 
 def _likelihood(judge: str) -> Likelihood | None:
@@ -192,7 +195,23 @@ def _as_dict(place: int, row: object) -> dict[str, Any]:
     return dict(row)
 
 
-def _rows(data: str | Path | Iterable[Mapping[str, Any]]) -> Iterable[dict[str, Any]]:
+def _first_rows(
+    data: str | Path | Iterable[Mapping[str, Any]], limit: int | None
+) -> tuple[Rows, list[str]]:
+    """Return the first rows that can be read, at most `limit`, and a sentence on the others, if any."""
+    rows: Rows = []
+    broken: list[str] = []
+    for row in _rows(data):
+        if isinstance(row, BrokenRow):
+            broken.append(row.error)
+        elif isinstance(row, dict):
+            rows.append(row)
+        if len(rows) == limit:
+            break
+    return rows, [f"{len(broken):,} rows that cannot be read: {broken[0]}"] if broken else []
+
+
+def _rows(data: str | Path | Iterable[Mapping[str, Any]]) -> Iterable[object]:
     if not isinstance(data, str | Path):
         if not isinstance(data, Iterable):
             raise InvalidArgumentError(f"data={data!r:.80} is neither a file nor rows.")
@@ -202,7 +221,27 @@ def _rows(data: str | Path | Iterable[Mapping[str, Any]]) -> Iterable[dict[str, 
             f"data={str(data)!r} is not a file that is read.",
             hint=f"Give a {', '.join(FILES)} file.",
         )
-    return (row for row in open_rows(data)[0] if isinstance(row, dict))
+    return open_rows(data)[0]
+
+
+def _names(rows: Rows) -> set[str]:
+    """Return the names of the columns, which no single row needs to have all."""
+    return set().union(*rows)
+
+
+def _complete(rows: Rows) -> tuple[Rows, list[str]]:
+    """Return the rows whose responses are whole, and a sentence on the others, if any."""
+    complete = [row for row in rows if _is_complete(row)]
+    cut = len(rows) - len(complete)
+    said = f"{cut:,} rows with a response that was cut off are left out"
+    return complete, [said] if cut else []
+
+
+def _is_complete(row: Mapping[str, Any]) -> bool:
+    try:
+        return read_flag("complete", row.get("complete")) is not False
+    except DataError:  # nobody knows
+        return False
 
 
 def _judged_by(judge: str, scorer: Likelihood | None) -> str:
@@ -242,19 +281,16 @@ def _with_personas(
     Raises:
         InvalidArgumentError: the rows have no personas, and `model` is None.
     """
-    names = rows[0].keys()
+    names = _names(rows)
     if "chosen_persona_gold" in names:
         return read_persona_tailoring(rows), []
     if "chosen_persona" in names and "chosen" not in names and set(_TAILORED.values()) <= names:
-        complete = [row for row in rows if row.get("complete", True)]
+        complete, cut = _complete(rows)
         told = (
             "the responses were written for the personas by a tuned model: they are not the pairs from"
             " which the personas were inferred"
         )
-        differs = [told]
-        if cut := len(rows) - len(complete):
-            differs.append(f"{cut:,} rows with a response that was cut off are left out")
-        return PersonaTable.from_data(complete, columns=_TAILORED), differs
+        return PersonaTable.from_data(complete, columns=_TAILORED), [told, *cut]
     if "chosen_persona" in names:
         return PersonaTable.from_data(rows), ["personas of the data, by whoever wrote them"]
     if model is None:
@@ -308,11 +344,13 @@ def _persona_tailoring(
     judging = {"judge": judge, **options}
     if scorer is not None:
         judging = {"judge": LikelihoodJudge(scorer, options["progress"]), "progress": False}
-    names = rows[0].keys()
+    names = _names(rows)
     if {*_TAILORED.values(), "generic_response"} <= names:
-        figures = _published_responses(rows, judging)
+        complete, cut = _complete(rows)
+        figures = _published_responses(complete, judging)
         differs = [
-            "responses of the data, by an 8B model; whether SFT or DPO, its file does not say"
+            "responses of the data, by an 8B model; whether SFT or DPO, its file does not say",
+            *cut,
         ]
     elif "chosen_persona_gold" in names:
         if model is None:
@@ -334,12 +372,12 @@ def _persona_tailoring(
 
 def _published_responses(rows: Rows, judging: Mapping[str, Any]) -> list[Figure]:
     found = {}
-    kept = [row for row in rows if row.get("complete", True)]
-    prompts, generic = ([row[name] for row in kept] for name in ("prompt", "generic_response"))
+    prompts, generic = ([row.get(name) for row in rows] for name in ("prompt", "generic_response"))
     for side in _SIDES:
-        tailored, personas = (
-            [row[name] for row in kept] for name in (_TAILORED[side], f"{side}_persona")
+        tailored, said = (
+            [row.get(name) for row in rows] for name in (_TAILORED[side], f"{side}_persona")
         )
+        personas = [one if isinstance(one, str | Persona) else None for one in said]
         found[side] = _delta_pq(prompts, generic, tailored, personas, judging)
     return [
         *(
@@ -364,7 +402,14 @@ def _delta_pq(
 ) -> Estimate:
     """Measure 100 ΔPQ of the test responses against the base responses."""
     if isinstance(judging["judge"], LikelihoodJudge):
-        judging["judge"].read(prompts, personas, base, test)
+        pairs = pair_responses(prompts, base, test, personas)
+        read = [(one.pair, one.persona) for one in pairs if one.pair and one.persona is not None]
+        judging["judge"].read(
+            [pair.prompt for pair, _ in read],
+            [persona for _, persona in read],
+            [pair.rejected for pair, _ in read],
+            [pair.chosen for pair, _ in read],
+        )
     found = compare_responses(prompts, base, test, personas=personas, **judging).delta_pq
     assert found is not None  # personas are given
     return replace(found, value=100 * found.value, low=100 * found.low, high=100 * found.high)

@@ -17,6 +17,7 @@ from personainfer.cli.commands import app
 from personainfer.evaluation.judge import LikelihoodJudge
 from personainfer.exceptions import DataError, InvalidArgumentError, UnknownOptionError
 from personainfer.simulation import reproduce
+from personainfer.simulation.published_figures import _TAILORED, _published_responses
 from personainfer.testing import FakeLLM
 
 from ..builders import pairs
@@ -113,6 +114,76 @@ def test_published_responses_are_compared_with_generic_ones() -> None:
         "100 ΔPQ, rejected": 100.0,
     }
     assert [figure.published for figure in found.figures] == [23.0, 41.6, None]
+
+
+COLUMNS = [*_TAILORED.values(), "prompt", "generic_response", "chosen_persona", "rejected_persona"]
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize("odd", ["missing", None, 5, {"a": 1}, "\ud800"], ids=repr)
+def test_a_row_with_an_odd_or_missing_cell_costs_itself(odd: object, place: int) -> None:
+    """Also with the judge by likelihood, which reads the rows before they are compared."""
+
+    class ByLength(pi.Likelihood):
+        def log_likelihood(self, prompts: Any, personas: Any, responses: Any, **how: Any) -> Any:
+            assert all(isinstance(text, str) for text in (*prompts, *responses))
+            return np.array(
+                [len(f"{who}{said}") for who, said in zip(personas, responses, strict=True)]
+            )
+
+    def length(prompt: Any, first: str, second: str, persona: Any) -> int:
+        return 1 if len(first) > len(second) else 2
+
+    for judge in (LikelihoodJudge(ByLength(), progress=False), length):
+        for column in COLUMNS:
+            rows = tailored(3)
+            rows[place][column] = odd
+            if odd == "missing":
+                del rows[place][column]
+            chosen, _, rejected = _published_responses(rows, {"judge": judge, "progress": False})
+            whole = {"chosen": 3, "rejected": 3}
+            for side in whole:
+                if column in ("prompt", "generic_response", f"{side}_persona", _TAILORED[side]):
+                    whole[side] = 2
+            assert (chosen.ours.n, rejected.ours.n) == (whole["chosen"], whole["rejected"]), column
+
+
+def test_columns_that_the_first_row_lacks_are_found() -> None:
+    rows = tailored(3)
+    del rows[0]["generic_response"], rows[1]["chosen_persona"]
+    found = measured("pt", rows, by_wish)
+    assert [figure.ours.value for figure in found.figures] == [100.0] * 3
+    del rows[0]["response_for_chosen_persona"]
+    assert measured("pi", rows, by_wish).figures[0].ours.n == 2
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("mark", "left"),
+    [("False", 2), ("no", 2), (0, 2), (None, 3), (float("nan"), 3), ("perhaps", 2)],
+)
+def test_marks_of_responses_that_were_cut_off_are_read_as_flags(mark: object, left: int) -> None:
+    rows = [*tailored(2), {**tailored(3)[2], "complete": mark}]
+    for paper in ("pi", "pt"):
+        found = measured(paper, rows, by_wish)
+        assert found.figures[0].ours.n == left
+        said = "1 rows with a response that was cut off are left out"
+        assert (said in found.differs) is (left == 2)
+
+
+def test_lines_that_cannot_be_read_are_told(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    lines = ["{broken", '"a text"', *map(json.dumps, tailored(3)), "{broken"]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    for paper in ("pi", "pt"):
+        assert (
+            measured(paper, path, by_wish)
+            .differs[-1]
+            .startswith("3 rows that cannot be read: line 1")
+        )
+        few = measured(paper, path, by_wish, limit=3)
+        assert few.differs[-1].startswith("2 rows that cannot be read")
 
 
 @pytest.mark.heavy
