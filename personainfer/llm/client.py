@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
 from math import inf
@@ -69,7 +69,8 @@ _OPENAI_PREFIXES = ("openai/", "hosted_vllm/")  # litellm's names for "speaks th
 def _check_prices(prices: Any) -> Any:
     if prices is None:
         return None
-    if isinstance(prices, Iterator):  # it gives its numbers once
+    # An iterator gives its numbers once, a set in any order, and "12" would be 1 and 2.
+    if isinstance(prices, Iterator | str | bytes | Mapping | Set):
         raise ValueError
     try:
         prompt, completion = map(float, prices)

@@ -674,6 +674,12 @@ def test_replies_are_counted_and_cleared_under_the_name_the_user_gave(llm: FakeL
     assert pi.clear_cache(model="openai/fake") == 3
 
 
+@pytest.mark.parametrize("prices", ["12", b"12", {1.0, 2.0}, {1: "a", 2: "b"}, iter([1.0, 2.0])])
+def test_two_prices_are_a_pair_in_an_order(prices: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="prices="):
+        pi.LLM("m", api_base="http://127.0.0.1:9/v1", prices=prices)
+
+
 def test_an_llm_keeps_the_options_that_were_checked(llm: FakeLLM) -> None:
     """One dict may be for several models, and be filled further for the second."""
     body: dict[str, Any] = {"top_k": 20, "options": {"stop": ["a"]}}
