@@ -72,7 +72,8 @@ def own_columns(
         original: the user's frame, Arrow table or dataset; None: each row carries its columns. A source is
             returned as it is.
         gaps: whether some rows will be left out. A pandas index that only counts the rows then becomes a
-            column; otherwise the metadata of the Arrow table tells its start, stop and step.
+            column, except the labels 0, 1, … of an Arrow table; otherwise the metadata of the Arrow table
+            tells its start, stop and step.
         rows: the columns of each row, if they are at hand. They then have the same names in each piece as in
             all.
     """

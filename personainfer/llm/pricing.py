@@ -332,13 +332,11 @@ class ReplySize(NamedTuple):
         times: how many replies one call has.
         is_told: whether that is all. False: a field asks for thinking, or may ask for longer replies; they
             may take more tokens.
-        limit: what takes the place of `max_tokens`, if it is more; 0: nothing does.
     """
 
     more: int = 0
     times: int = 1
     is_told: bool = True
-    limit: int = 0
 
     @classmethod
     def of(cls, fields: Mapping[str, Any], max_tokens: int) -> ReplySize:
@@ -347,9 +345,7 @@ class ReplySize(NamedTuple):
         A field that is not known may be a limit of the reply by another name, if its number is no plain
         limit below `max_tokens`.
         """
-        others = {name: value for name, value in fields.items() if name not in _LIMITS}
-        limits = [fields[name] for name in _LIMITS if type(fields.get(name)) is int]
-        return cls._of_one("", others, max_tokens)._replace(limit=max([0, *limits]))
+        return cls._of_one("", fields, max_tokens)
 
     @classmethod
     def _of_one(cls, name: str, value: Any, max_tokens: int) -> ReplySize:
@@ -377,7 +373,7 @@ class ReplySize(NamedTuple):
 
     def most(self, asked: int) -> int:
         """Return the most tokens of all replies of a call; `asked`: of one reply without these fields."""
-        return self.times * (max(asked, self.limit) + self.more)
+        return self.times * (asked + self.more)
 
 
 def _spelled(name: str) -> str:
@@ -392,8 +388,6 @@ def _number(value: Any) -> float:
     return math.inf if isinstance(value, int) else 0.0
 
 
-# Limits of the whole reply, counted apart from other lengths.
-_LIMITS = ("max_tokens", "max_completion_tokens")
 _MOST_TOKENS = 2**53  # of a field: beyond it, prices could not be computed
 _LENGTHENS_NOTHING = frozenset(map(_spelled, _PLAIN_FIELDS))
 _REPLIES = frozenset(  # fields that ask for several replies

@@ -857,14 +857,6 @@ def test_labels_and_lengths_of_the_prompt_ask_for_no_longer_reply() -> None:
     assert size({"max_input_tokens": 9, "options": {"max_prompt_tokens": 9}}) == ReplySize()
 
 
-def test_a_limit_that_replaces_max_tokens_is_not_added_to_it() -> None:
-    for name in ("max_tokens", "max_completion_tokens"):
-        for limit in (100, 700):
-            told = size({name: limit, "n": 2})
-            assert told.is_told
-            assert told.most(500) == 2 * max(500, limit)
-
-
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
 def test_a_copy_in_this_process_has_the_same_budget(copied: Any) -> None:
     llm = pi.LLM("fake", api_base="http://127.0.0.1:9", prices=PRICES, budget=5.0)
