@@ -510,6 +510,7 @@ class Completion:
         counted: whether the endpoint told the tokens of prompt and completion.
         dialect: the version of the endpoint's dialect (the form in which it takes requests) in which the
             request was written; 0 once a reply had the form that was asked for.
+        written_tokens: the tokens of the prompt that the provider wrote into its cache, if it tells.
     """
 
     text: str
@@ -520,6 +521,7 @@ class Completion:
     reasoning_tokens: int = 0
     counted: bool = True
     dialect: int = 0
+    written_tokens: int = 0
 
 
 class Selector(Protocol):

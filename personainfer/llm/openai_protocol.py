@@ -275,7 +275,8 @@ def _completion(reply: Mapping[str, Any]) -> tuple[Completion, Json]:
     if not text.isascii():
         text.encode()
     usage = reply.get("usage")
-    asked, said, reasoning, counted = _counted(usage if isinstance(usage, dict) else {})
+    usage = usage if isinstance(usage, dict) else {}
+    asked, said, reasoning, counted = _counted(usage)
     completion = Completion(
         text,
         str(choice.get("finish_reason") or "stop"),
@@ -284,6 +285,7 @@ def _completion(reply: Mapping[str, Any]) -> tuple[Completion, Json]:
         _logprobs(choice["logprobs"]) if choice.get("logprobs") else None,
         reasoning,
         counted,
+        written_tokens=0 if usage.keys() <= _PLAIN_COUNTS else min(asked, _written(usage)),
     )
     return completion, message
 
@@ -389,6 +391,18 @@ def _counted(usage: Mapping[str, Any]) -> tuple[int, int, int, bool]:
     if unnamed > 0 and reasoning in (0, unnamed):
         return asked, said + unnamed, unnamed, counted
     return asked, max(said, reasoning), reasoning, counted
+
+
+_PLAIN_COUNTS = frozenset(("prompt_tokens", "completion_tokens", "total_tokens"))
+_WRITTEN = re.compile("cache.*(creat|writ)", re.IGNORECASE)
+
+
+def _written(usage: Mapping[str, Any]) -> int:
+    """Return how many tokens of the prompt the provider wrote into its cache, by whatever name it tells."""
+    details = usage.get("prompt_tokens_details")
+    told = {**usage, **details} if isinstance(details, dict) else usage
+    # One count may stand under several names.
+    return max((_tokens(told, name) or 0 for name in told if _WRITTEN.search(name)), default=0)
 
 
 def _logprobs(found: Any) -> Logprobs | None:

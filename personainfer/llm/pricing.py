@@ -33,6 +33,8 @@ class Price(NamedTuple):
         call: of a call, beside its tokens.
         longer: (tokens, prompt, completion, reasoning), with rising tokens: the prices of a call whose prompt
             has more tokens than these.
+        written: what a token of the prompt costs more if the provider writes it into its cache of prompts, as
+            a share of the price of one.
     """
 
     prompt: float
@@ -40,33 +42,51 @@ class Price(NamedTuple):
     reasoning: float = 0.0
     call: float = 0.0
     longer: tuple[tuple[float, float, float, float], ...] = ()
+    written: float = 0.0
 
     def cost(
-        self, prompt_tokens: float, completion_tokens: float, reasoning_tokens: float = 0
+        self,
+        prompt_tokens: float,
+        completion_tokens: float,
+        reasoning_tokens: float = 0,
+        written_tokens: float = 0,
     ) -> float:
-        """Return the USD of a call with these tokens. The `completion_tokens` include those of reasoning."""
+        """Return the USD of a call with these tokens.
+
+        The `prompt_tokens` include those that are written into a cache, the `completion_tokens` those of
+        reasoning.
+        """
         prompt, completion, reasoning = self.prompt, self.completion, self.reasoning
         for tokens, *dearer in self.longer:
             if prompt_tokens > tokens:
                 prompt, completion, reasoning = dearer
-        tokens_cost = prompt * prompt_tokens + completion * completion_tokens
+        asked = prompt_tokens + self.written * written_tokens
+        tokens_cost = prompt * asked + completion * completion_tokens
         return tokens_cost + reasoning * reasoning_tokens + self.call
 
     def plain(self, prompt_tokens: int, completion_tokens: int) -> float:
-        """Return the USD of these tokens without what calls, reasoning and long prompts cost more."""
+        """Return the USD of these tokens without what calls, reasoning, caches and long prompts cost more."""
         return self.prompt * prompt_tokens + self.completion * completion_tokens
 
     def most(self, prompt_tokens: int, max_tokens: int) -> float:
-        """Return the most USD that a call with `max_tokens` of a reply can cost: all may be reasoning."""
-        return self.cost(prompt_tokens, max_tokens, max_tokens)
+        """Return the most USD that a call with `max_tokens` of a reply can cost.
+
+        The whole reply may be reasoning, and the whole prompt be written into a cache.
+        """
+        return self.cost(prompt_tokens, max_tokens, max_tokens, prompt_tokens)
 
     def times(self, factor: float) -> Price:
         """Return a price in which all prices are multiplied by `factor`."""
         longer = tuple(
             (tokens, p * factor, c * factor, r * factor) for tokens, p, c, r in self.longer
         )
-        prompt, completion = self.prompt * factor, self.completion * factor
-        return Price(prompt, completion, self.reasoning * factor, self.call * factor, longer)
+        return self._replace(
+            prompt=self.prompt * factor,
+            completion=self.completion * factor,
+            reasoning=self.reasoning * factor,
+            call=self.call * factor,
+            longer=longer,
+        )
 
 
 @dataclass(slots=True)
@@ -105,7 +125,7 @@ class Tally:
         self.reasoning_tokens += completion.reasoning_tokens
         if self.price is None:
             return 0.0
-        cost = self.price.cost(asked, said, completion.reasoning_tokens)
+        cost = self.price.cost(asked, said, completion.reasoning_tokens, completion.written_tokens)
         self.beyond += cost - self.price.plain(asked, said)
         return cost
 
@@ -417,7 +437,7 @@ def find_price(
     if not _FREE_FIELDS.issuperset(told):
         return None
     tier = told.get("service_tier")
-    return _from_list(model, "" if tier in _PLAIN_TIERS else f"_{tier}")
+    return _from_list(model, "" if tier in _PLAIN_TIERS else f"_{tier}", told)
 
 
 def find_batch_price(
@@ -431,8 +451,10 @@ def find_batch_price(
     single = find_price(model, prices, fields)
     if single is None or prices is not None:
         return single and single.times(0.5)
-    is_plain = _flat(fields).get("service_tier") in _PLAIN_TIERS
-    return _from_list(model, "_batches") if is_plain else single
+    told = _flat(fields)
+    return (
+        _from_list(model, "_batches", told) if told.get("service_tier") in _PLAIN_TIERS else single
+    )
 
 
 def _flat(fields: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -447,7 +469,7 @@ def listed_provider(model: str) -> str:
     return str((_listed().get(model) or {}).get("litellm_provider") or "")
 
 
-def _from_list(model: str, ending: str) -> Price | None:
+def _from_list(model: str, ending: str, fields: Mapping[str, Any]) -> Price | None:
     """Return the prices of a model in litellm's list; None: the list does not tell them.
 
     The list has not every price with an ending. If it lacks one, a batch costs half of the price without the
@@ -457,6 +479,7 @@ def _from_list(model: str, ending: str) -> Price | None:
     Args:
         model: the name.
         ending: that of the names of the prices that are wanted, such as "_batches"; "": plain prices.
+        fields: those that the user adds to each request.
     """
     listed = _listed()
     model = model.removeprefix("litellm/")
@@ -496,9 +519,8 @@ def _from_list(model: str, ending: str) -> Price | None:
         above = f"_above_{thousands}k_tokens"
         asked, said = usd(f"input_cost_per_token{above}"), usd(f"output_cost_per_token{above}")
         longer.append((1000 * thousands, asked or prompt, said or completion, reasoning))
-    return Price(
-        prompt, completion, reasoning, _price_of_a_call(model, entry), tuple(sorted(longer))
-    )
+    call, written = _price_of_a_call(model, entry), _written(entry, fields)
+    return Price(prompt, completion, reasoning, call, tuple(sorted(longer)), written)
 
 
 _SEARCHES = re.compile("search-preview|search-api")
@@ -511,6 +533,15 @@ def _price_of_a_call(model: str, entry: Mapping[str, Any]) -> float:
     if entry.get("litellm_provider") == "perplexity" or _SEARCHES.search(model):
         call += max((entry.get("search_context_cost_per_query") or {"none": 0.0}).values())
     return call
+
+
+def _written(entry: Mapping[str, Any], fields: Mapping[str, Any]) -> float:
+    """Return `Price.written`, which is one share in all tiers, for a request with these fields."""
+    is_kept = fields.get("prompt_cache_retention") not in (None, "in_memory", "in-memory")
+    ends = ("", "_above_12hr") if is_kept else ("",)  # to keep it for a day may cost more
+    plain = float(entry.get("input_cost_per_token") or 0.0)
+    written = max(float(entry.get(f"cache_creation_input_token_cost{end}") or 0.0) for end in ends)
+    return max(0.0, written / plain - 1) if plain else 0.0
 
 
 @cache

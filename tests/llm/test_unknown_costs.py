@@ -327,6 +327,36 @@ def test_the_prices_of_the_list_are_those_of_dearer_calls_too(
     assert flexible.cost(10, 10) == 5 + 20
 
 
+WRITTEN: list[dict[str, Any]] = [
+    {"prompt_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 40}},
+    {"prompt_tokens_details": {"cache_creation_tokens": 40}, "cache_creation_input_tokens": 40},
+    {"prompt_tokens_details": None, "cacheWriteInputTokens": 40, "cache_creation": {"x": 1}},
+]
+
+
+@pytest.mark.parametrize("told", [*WRITTEN, {}, {"prompt_tokens_details": {"cached_tokens": 40}}])
+def test_what_a_provider_writes_into_its_cache_is_charged_at_the_dearer_price(
+    told: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = {
+        "input_cost_per_token": 1.0,
+        "input_cost_per_token_batches": 0.5,
+        "cache_creation_input_token_cost": 1.25,
+        "cache_creation_input_token_cost_above_12hr": 2.5,
+        "output_cost_per_token": 2.0,
+    }
+    monkeypatch.setattr("personainfer.llm.pricing._listed", lambda: {"m": listed})
+    usage = {"prompt_tokens": 100, "completion_tokens": 10, **told}
+    with FakeLLM(faults=[Fault.response({"choices": [SAID], "usage": usage})]) as server:
+        llm = pi.LLM("m", api_base=server.api_base, cache=False, budget=1e9)
+        ask(llm, 1)
+    assert llm.usage.cost == 100 + 20 + (40 * 0.25 if told in WRITTEN else 0)
+    kept = find_price("m", None, {"prompt_cache_retention": "24h"})
+    halves = find_batch_price("m", None)
+    assert (llm.price, halves, kept) != (None, None, None)
+    assert [one and one.most(100, 10) for one in (llm.price, halves, kept)] == [145, 72.5, 270]
+
+
 @each_way
 @pytest.mark.parametrize(
     "fields",
