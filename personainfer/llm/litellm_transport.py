@@ -10,6 +10,7 @@ import re
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import cached_property, lru_cache, partial
+from itertools import combinations
 from typing import Any
 from urllib.request import getproxies
 
@@ -407,9 +408,8 @@ class LiteLLMTransport(DialectTransport):
                 )
         asked = message_texts(json.loads(body)["messages"])
         if failure is None:
-            found = reply.model_dump(warnings=False)  # a warning would show the reply
             completion = read_answer(
-                found,
+                self._as_told(exchange, reply),
                 self.secrets,
                 lambda status, words: self._refusal(body, status, {}, words),
             )
@@ -422,14 +422,26 @@ class LiteLLMTransport(DialectTransport):
             failure = found
         raise failure
 
-    @staticmethod
-    def _told(exchange: Exchange, reply: Any) -> Completion | None:
+    def _as_told(self, exchange: Exchange, reply: Any) -> Json:
+        """Return a reply of litellm without the counts of tokens that it made up.
+
+        Where an answer has no counts, litellm counts the words that it sees by a tokenizer of its own.
+        """
+        found: Json = reply.model_dump(warnings=False)  # a warning would show the reply
+        usage = found.get("usage")
+        if isinstance(usage, dict) and exchange.answers and self.provider not in self._own():
+            told = _counts_in(exchange)
+            made_up = [name for name in _COUNTS if usage.get(name) and usage[name] not in told]
+            found["usage"] = {n: count for n, count in usage.items() if n not in made_up}
+        return found
+
+    def _told(self, exchange: Exchange, reply: Any) -> Completion | None:
         """Return what a call has taken, by what came over HTTP or what litellm made of it; None: unknown."""
         if exchange.answer is not None:
             found = taken_by(exchange.content, exchange.answer.status_code)
             if reply is None or (found is not None and found.counted):
                 return found
-        return None if reply is None else taken(reply.model_dump(warnings=False))
+        return None if reply is None else taken(self._as_told(exchange, reply))
 
     def _asked_models(self, fields: Json) -> _InstructorModels | None:
         """Take the schema that a request asks for out of its fields, and return its models for instructor.
@@ -713,6 +725,28 @@ def _size(content: bytes, sent: Any) -> int:
     if sent is None or rb"\u" not in content:
         return len(content)
     return len(json.dumps(sent, ensure_ascii=False).encode(errors="surrogatepass"))
+
+
+_COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
+_COUNT = re.compile(
+    rb'"\w{0,40}(?:token(?!_?id)|eval_count)\w{0,40}"\s{0,9}:\s{0,9}(\d{1,15})', re.IGNORECASE
+)
+_MOST_ADDED = 16  # counts at the end of an answer, of which there may be sums
+
+
+def _counts_in(exchange: Exchange) -> set[int]:
+    """Return the counts of tokens in an answer as it came, and the sums of two or three of them.
+
+    litellm adds up those of caches to the prompt, and those of thinking to the reply.
+    """
+    if exchange.answer is None:
+        return set()
+    headers = exchange.answer.headers.items()
+    counts = [int(text) for name, text in headers if "token-count" in name and text.isdecimal()]
+    counts += map(int, _COUNT.findall(exchange.content))
+    last = counts[-_MOST_ADDED:]
+    sums = (sum(some) for size in (2, 3) for some in combinations(last, size))
+    return {*counts, *sums}
 
 
 def _origin(url: Any) -> str:

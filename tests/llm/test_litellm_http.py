@@ -131,6 +131,91 @@ def test_an_error_that_tells_what_it_took_is_charged_with_any_provider(
     assert llm.usage.cost == pytest.approx(0.4)
 
 
+SAID = {"role": "assistant", "content": [{"type": "text", "text": "yes"}]}
+CONTENT = {"parts": [{"text": "yes"}], "role": "model"}
+OLLAMA = {"model": "x", "message": {"role": "assistant", "content": "yes"}, "done": True}
+TITAN = {"results": [{"outputText": "yes", "completionReason": "FINISH"}]}
+# Answers in which 30 tokens of a prompt and 10 of a reply are told, some of them in parts.
+TOLD: dict[str, dict[str, Any]] = {
+    "ollama_chat/x": {**OLLAMA, "prompt_eval_count": 30, "eval_count": 10},
+    "ollama/x": {"model": "x", "response": "yes", "prompt_eval_count": 30, "eval_count": 10},
+    "anthropic/claude-3-5-haiku-20241022": {
+        **SAID,
+        "id": "1",
+        "model": "x",
+        "stop_reason": "end_turn",
+        "usage": {
+            "input_tokens": 20,
+            "cache_creation_input_tokens": 7,
+            "cache_read_input_tokens": 3,
+            "output_tokens": 10,
+        },
+    },
+    "gemini/gemini-2.5-flash": {
+        "candidates": [{"content": CONTENT, "finishReason": "STOP"}],
+        "usageMetadata": {
+            "promptTokenCount": 30,
+            "candidatesTokenCount": 4,
+            "thoughtsTokenCount": 6,
+            "totalTokenCount": 40,
+        },
+    },
+    "bedrock/converse/x": {
+        "output": {"message": {"role": "assistant", "content": [{"text": "yes"}]}},
+        "stopReason": "end_turn",
+        "usage": {
+            "inputTokens": 20,
+            "cacheReadInputTokens": 3,
+            "cacheWriteInputTokens": 7,
+            "outputTokens": 10,
+            "totalTokens": 40,
+        },
+        "metrics": {"latencyMs": 5},
+    },
+    "bedrock/invoke/amazon.titan-text-express-v1": TITAN,
+    "cohere_chat/command-r": {
+        "message": SAID,
+        "finish_reason": "COMPLETE",
+        "usage": {"tokens": {"input_tokens": 30.0, "output_tokens": 10.0}},
+    },
+    "watsonx/x": {
+        "choices": [{"message": {"role": "assistant", "content": "yes"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 30, "completion_tokens": 10, "total_tokens": 40},
+    },
+    "text-completion-openai/x": {
+        "choices": [{"index": 0, "text": "yes", "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 30, "completion_tokens": 10, "total_tokens": 40},
+    },
+}
+
+
+@pytest.mark.parametrize(("provider", "answer"), TOLD.items(), ids=TOLD)
+def test_what_an_answer_tells_in_a_protocol_of_its_own_is_charged(
+    provider: str, answer: dict[str, Any]
+) -> None:
+    counts = {"input": "30", "output": "10"} if answer is TITAN else {}
+    headers = {f"X-Amzn-Bedrock-{name}-Token-Count": text for name, text in counts.items()}
+    with AnyServer(200, headers, json.dumps(answer).encode()) as server:
+        llm = llm_of(provider, server, prices=(10_000.0, 10_000.0))
+        assert llm.ask(MESSAGES).text == "yes"
+    assert llm.usage.cost == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize(
+    ("provider", "answer"),
+    [
+        ("ollama_chat/x", OLLAMA),
+        ("ollama_chat/x", {**OLLAMA, "prompt_eval_count": 30}),
+        ("bedrock/invoke/amazon.titan-text-express-v1", TITAN),
+    ],
+)
+def test_counts_that_litellm_makes_up_are_not_told(provider: str, answer: dict[str, Any]) -> None:
+    with AnyServer(200, body=json.dumps(answer).encode()) as server:
+        llm = llm_of(provider, server, prices=(0.0, 10_000.0), max_tokens=500)
+        assert llm.ask(MESSAGES).text == "yes"
+    assert llm.usage.cost == pytest.approx(5)
+
+
 @pytest.mark.parametrize(
     "provider", ["openai/x", "openrouter/x", "anthropic/claude-3-5-haiku-20241022"]
 )
