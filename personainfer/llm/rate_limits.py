@@ -483,7 +483,7 @@ class Account:
         rounds: see `Gate`.
         patience: seconds, see `Gate`.
         budget: what calls may cost; None: any amount.
-        keeps_beyond: whether `beyond` outlives the runs in which it was found out.
+        keeps_beyond: whether `beyond` and `added` outlive the runs in which they were found out.
 
     Attributes:
         gate: how many requests are let through, and the pauses that the endpoint asks for.
@@ -493,6 +493,8 @@ class Account:
         has_run: whether a model has answered a call of this caller's.
         beyond: the most tokens by which a reply was longer than it was asked to be. The budget reserves as
             many for those that follow.
+        added: the most tokens by which a prompt was longer than its bytes: the endpoint adds to prompts. The
+            budget reserves as many for those that follow.
     """
 
     def __init__(
@@ -512,23 +514,25 @@ class Account:
         self.tokens = TokenGuess()
         self.has_run = False
         self.beyond = 0
+        self.added = 0
         self._keeps_beyond = keeps_beyond
         renew_in_forks(self)
 
     def begin(self) -> bool:
-        """Begin a run. If no other run is open, forget the endpoint's refusals and `beyond`.
+        """Begin a run. If no other run is open, forget the endpoint's refusals, `beyond` and `added`.
 
-        An endpoint that was given up is tried again in any case. `beyond` is kept with `keeps_beyond`, that
-        is if the fields of requests do not tell how long replies may be: only replies tell it.
+        An endpoint that was given up is tried again in any case. Both are kept with `keeps_beyond`, that is
+        if the fields of requests do not tell how long replies may be: only replies tell it.
 
         Returns:
-            Whether `beyond` was forgotten, and the next reply should tell it before others are asked for.
+            Whether one was forgotten, and the next reply should tell it before others are asked for.
         """
         beside_others = self.in_flight.has_runs
         self.gate.reset(beside_others=beside_others)
         if beside_others or self._keeps_beyond:
             return False
-        forgotten, self.beyond = self.beyond, 0
+        forgotten = self.beyond + self.added
+        self.beyond = self.added = 0
         return forgotten > 0
 
     def renew_in_fork(self) -> None:

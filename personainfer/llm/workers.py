@@ -56,7 +56,7 @@ _MORE_ROOM = 2  # times max_tokens for a reply that was cut off
 _WORKER_STAGGER_S = 0.0008  # between the first requests of two workers
 _REFUSALS = 3  # for going too fast, in a row, after which a request waits until others are sent
 _WINDOW = 60.0  # seconds without an answered row after which nothing of a limit a minute is used up
-_MOST_BEYOND = 2**17  # tokens of a reply beyond what was asked for: larger counts are not believed
+_MOST_BEYOND = 2**17  # tokens beyond what was expected: larger counts are not believed
 _SHORT = Message(role="user", content="?")  # neither too long nor offensive
 
 
@@ -91,7 +91,8 @@ class _OnItsWay:
 
     Attributes:
         body: the bytes.
-        prompt: the most tokens of its prompt.
+        prompt: the most tokens of its prompt, by its bytes.
+        added: tokens beyond these, which endpoints add: as many as to an earlier prompt.
         asked: the most tokens of its reply, by what it asks for.
         most: the most tokens of its reply, with those by which earlier replies went beyond what was asked
             for.
@@ -102,6 +103,7 @@ class _OnItsWay:
 
     body: bytes
     prompt: int
+    added: int
     asked: int
     most: int
     reserved: float | None = None
@@ -546,7 +548,7 @@ class Workers:
         budget, requests, tokens = self._bounds
         asked = self._asked_tokens(job)
         prompt = max(most_tokens(body), job.written)
-        way = _OnItsWay(body, prompt, asked, asked + account.beyond)
+        way = _OnItsWay(body, prompt, account.added, asked, asked + account.beyond)
         used: Completion | None = None
         failure: BaseException | None = None
         is_watched = is_watched and not self._refusals.is_over
@@ -554,7 +556,7 @@ class Workers:
             await self._refusals.enter()
         try:
             if budget is not None:
-                way.reserved = await budget.reserve(self._tally.most(prompt, way.most))
+                way.reserved = await budget.reserve(self._tally.most(prompt + way.added, way.most))
             guess = partial(account.tokens.of, len(body), asked)
             for window in (requests, tokens):
                 if window is not None:
@@ -612,22 +614,21 @@ class Workers:
         Raises:
             ModelError: it names none, and a budget was reserved for it: the reply could cost any amount.
             RequestRejectedError: the prompt has more bytes than the budget has left beside other calls, or
-                the reply may take more tokens than were reserved: while the request waited, another one
-                showed that the model reasons, or keeps no limit. It is sent again with a new reservation.
+                prompt or reply may take more tokens than were reserved: while the request waited, another one
+                showed that the model reasons, or keeps no limit, or that the endpoint adds to prompts. It is
+                sent again with a new reservation.
         """
         if size or not has_limit:
             if not has_limit and way.reserved is not None:
                 raise _without_limit()
             self._reserve_bytes(job, way, size)
             return
-        if (
-            checks
-            and way.reserved is not None
-            and self._asked_tokens(job) + self._account.beyond > way.most
-        ):
-            error = RequestRejectedError("the reply may take more tokens than were reserved.")
-            error.rewritten = True
-            raise error
+        if checks and way.reserved is not None:
+            asked = self._asked_tokens(job) + self._account.beyond
+            if asked > way.most or self._account.added > way.added:
+                error = RequestRejectedError("the call may take more tokens than were reserved.")
+                error.rewritten = True
+                raise error
         self._tally.calls += not way.sent
         way.sent = True
         for window, place in way.places:
@@ -638,7 +639,7 @@ class Workers:
         budget = self._bounds.budget
         if budget is None or way.reserved is None or size <= way.prompt:
             return
-        more = self._tally.most(size, way.most) - way.reserved
+        more = self._tally.most(size + way.added, way.most) - way.reserved
         if not budget.reserve_more(more):
             job.written = size
             error = RequestRejectedError("the prompt may take more tokens than were reserved.")
@@ -659,9 +660,11 @@ class Workers:
             spent, account.has_run = self._tally.add(used), True
             beyond = min(used.completion_tokens - way.asked, _MOST_BEYOND)
             account.beyond = max(account.beyond, beyond)
+            added = min(used.prompt_tokens - way.prompt, _MOST_BEYOND)
+            account.added = max(account.added, added)
         is_unknown = cost_is_unknown(used, failure)
         if way.sent and is_unknown and not self._takes_none:
-            spent = self._tally.assume(way.prompt, way.most, spent)
+            spent = self._tally.assume(way.prompt + way.added, way.most, spent)
         if budget is not None and way.reserved is not None:
             budget.settle(way.reserved, spent)
         for window, place in way.places:

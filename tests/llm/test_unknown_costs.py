@@ -965,11 +965,36 @@ def test_what_a_reply_took_beyond_what_was_asked_is_reserved_in_its_run_alone() 
         assert server.calls == 2
 
 
+@each_way
+def test_prompts_that_an_endpoint_makes_longer_are_reserved_so_from_then_on() -> None:
+    """A gateway's own system message, or what it finds for a question: here 20,000 tokens, 200 USD."""
+    with FakeLLM(Reply("fine", prompt_tokens=20_000, completion_tokens=5)) as server:
+        llm = fake(server, budget=1000.0, max_concurrency=2)
+        for runs in (1, 2, 3):
+            replies = ask(llm, 40)
+            assert "budget" in str(replies[-1].error)
+            assert llm.account.bounds.budget is not None
+            # What was in flight when it was first told, and one call at the beginning of a later run.
+            assert llm.account.bounds.budget.spent < 1000 + 200 * runs
+    assert 4 <= server.calls <= 6
+
+
+def test_a_call_that_tells_nothing_counts_with_what_the_endpoint_adds_to_prompts() -> None:
+    said: dict[str, Any] = {"choices": [SAID]}
+    told = {**said, "usage": {"prompt_tokens": 20_000, "completion_tokens": 5}}
+    with FakeLLM(faults=[Fault.response(told), Fault.response(said)]) as server:
+        llm = fake(server, budget=1000.0, max_concurrency=1)
+        ask(llm, 2)
+    assert llm.usage.cost is not None
+    assert llm.usage.cost > 2 * 200
+
+
 def test_a_count_that_no_reply_can_have_is_not_reserved_for_others() -> None:
-    with FakeLLM(Reply("fine", prompt_tokens=3, completion_tokens=2**31)) as server:
+    with FakeLLM(Reply("fine", prompt_tokens=2**31, completion_tokens=2**31)) as server:
         llm = fake(server)
         ask(llm, 1)
         assert 0 < llm.account.beyond < 2**20
+        assert 0 < llm.account.added < 2**20
 
 
 def test_a_short_request_that_was_not_sent_does_not_prove_an_endpoint_alive(
