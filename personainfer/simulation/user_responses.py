@@ -11,6 +11,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any, Unpack
 
 import numpy as np
@@ -23,8 +24,10 @@ from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
 from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..llm.requests import Request
+from ..personas.placement import prompt_messages
 from ..records import FloatArray, Prompt, Record
 from ..scoring.interfaces import check_rows
+from ..tailoring.responses import read_prompts
 from ..users.prefixes import Prefix
 from .reward_matrix import RewardMatrix, Scorer, scored
 from .simulated_users import SimulatedUsers
@@ -58,7 +61,9 @@ def respond_to_users(
 ) -> list[UserResponse]:
     """Let a model answer each prompt for each user, after each prefix.
 
-    Equal requests, such as those without a prefix, are sent once. If a request fails, its rows have an error.
+    Equal requests, such as those without a prefix, are sent once. If a request fails, or a prompt cannot be
+    read, its rows have an error. Prompts are sent as `tailor_responses` sends them: marks of chat templates
+    are broken up, and tool calls are JSON in their turn.
 
     Args:
         prefixes: name of a baseline -> prefix from `persona_prefix`.
@@ -81,20 +86,23 @@ def respond_to_users(
     users = list(users) if isinstance(users, Mapping) else read_items("users", users)
     prompts = read_items("prompts", prompts)
     _check_asked(prefixes, users, prompts)
-    asked = [
-        (name, user, place, prefix.messages(user, prompt))
+    readable, problems = read_prompts(dict(enumerate(prompts)))
+    asked = {
+        (name, user, place): prefix.around(prefix.text(user, prompt), prompt_messages(prompt))
         for name, prefix in prefixes.items()
         for user in users
-        for place, prompt in enumerate(prompts)
-    ]
-    distinct = list(dict.fromkeys(messages for *_, messages in asked))
+        for place, prompt in readable.items()
+    }
+    distinct = list(dict.fromkeys(asked.values()))
     replies = make_llm(model, options).ask_many(Request(messages) for messages in distinct)
     said = dict(zip(distinct, replies, strict=True))
     rows = []
-    for name, user, place, messages in asked:
-        reply = said[messages]
-        text = None if reply.error else str(reply.value)
-        error = str(reply.error) if reply.error else None
+    for name, user, place in product(prefixes, users, range(len(prompts))):
+        text, error = None, problems.get(place)
+        if error is None:
+            reply = said[asked[name, user, place]]
+            text = None if reply.error else str(reply.value)
+            error = str(reply.error) if reply.error else None
         rows.append(
             UserResponse(baseline=name, user=user, prompt=place, response=text, error=error)
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Unpack
 
 from ..arguments import CountFromZero, check_argument, check_text, takes_options
 from ..data.table import PersonaTable
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     import pandas
 
 Someone = Persona | str | None
+Id = TypeVar("Id")
 PersonaSource = Literal["gold", "retrieved", "system", "none"]
 
 _SOURCES = ("gold", "retrieved", "system", "none")
@@ -91,7 +92,7 @@ class TailoredResponses(Mapping[str, str | None]):
             MissingExtraError: pandas is not installed.
         """
         pd = MissingExtraError.require("pandas")
-        readable, _ = _readable(self.prompts)
+        readable, _ = read_prompts(self.prompts)
         texts = {id: prompt_text(prompt) for id, prompt in readable.items()}
         said = {id: None if who is None else str(who) for id, who in self.personas.items()}
         columns: dict[str, Mapping[str, Any]] = {
@@ -168,7 +169,7 @@ def tailor_responses(
     if not given:
         raise InvalidArgumentError("prompts= is empty: there is nothing to answer.")
     people = _given_personas(given, have_ids, prompts, personas, side, system_persona)
-    asked, problems = _readable(given)
+    asked, problems = read_prompts(given)
     count = max(shots, 1 if source == "retrieved" else 0)
     shown = _nearest(asked, train, side, count) if count and train is not None else {}
     if source == "retrieved":
@@ -216,10 +217,10 @@ def _given_prompts(prompts: object) -> tuple[dict[str, Any], bool]:
     return {id: pair and pair.prompt for id, pair in zip(ids, pairs, strict=True)}, have_ids
 
 
-def _readable(given: Mapping[str, Any]) -> tuple[dict[str, Prompt], dict[str, str]]:
+def read_prompts(given: Mapping[Id, Any]) -> tuple[dict[Id, Prompt], dict[Id, str]]:
     """Return id -> prompt for prompts that can be answered, and id -> problem for the others."""
-    asked: dict[str, Prompt] = {}
-    problems: dict[str, str] = {}
+    asked: dict[Id, Prompt] = {}
+    problems: dict[Id, str] = {}
     for id, value in given.items():
         try:
             prompt = read_prompt(value)
