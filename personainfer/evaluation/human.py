@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import random
+import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,7 +50,8 @@ RATINGS = ("plausible", "applicable", "harmful", "overfit")
 _FIELDS: dict[str, tuple[str, ...]] = {"choice": ("choice",), "rating": RATINGS}
 _CHOICES = ("1", "2", "neither")
 _SHOWN = ("item", "persona", "prompt", "response_1", "response_2")
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet may run a cell that begins so
+_FORMULA = ("=", "+", "-", "@")  # a spreadsheet may run a cell that begins so
+_CELL_BEGIN = re.compile(r'[;\t\r\n][\s";]*')  # in a text that is split where it should not be
 
 
 class RatingSheet(NamedTuple):
@@ -204,10 +206,21 @@ def _items(table: PersonaTable, sides: Sequence[Side]) -> list[tuple[int, Side]]
     ]
 
 
-def _is_formula(text: str) -> bool:
-    """Whether a spreadsheet may run a cell. Some skip blanks, or read full-width signs as usual ones."""
+def _safe_cell(text: str) -> str:
+    """Return the text of a cell with an apostrophe before what a spreadsheet could run as a formula.
+
+    Some skip blanks, or read full-width signs as usual ones. One that separates cells by semicolons or tabs
+    begins a cell after each of them, and a row after each line break, whatever is in quotes.
+    """
+    inner = _CELL_BEGIN.sub(
+        lambda run: run[0] + "'" * _is_sign(text[run.end() : run.end() + 1]), text
+    )
     begin = text.lstrip("\n \u3000\xa0")[:1]
-    return text.startswith(_FORMULA) or normalize("NFKC", begin).startswith(_FORMULA)
+    return f"'{inner}" if text.startswith(("\t", "\r")) or _is_sign(begin) else inner
+
+
+def _is_sign(begin: str) -> bool:
+    return normalize("NFKC", begin).startswith(_FORMULA)
 
 
 def _write_csv(path: Path, shown: Sequence[Mapping[str, str]], fields: Sequence[str]) -> None:
@@ -215,9 +228,7 @@ def _write_csv(path: Path, shown: Sequence[Mapping[str, str]], fields: Sequence[
         writer = csv.writer(file)
         writer.writerow([*_SHOWN, *fields])
         for row in shown:
-            texts = [
-                f"'{text}" if _is_formula(text) else text for text in map(visible, row.values())
-            ]
+            texts = [_safe_cell(visible(text)) for text in row.values()]
             writer.writerow([*texts, *("" for _ in fields)])
 
 

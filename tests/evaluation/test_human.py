@@ -399,12 +399,47 @@ def test_a_sheet_that_nobody_filled_in_is_told(tmp_path: Path) -> None:
         read_rating_sheet(sheet.key, [wrong])
 
 
-@pytest.mark.parametrize("text", ["=1+1", "\n=1+1", " =1+1", "\uff1d1+1", "\t1", "\uff20x"])
+@pytest.mark.parametrize("text", ["=1+1", " =1+1", "\uff1d1+1", "\t1", "\uff20x"])
 def test_cells_that_a_spreadsheet_may_run_are_texts(tmp_path: Path, text: str) -> None:
     pair = pi.Preference(prompt=text, chosen="a", rejected="b")
     sheet = write_rating_sheet(pi.PersonaTable([row(0, preference=pair)]), tmp_path / "sheet")
     with sheet.csv.open(encoding="utf-8-sig", newline="") as file:
         assert all(one["prompt"] == f"'{text}" for one in csv.DictReader(file))
+
+
+RUN = "=cmd|'/C calc'!A0"
+
+
+@pytest.mark.parametrize(
+    ("text", "cell"),
+    [
+        (f"a;{RUN};b", f"a;'{RUN};b"),
+        (f"a list:\n{RUN};\nb", f"a list:\n'{RUN};\nb"),
+        (f"\n\n{RUN}", f"'\n\n'{RUN}"),
+        ("x\t=1+1\ty", "x\t'=1+1\ty"),
+        ('a; "\uff1d1+1";@x', "a; \"'\uff1d1+1\";'@x"),
+        ("- one\n- two", "'- one\n'- two"),
+        ("a = b, -1; c\n\nd - e", "a = b, -1; c\n\nd - e"),
+    ],
+)
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_a_sheet_that_is_split_elsewhere_has_no_formula(
+    tmp_path: Path, text: str, cell: str, separator: str
+) -> None:
+    """A spreadsheet splits by the semicolons of its locale, and so at line breaks within quotes."""
+    pair = pi.Preference(prompt=text, chosen="a", rejected="b")
+    sheet = write_rating_sheet(pi.PersonaTable([row(0, preference=pair)]), tmp_path / "sheet")
+    with sheet.csv.open(encoding="utf-8-sig", newline="") as file:
+        read = [*csv.reader(file, delimiter=separator)]
+    cells = [each.strip().strip('"').strip() for one in read for each in one]
+    assert not [each for each in cells if each[:1] in {*"=+-@\uff1d"}]
+    if separator == ",":
+        assert {one[2] for one in read[1:]} == {cell}
+
+
+def test_a_sheet_of_very_many_line_breaks_is_written_at_once(tmp_path: Path) -> None:
+    pair = pi.Preference(prompt="a" + "\n;" * 100_000, chosen="a", rejected="b")
+    write_rating_sheet(pi.PersonaTable([row(0, preference=pair)]), tmp_path / "sheet")
 
 
 def test_the_numbers_of_a_sheet_may_be_of_numpy(tmp_path: Path) -> None:

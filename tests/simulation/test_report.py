@@ -498,7 +498,10 @@ def test_the_listed_rows_can_be_downloaded(browser: Any, tmp_path: Path) -> None
     from selenium.webdriver.support.ui import WebDriverWait
 
     pair = pi.Preference(
-        prompt=" \uff1dcmd()", chosen='He said "yes",\nand left', rejected="No", id="é"
+        prompt=" \uff1dcmd()",
+        chosen='He said "yes",\nand left',
+        rejected="a;b\n\n \uff1dcmd;@x",
+        id="é",
     )
     rows = [pi.PersonaRow(0, pair, chosen=persona(TRAITS[0])), *list(table(3))[1:]]
     made = pi.PersonaTable(rows)
@@ -517,6 +520,7 @@ def test_the_listed_rows_can_be_downloaded(browser: Any, tmp_path: Path) -> None
         [record] = csv.DictReader(file)
     assert (record["id"], record["chosen"]) == ("é", pair.chosen)
     assert record["prompt"] == "' \uff1dcmd()"  # text to a spreadsheet, no formula
+    assert record["rejected"] == "a;b\n\n '\uff1dcmd;'@x"  # also to one that splits by semicolons
 
 
 @pytest.mark.heavy
