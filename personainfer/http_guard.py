@@ -446,7 +446,8 @@ def redirect_error(status: int, headers: Mapping[str, str]) -> ModelNotFoundErro
         f"the endpoint redirects{to} ({status}), and redirects are not followed.",
         hint="Check api_base=. If you trust the other address, give that one.",
     )
-    error.fatal = True
+    # A firewall redirects a row whose words it refuses to a page of its own.
+    error.fatal = error.is_refusal = error.is_doubtful = True
     return error
 
 

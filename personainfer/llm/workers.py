@@ -413,6 +413,7 @@ class Workers:
         """Return whether to send a request again after the endpoint seemed to refuse all, for going too fast.
 
         If the endpoint refuses a short request as well, no more requests are sent, and this returns False.
+        It may be one row that is told to wait for hours: it is larger than what is left of a limit a day.
 
         Args:
             job: the request.
@@ -422,7 +423,7 @@ class Workers:
         Raises:
             RequestRejectedError: only this request is refused. It may be larger than the limit of a minute.
         """
-        if not (isinstance(error, RateLimitError) and error.given_up and self._refusals.is_over):
+        if not (isinstance(error, RateLimitError) and error.given_up):
             return False
         if self._dead is None and not _is_answer(await self._short_error(job, reopen=True)):
             self._dead = error
@@ -431,14 +432,14 @@ class Workers:
             return False
         told_to_wait = job.refusals > before and error.retry_after is not None
         if told_to_wait or job.refusals >= _REFUSALS:
-            raise self._too_large(job, error) from None
+            raise self._refused_alone(error) from None
         return True
 
     @staticmethod
-    def _too_large(job: Job, error: ModelError) -> RequestRejectedError:
+    def _refused_alone(error: ModelError) -> RequestRejectedError:
         return RequestRejectedError(
-            f"refused {job.refusals} times, although the endpoint takes other requests: {error.message}",
-            hint="It may be larger than what the endpoint takes in a minute.",
+            f"refused, although the endpoint takes other requests: {error.message}",
+            hint="It may be larger than what the endpoint takes in a minute, or go to another model there.",
         )
 
     async def _check_size(self, job: Job, error: ModelError) -> None:
@@ -459,7 +460,7 @@ class Workers:
             return
         if _is_answer(await self._short_error(job, reopen=True)):
             self._too_long = min(length, self._too_long)
-            raise self._too_large(job, error) from None
+            raise self._refused_alone(error) from None
 
     async def _check_whose(self, job: Job, error: ModelError) -> None:
         """Raise an error of this request alone if its refusal would end the run, but others are taken.
@@ -572,7 +573,11 @@ class Workers:
                 return used
             except RateLimitError as error:
                 job.refusals += not error.loading
-                account.gate.refused(entered, error)
+                try:
+                    account.gate.refused(entered, error)
+                except RateLimitError:  # it was this request that used up the patience
+                    job.refusals = max(job.refusals, _REFUSALS * error.loading)
+                    raise
                 raise
             except ReplyError as error:
                 account.gate.accepted()

@@ -277,7 +277,7 @@ def test_an_endpoint_that_asks_for_an_hour_is_given_up() -> None:
 
 
 def test_after_giving_up_a_new_call_tries_again() -> None:
-    faults = [Fault.rate_limit(3600)]
+    faults = [Fault.rate_limit(3600)] * 2  # of the request, and of the short one that tells why
     with FakeLLM(faults=faults) as server:
         model = fake(server)
         with pytest.raises(RateLimitError):

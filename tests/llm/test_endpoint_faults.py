@@ -991,6 +991,56 @@ def test_a_firewall_that_refuses_the_words_of_one_row_ends_no_run(status: int, e
         assert server.calls == (3 if ends else 4)
 
 
+@each_way
+@pytest.mark.parametrize("place", [0, 1])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Fault.response("", 302, {"Location": "https://firewall.example/blocked"}),
+        Fault.response("", 304),
+        Fault.rate_limit(retry_after=3600),
+        Fault.response("", 500, {"Retry-After": "3600"}),
+    ],
+    ids=["a page of a firewall", "not modified", "for an hour", "fails for an hour"],
+)
+def test_a_row_that_is_redirected_or_told_to_wait_for_hours_costs_itself(
+    fault: Fault, place: int
+) -> None:
+    """Also if it is the first one: a short request tells whether the endpoint takes others."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        return fault if "odd" in body["messages"][-1]["content"] else "fine"
+
+    texts = ["row 1", "row 2", "row 3"]
+    texts.insert(place, "odd")
+    with FakeLLM(reply) as server:
+        llm = pi.LLM("m", api_base=server.api_base, cache=False, max_attempts=1, max_concurrency=1)
+        replies = llm.ask_many([([{"role": "user", "content": one}],) for one in texts])
+        assert server.calls == 5
+    assert [one.text for one in replies] == ["" if one == "odd" else "fine" for one in texts]
+    assert "although the endpoint takes other requests" in str(replies[place].error)
+
+
+@pytest.mark.heavy
+@each_way
+def test_a_row_whose_model_never_loads_costs_itself() -> None:
+    """A gateway may send a row to a model of its own."""
+    refused = 0
+
+    def reply(body: dict[str, Any]) -> Any:
+        nonlocal refused
+        if "Question 1?" not in body["messages"][-1]["content"]:
+            return GOOD
+        refused += 1
+        return Fault.response(openai_error("Loading model"), 503)
+
+    with FakeLLM(reply) as server:
+        table = infer(server, 4, max_concurrency=1, patience=0.6)
+    assert table.failed_places() == [1]
+    assert "not loaded its model" in str(table[1].error)
+    assert refused < 20
+
+
 APART = {
     'prompt rejected, blocked words: "api key", "invalid"': (
         400,
