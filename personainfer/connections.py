@@ -20,6 +20,7 @@ from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies, getproxies_environment, proxy_bypass
+from weakref import WeakSet
 
 import tenacity
 
@@ -228,14 +229,26 @@ _sending: ContextVar[_Sending] = ContextVar("personainfer.connections.sending")
 
 @cache
 def _connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnector]]:
-    """Make classes of connectors that call `is_sent` when a request has a connection."""
+    """Make classes of connectors that call `is_sent` when a request has a connection.
+
+    They use no kept connection on which something came unasked: aiohttp would take it for the answer to the
+    next request.
+    """
     import aiohttp
 
     class Telling(aiohttp.BaseConnector):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self._used: WeakSet[Any] = WeakSet()
+
         async def connect(
             self, req: aiohttp.ClientRequest, traces: Any, timeout: aiohttp.ClientTimeout
         ) -> Any:
-            connection = await super().connect(req, traces, timeout)
+            connection: Any = await super().connect(req, traces, timeout)
+            while connection.protocol in self._used and connection.protocol.should_close:
+                connection.close()
+                connection = await super().connect(req, traces, timeout)
+            self._used.add(connection.protocol)
             try:
                 _sending.get().is_sent()
             except BaseException:

@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, TypeVar
 from weakref import WeakSet
 
@@ -32,11 +32,12 @@ def the_loop() -> asyncio.AbstractEventLoop:
     """
     global _current
     with _lock:
-        if _current is None or _current[0] != os.getpid():
+        # What runs on the loop, such as a provider of the user's, may have stopped it.
+        if _current is None or _current[0] != os.getpid() or not _current[2].is_alive():
             loop = asyncio.new_event_loop()
             # Some libraries block a thread for each call; names of hosts are looked up there, too.
             loop.set_default_executor(ThreadPoolExecutor(_BLOCKING, "personainfer-blocking"))
-            thread = threading.Thread(target=loop.run_forever, name="personainfer", daemon=True)
+            thread = threading.Thread(target=_run, args=(loop,), name="personainfer", daemon=True)
             try:
                 with thread_errors():
                     thread.start()
@@ -45,6 +46,19 @@ def the_loop() -> asyncio.AbstractEventLoop:
                 raise
             _current = (os.getpid(), loop, thread)
         return _current[1]
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """Run the loop until it is stopped.
+
+    A task that raises SystemExit or KeyboardInterrupt keeps it as its error, so whoever waits for the task
+    gets it; asyncio raises it here as well, which would end the loop for all other tasks.
+    """
+    ended = False
+    while not ended:
+        with suppress(SystemExit, KeyboardInterrupt):
+            loop.run_forever()
+            ended = True
 
 
 @contextmanager
@@ -178,17 +192,16 @@ class Deadlines:
     def stop(self, task: asyncio.Task[Any]) -> None:
         """End the deadline of a task that `start` returned."""
         del self._ends[task]
-        self._late.discard(task)
+        if task in self._late:
+            self._late.remove(task)
+            task.uncancel()  # also if another error took the place of the cancellation
         if not self._ends and self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def has_passed(self, task: asyncio.Task[Any]) -> bool:
-        """Whether a task was cancelled for its deadline alone.
-
-        If so, this call undoes the cancellation (`asyncio.Task.uncancel`).
-        """
-        return task in self._late and task.uncancel() == 0
+        """Whether a task was cancelled for its deadline alone. `stop` undoes the cancellation."""
+        return task in self._late and task.cancelling() == 1
 
     def _set_timer(self, loop: asyncio.AbstractEventLoop, when: float) -> None:
         if self._timer is not None:

@@ -1,6 +1,7 @@
 """Waiting for the loop, and the deadlines of its tasks."""
 
 import asyncio
+import contextlib
 import socket
 import time
 from collections.abc import Callable
@@ -83,6 +84,51 @@ async def test_a_cancelled_task_is_not_taken_for_a_late_one() -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_a_time_limit_that_another_error_answers_cuts_nothing_short_later() -> None:
+    """A provider of the user's may turn its cancellation into an error of its own."""
+    deadlines = Deadlines()
+
+    async def refuse() -> None:
+        task = deadlines.start(0.01)
+        try:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(60.0)
+        finally:
+            deadlines.stop(task)
+
+    await refuse()
+    assert await limited(deadlines, 0.01, 60.0) == "late"
+
+
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), KeyboardInterrupt()], ids=lambda one: str(type(one))
+)
+def test_a_judge_that_ends_the_program_is_heard_by_the_caller_alone(error: BaseException) -> None:
+    async def ends(*_: Any) -> int:
+        raise error
+
+    async def ends_later() -> None:
+        raise error
+
+    with pytest.raises(type(error)):
+        pi.compare_responses(["p"], ["a"], ["b"], ends)
+    event_loop.start(ends_later())  # as a task of a library, for which nobody waits
+    answered = asyncio.run_coroutine_threadsafe(judge(), event_loop.the_loop())
+    assert answered.result(timeout=10) == 1
+
+
+def test_a_loop_that_was_stopped_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(event_loop, "_current", None)
+    for _ in range(2):
+        loop = event_loop.the_loop()
+        assert event_loop.run(judge()) == 1
+        ended = event_loop.thread()
+        assert ended is not None
+        loop.call_soon_threadsafe(loop.stop)
+        ended.join(timeout=10)
+        loop.close()
 
 
 @pytest.mark.heavy

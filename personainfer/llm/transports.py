@@ -34,6 +34,7 @@ from ..exceptions import (
     ModelNotFoundError,
     ReplyError,
     RequestRejectedError,
+    TransportError,
     keeps_no_cause,
     reads,
     visible,
@@ -234,15 +235,20 @@ class DialectTransport:
         """Await `work`, for up to `timeout` seconds.
 
         Raises:
-            TransportError: the time is up: `name` did not answer. `work` is cancelled.
+            TransportError: the time is up: `name` did not answer. `work` is cancelled. Or something within
+                `work` was cancelled, such as a task of a library, and this task was not.
         """
         task = self._deadlines.start(timeout)
         try:
             return await work
         except asyncio.CancelledError:
-            if not self._deadlines.has_passed(task):
+            if self._deadlines.has_passed(task):
+                raise no_answer(name, timeout) from None
+            if task.cancelling():
                 raise
-            raise no_answer(name, timeout) from None
+            broken = TransportError(f"the call to {name} was broken off from within.")
+            broken.unanswered = True
+            raise broken from None
         finally:
             self._deadlines.stop(task)
 

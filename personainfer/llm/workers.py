@@ -241,13 +241,20 @@ class Workers:
             self._tasks.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
     async def _serve(self, job: Job) -> None:
-        """Have a job answered. An error of the cache, or a bug, is set as `fatal`, and ends the run."""
+        """Have a job answered. An error of the cache, or a bug, is set as `fatal`, and ends the run.
+
+        Only `_stop` cancels a worker. A validator of the user's may raise CancelledError at other times: then
+        the job has an error, since the caller waits for a reply.
+        """
         try:
             await self._reply_to(job)
         except _LaterError:
             self._later.append(job)
         except asyncio.CancelledError:
-            raise
+            if not self._open:
+                raise
+            self._tally.errors += 1
+            job.reply = Reply(error=ModelError("the call was cancelled from within."))
         except BaseException as error:  # the cache failed, or a bug: the caller must not wait
             self.fatal = error
         self._tell()

@@ -22,7 +22,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, field_validator
 
 import personainfer as pi
 from personainfer import event_loop
@@ -910,6 +910,29 @@ def test_a_cache_in_the_folder_of_no_user_is_said() -> None:
         pi.LLM("m", api_base="http://127.0.0.1:9/v1", cache_dir="~no-such-user/x")
 
 
+class Cancelling(BaseModel):
+    text: str
+
+    @field_validator("text")
+    @classmethod
+    def cancel(cls, _: str) -> str:
+        raise asyncio.CancelledError
+
+
+def test_a_cancellation_that_is_not_of_the_run_is_an_error_of_its_row(llm: FakeLLM) -> None:
+    """The caller would wait for that reply without end."""
+
+    def doubt(_: Any) -> str:
+        raise asyncio.CancelledError
+
+    asked = [pi.Message(role="user", content="q")]
+    requests = [Request(asked, Cancelling), Request(asked, doubt=doubt), Request(asked, sample=1)]
+    model = pi.LLM("fake", api_base=llm.api_base, cache=False)
+    replies = model.ask_many(requests)
+    assert [one.error is None for one in replies] == [False, False, True]
+    assert "cancelled from within" in str(replies[0].error)
+
+
 def test_in_a_fork_no_request_waits_for_one_of_the_parent() -> None:
     """The parent was learning what the endpoint takes when it was forked, and had a request under way."""
     dialect, bodies = Dialect("m"), [b'{"seed": 1, "n": 1}', b'{"seed": 1, "n": 2}']
@@ -920,7 +943,7 @@ def test_in_a_fork_no_request_waits_for_one_of_the_parent() -> None:
         return error
 
     async def ask(body: bytes, *, is_refused: bool) -> None:
-        asked: Any = SimpleNamespace(trial=None)
+        asked: Any = SimpleNamespace(key=b"", trial=None)
         is_first = not dialect.proven and await dialect.wait_for_turn()
         version = dialect.version
         try:
@@ -934,7 +957,7 @@ def test_in_a_fork_no_request_waits_for_one_of_the_parent() -> None:
                 dialect.end_turn()
 
     async def parent() -> None:
-        asked: Any = SimpleNamespace(trial=None)
+        asked: Any = SimpleNamespace(key=b"", trial=None)
         dialect.refused(dialect.version, refusal(), bodies[0], asked)
         assert await dialect.wait_for_turn()
 
