@@ -427,20 +427,22 @@ class PersonaBatch(Record):
             _asking.setdefault(budget, Counter())[self._name] += being_asked  # type: ignore[assignment]
         return noted
 
-    def most_cost(self, number: int, price: Price, max_tokens: int) -> float:
+    def most_cost(self, number: int, price: Price, max_tokens: int, added: int) -> float:
         """Return the most USD that the requests of a part can cost, read from its file of requests.
 
         Args:
             number: the place of the part in `parts`, from 0.
             price: the price of tokens in a batch.
             max_tokens: the most tokens of each reply, if that is more than when the file was written.
+            added: the most tokens that the endpoint adds to each prompt, if that is more than then.
 
         Raises:
             DataError: the file cannot be read.
         """
-        max_tokens = max(max_tokens, self.parts[number].most_tokens)
+        part = self.parts[number]
+        max_tokens, added = max(max_tokens, part.most_tokens), max(added, part.most_added)
         with self._opened_requests(number) as file:
-            return sum(price.most(_prompt_tokens(line), max_tokens) for line in file)
+            return sum(price.most(_prompt_tokens(line) + added, max_tokens) for line in file)
 
     def keys_of(self, number: int) -> list[bytes]:
         """Read the keys of the requests of a part from its file, in the order of the file.
@@ -553,8 +555,8 @@ class PersonaBatch(Record):
         """
         for kind in ("output", "errors"):
             file_of(self.path, kind, number).unlink(missing_ok=True)
-        part = self.parts[number]
-        return BatchPart(requests=part.requests, order=part.order, most_tokens=part.most_tokens)
+        kept = {"requests", "order", "most_tokens", "most_added"}
+        return BatchPart(**self.parts[number].model_dump(include=kept))
 
     def updated(self, number: int, part: BatchPart) -> PersonaBatch:
         """Return this batch with `part` at the place `number` of `parts`. Save `batch.json` if that is new.

@@ -13,7 +13,8 @@ from .provider import FINAL, BatchState
 
 _NAMED_WITHIN = 600.0  # seconds
 MOST_TOKENS = 2**40  # of a reply
-_OF_THE_FILE = ("requests", "file_id", "order", "most_tokens")  # what the provider does not tell
+# What the provider does not tell.
+_OF_THE_FILE = ("requests", "file_id", "order", "most_tokens", "most_added")
 
 
 class BatchPart(Record):
@@ -35,6 +36,7 @@ class BatchPart(Record):
         looked_at: when a final status was last seen, in seconds since 1970; 0: not yet.
         order: a random name, which tells this part from those of other batches in a budget.
         most_tokens: the most tokens of a reply to a request in the file, when it was written; 0: not known.
+        most_added: the most tokens that the endpoint had added to a prompt by then.
     """
 
     requests: int
@@ -51,6 +53,7 @@ class BatchPart(Record):
     looked_at: float = 0.0
     order: str = ""
     most_tokens: Annotated[int, Field(ge=0, le=MOST_TOKENS)] = 0
+    most_added: Annotated[int, Field(ge=0, le=MOST_TOKENS)] = 0
 
     @property
     def whole(self) -> bool:

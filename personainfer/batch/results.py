@@ -49,10 +49,11 @@ def bring_in(batch: PersonaBatch, llm: LLM, keys: Mapping[bytes, int]) -> BatchO
         CacheError: a cache cannot be written.
         OSError: a file of answers cannot be read.
     """
-    # An LLM that has not asked yet does not know how long replies become; the one that submitted did.
+    # An LLM that has not asked yet does not know what calls take; the one that submitted did.
     most = max([llm.most_tokens(), *(part.most_tokens for part in batch.parts)])
+    added = max([llm.account.added, *(part.most_added for part in batch.parts)])
     tally = Tally(llm.batch_price, cached=batch.cached)
-    outcome = BatchOutcome(batch.plan().prompt.schema, llm.transport, tally, keys, most)
+    outcome = BatchOutcome(batch.plan().prompt.schema, llm.transport, tally, keys, most, added)
     assert llm.cache is not None  # see `PersonaBatch.llm`
     before = (known for known in batch.cached_replies() if known[0] in keys)
     _write(before, outcome, llm.model, llm.cache, replace=False)
@@ -214,6 +215,7 @@ class BatchOutcome:
         tally: calls, tokens and cost so far.
         most_prompt_tokens: key of a request -> the most tokens that its prompt can have.
         max_tokens: the most tokens that a reply can have.
+        added: the most tokens that the endpoint adds to a prompt.
         failed: key of a request -> the last error of a request that has no good reply.
     """
 
@@ -222,6 +224,7 @@ class BatchOutcome:
     tally: Tally
     most_prompt_tokens: Mapping[bytes, int]  # by the key of a request
     max_tokens: int
+    added: int = 0
     failed: dict[bytes, ModelError] = field(default_factory=dict)
     _seen: set[bytes] = field(default_factory=set)
     _called: set[bytes] = field(default_factory=set)
@@ -247,7 +250,8 @@ class BatchOutcome:
             spent = self.tally.add(reply) if reply else 0.0
             is_unknown = answer.called and cost_is_unknown(reply, answer.error)
             if is_unknown:
-                self.tally.assume(self.most_prompt_tokens[key], self.max_tokens, spent)
+                most = self.most_prompt_tokens[key] + self.added
+                self.tally.assume(most, self.max_tokens, spent)
             if is_unknown or (reply is not None and reply.prompt_tokens + reply.completion_tokens):
                 self._charged.add(key)
         error = answer.error or self._unreadable(reply)
@@ -273,7 +277,7 @@ class BatchOutcome:
         most = sorted((self.most_prompt_tokens[key] for key in unseen), reverse=True)
         for prompt_tokens in most[: max(0, lost)]:
             self.tally.calls += 1
-            self.tally.assume(prompt_tokens, self.max_tokens, 0.0)
+            self.tally.assume(prompt_tokens + self.added, self.max_tokens, 0.0)
 
     def _unreadable(self, reply: Completion | None) -> ReplyError | None:
         """Return the error that a reply is not in the form of `schema`; None if it is. None counts as ""."""

@@ -146,7 +146,7 @@ def _fill(
                 raise DataError(f"row {number}: {row.error}")
             rows.append(PersonaRow(number, row.preference, error=row.error, columns=row.columns))
             files.add(wired)
-    written, most = sum(files.counts), min(llm.most_tokens(), MOST_TOKENS)
+    written, known = sum(files.counts), _learned(llm)
     batch = PersonaBatch(
         path=folder,
         name=token_hex(8),
@@ -157,8 +157,7 @@ def _fill(
         cached=len(files.keys) - written,
         digest=files.digest,
         parts=tuple(
-            BatchPart(requests=count, order=token_hex(8), most_tokens=most)
-            for count in files.counts
+            BatchPart(requests=count, order=token_hex(8), **known) for count in files.counts
         ),
     )
     read = {"read": source.summary} if source.summary else {}
@@ -181,7 +180,7 @@ def _written_anew(
         InvalidArgumentError: the batch is of other data or options. The files stay as they were.
     """
     digest, places = hashlib.sha256(), dict[bytes, IO[bytes]]()
-    parts, told = list(batch.parts), {"most_tokens": min(llm.most_tokens(), MOST_TOKENS)}
+    parts, told = list(batch.parts), _learned(llm)
     with ExitStack() as stack:
         for number in batch.unsubmitted:
             if batch.parts[number].file_id is None or batch.parts[number].refused:
@@ -200,6 +199,11 @@ def _written_anew(
                 hint="Give the same to go on with it, or name another folder.",
             )
     return tuple(parts)
+
+
+def _learned(llm: LLM) -> dict[str, Any]:
+    """Return the fields of a part that say what its calls may take, as far as the LLM knows now."""
+    return {"most_tokens": min(llm.most_tokens(), MOST_TOKENS), "most_added": llm.account.added}
 
 
 def _told(plan: Plan, llm: LLM, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,8 +239,8 @@ def _most_costs(batch: PersonaBatch, llm: LLM) -> dict[int, float]:
     price = llm.batch_price
     if llm.account.bounds.budget is None or price is None:
         return {}
-    max_tokens = llm.most_tokens()
-    return {number: batch.most_cost(number, price, max_tokens) for number in batch.unsubmitted}
+    most = llm.most_tokens(), llm.account.added
+    return {number: batch.most_cost(number, price, *most) for number in batch.unsubmitted}
 
 
 def _charge(batch: PersonaBatch, llm: LLM, costs: Mapping[int, float]) -> set[str]:

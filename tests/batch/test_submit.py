@@ -1847,6 +1847,30 @@ def test_what_the_submitting_model_had_learned_counts_in_each_collect(
         submit(provider, pairs(4), place / "c", cache=False, budget=3.0, **prices)
 
 
+def test_what_an_endpoint_adds_to_prompts_counts_in_a_batch_and_its_collect(
+    provider: BatchServer, place: Path
+) -> None:
+    """A single call had told it, and lines without tokens may have taken as many."""
+
+    def untold(lines: Lines) -> Lines:
+        return [re.sub(rb'"usage": \{[^{}]*\}', b'"usage": null', line) for line in lines]
+
+    prices: dict[str, Any] = {"prices": (1000.0, 0.0)}
+    llm: Any = pi.LLM("fake", api_base=provider.api_base, cache=False, budget=100.0, **prices)
+    llm.account.added = 20_000
+    provider.edit = untold
+    batch = pi.submit_batch(pairs(2), llm, place / "b")
+    reserved = llm.account.bounds.budget.spent
+    assert reserved > 2 * 20_000 * 1e-3 / 2
+    for given in (batch, place / "b"):
+        assert collect(given, **prices).usage.cost == pytest.approx(reserved, rel=0.01)
+    provider.faults = [(CREATE, 400)]
+    with pytest.raises(ModelError):
+        pi.submit_batch(pairs(2), llm, place / "c")
+    with pytest.raises(BudgetExceededError):
+        submit(provider, pairs(2), place / "c", cache=False, budget=10.0, **prices)
+
+
 def test_a_collect_without_the_submitters_prices_leaves_what_it_reserved(
     provider: BatchServer, place: Path
 ) -> None:
