@@ -246,7 +246,7 @@ class PersonaAudit:
 
         Ties are left out.
         """
-        own, shuffled = self._margins
+        own, shuffled = map(np.sign, self._margins)  # a margin may be infinite
         lengths, users = _longer_by(self.choices), _users(self.choices)
         options: dict[str, Any] = {
             "confidence": self.settings["confidence"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -270,6 +271,25 @@ def test_a_margin_that_is_no_number_is_left_out() -> None:
 
     found = pi.audit_personas(world.personas("knows"), world.choices, scorer, baselines=FREE)
     assert (found.failed, found.own.n) == (6, 9)
+
+
+@pytest.mark.heavy
+def test_a_score_that_is_infinite_or_very_large_spoils_no_number(tmp_path: Path) -> None:
+    world = World(0, users=5, choices=4)
+
+    def audited(own: float, other: float) -> PersonaAudit:
+        def scorer(chats: Sequence[Sequence[Message]], responses: Sequence[str]) -> FloatArray:
+            found = read(chats, responses)
+            found[found == found.min()] = own
+            found[found == found.max()] = other
+            return found
+
+        return pi.audit_personas(world.personas("knows"), world.choices, scorer, baselines=FREE)
+
+    usual, found = audited(-2e3, 1e3), audited(-np.inf, 1e300)
+    assert str(found) == str(usual)
+    assert str(found.to_dict()) == str(usual.to_dict())
+    pi.write_report(found, tmp_path / "audit.html")
 
 
 def test_groups_and_fitted_users() -> None:
