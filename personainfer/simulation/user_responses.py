@@ -17,7 +17,7 @@ from typing import Any, Unpack
 import numpy as np
 from pydantic import InstanceOf
 
-from ..arguments import Text, check_argument, read_items, takes_options
+from ..arguments import Text, check_argument, read_items, read_labels, takes_options
 from ..data.table_display import result_text
 from ..evaluation.grouped import mean_by_group, rate_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
@@ -199,7 +199,7 @@ def score_responses(
     texts = [(row.prompt, str(row.response)) for row in answered] + list(enumerate(reference))
     zscores = _zscores(texts, scale, scorers, prompts)
     weights = dict(zip(users.names, users.weights_for(scale), strict=True))
-    people = np.array([user for user, _ in cells])
+    _, people = read_labels("users", [user for user, _ in cells])
     place = {cell: n for n, cell in enumerate(cells)}
     worth = np.full((len(names), len(cells)), np.nan)
     for row, scores in zip(answered, zscores, strict=False):

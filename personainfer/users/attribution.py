@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ..arguments import read_labels
 from ..evaluation.statistics import (
     CONFIDENCE,
     Estimate,
@@ -368,7 +369,7 @@ def _compared(
     effects: Sequence[SentenceEffect], confidence: float, seed: int
 ) -> tuple[Estimate, Estimate, Estimate, float]:
     """Return the fields `right`, `wrong`, `difference` and `p` of a `SentencePlace`."""
-    users, place = np.unique([effect.user for effect in effects], return_inverse=True)
+    users, place = read_labels("users", [effect.user for effect in effects])
     sums = np.bincount(place, [effect.effect for effect in effects])
     values = sums / np.bincount(place)
     right = np.zeros(len(users), dtype=bool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from statistics import NormalDist
@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import PositiveNumber, check_argument, read_numbers
+from ..arguments import PositiveNumber, check_argument, read_labels, read_numbers
 from ..data.table_display import result_text
 from ..evaluation.grouped import (
     group_sums,
@@ -30,7 +30,7 @@ from .predictors import Flags
 from .results import mean_difference, right_share
 from .similar_users import find_questions
 
-Users = npt.NDArray[Any]
+Users = npt.NDArray[np.intp]  # a number for each user, who may have an id of any length
 
 FEW_SHOT: Final = "few-shot"  # the baseline that the scorer predicts
 _GUESS = 0.5  # the accuracy of a guess
@@ -180,7 +180,7 @@ class PersonaAudit:
         if margins.few_shot is not None:
             predicted[FEW_SHOT] = margins.few_shot
         baselines = {name: right_share(predicted[name]) for name in names if name in predicted}
-        unseen = np.array([str(user) not in fitted_users for user in users], dtype=bool)
+        unseen = np.array([choice.user not in fitted_users for choice in choices], dtype=bool)
 
         rate = partial(rate_by_group, groups=users, confidence=confidence)
 
@@ -215,7 +215,7 @@ class PersonaAudit:
             unseen=accuracies(own, shuffled, unseen),
             by_group=equities(
                 [("persona", "accuracy", own), ("persona", "own - shuffled", own - shuffled)],
-                [str(user) for user in users],
+                [str(choice.user) for choice in choices],
                 groups,
                 confidence=confidence,
                 seed=seed,
@@ -431,7 +431,7 @@ def verdict_of(
     return cannot_tell
 
 
-def choices_needed(differences: npt.ArrayLike, users: npt.ArrayLike, smallest: float) -> int:
+def choices_needed(differences: npt.ArrayLike, users: Iterable[Hashable], smallest: float) -> int:
     """Estimate how many more choices show a mean difference in 8 of 10 audits, at 95 % confidence.
 
     more = v (2.8 / smallest)^2 - n, where n is the number of choices, v / n the squared standard error of the
@@ -441,13 +441,13 @@ def choices_needed(differences: npt.ArrayLike, users: npt.ArrayLike, smallest: f
 
     Args:
         differences: shape (choices,); NaN is a missing one.
-        users: the user of each difference, shape (choices,).
+        users: the user of each difference, length (choices,).
         smallest: the size of the mean difference, above 0.
 
     Returns:
         `more`, rounded up to two digits; at least n / 4, because the n choices were not enough.
     """
-    given, of_user = read_numbers("differences", differences), np.asarray(users)
+    given, (_, of_user) = read_numbers("differences", differences), read_labels("users", users)
     smallest = check_argument("smallest", smallest, PositiveNumber)
     known = ~np.isnan(given)
     n = int(known.sum())
@@ -488,7 +488,7 @@ def _mostly_same(one: FloatArray, other: FloatArray) -> bool:
 
 
 def _users(choices: Sequence[Preference]) -> Users:
-    return np.array([choice.user for choice in choices])
+    return read_labels("users", [choice.user for choice in choices])[1]
 
 
 def _longer_by(choices: Sequence[Preference]) -> npt.NDArray[Any]:

@@ -104,25 +104,28 @@ def equity_by_group(
         InvalidArgumentError: values and users of different lengths, or values that are not numbers, or
             outside of the limits of the measure.
     """
-    given, names = read_numbers("values", values), np.asarray(users)
-    check_lengths(given, names)
-    of = np.array([group_of.get(user, "") for user in users])
-    known = ~np.isnan(given) & (of != "")
+    given, (names, numbers) = read_numbers("values", values), read_labels("users", users)
+    check_lengths(given, numbers)
+    named = [group_of.get(name, "") for name in names]
+    kinds, kind_of = read_labels("groups", named)
+    of = kind_of[numbers]
+    grouped = np.array([kind != "" for kind in kinds], dtype=bool)[of]
+    known = ~np.isnan(given) & grouped
     groups = {
-        str(group): mean_by_group(
-            given[known & (of == group)],
-            names[known & (of == group)],
+        str(kinds[kind]): mean_by_group(
+            given[known & (of == kind)],
+            numbers[known & (of == kind)],
             bounds=(0.0, 1.0) if measure == "accuracy" else (-1.0, 1.0),
             confidence=confidence,
         )
-        for group in np.unique(of[known])
+        for kind in np.unique(of[known])
     }
-    people, place = np.unique(names[known], return_inverse=True)
+    people, place = np.unique(numbers[known], return_inverse=True)
     means = np.bincount(place, given[known]) / np.maximum(np.bincount(place), 1)
-    f, p = anova(means, [group_of[str(user)] for user in people], seed=seed)
+    f, p = anova(means, [named[person] for person in people], seed=seed)
     found = [estimate.value for estimate in groups.values()]
     gap = max(found) - min(found) if found else float("nan")
-    without = len(set(names[of == ""].tolist()))
+    without = len(np.unique(numbers[~grouped]))
     return Equity(prefix, attribute, measure, groups, gap, f, p, p, without)
 
 
@@ -461,8 +464,11 @@ class _Users:
         self.names = list(texts)
         self.row = {name: row for row, name in enumerate(self.names)}
         self.lengths = np.array([len(text) for text in texts.values()], dtype=float)
-        self.words = _numbered(texts.values())
-        self.values = [_numbered(of.get(name, "") for name in self.names) for of in groups.values()]
+        _, self.words = read_labels("texts", texts.values())
+        self.values = [
+            read_labels("groups", [of.get(name, "") for name in self.names])[1]
+            for of in groups.values()
+        ]
 
     def differing(self, row: int, among: npt.NDArray[np.intp] | slice = slice(None)) -> Any:
         """Count the attributes in which each user of `among` differs from the user at the place `row`.
@@ -475,11 +481,6 @@ class _Users:
             Shape (users of `among`,), in their order.
         """
         return sum((of[among] != of[row] for of in self.values), np.zeros_like(self.words[among]))
-
-
-def _numbered(texts: Iterable[str]) -> npt.NDArray[np.intp]:
-    """Number the texts, shape (n,): equal texts have the same number."""
-    return np.unique(list(texts), return_inverse=True)[1]
 
 
 def strangers(

@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ..arguments import read_labels
 from ..data.table_display import result_text
 from ..evaluation.grouped import mean_by_group, rate_by_group
 from ..evaluation.statistics import Estimate
@@ -300,11 +301,11 @@ def _accuracy(
     kinds: Sequence[str | None],
     confidence: float,
 ) -> PrefixAccuracy:
-    users = np.array([choice.user for choice in choices])
+    _, users = read_labels("users", [choice.user for choice in choices])
     margins = (of.own, of.trained, of.shuffled, of.untuned)
     own, trained, shuffled, untuned = (right_share(each) for each in margins)
     without = right_share(bare.own)
-    asked = np.array([kind or "" for kind in kinds])
+    questions, asked = read_labels("questions", [kind or "" for kind in kinds])
 
     def rate(scores: FloatArray, which: Flags | slice = slice(None)) -> Estimate | None:
         if np.isnan(scores).all():
@@ -325,8 +326,9 @@ def _accuracy(
         shuffled=rate(shuffled),
         own_gain=difference(own, shuffled),
         questions={
-            kind: rate_by_group(own[asked == kind], users[asked == kind], confidence=confidence)
-            for kind in sorted({kind for kind in kinds if kind})
+            kind: rate_by_group(own[asked == place], users[asked == place], confidence=confidence)
+            for place, kind in enumerate(questions)
+            if kind
         },
         with_baseline=correlation(*_by_user(users, own, baseline), confidence=confidence),
         unknown=int((bare.known & ~of.known).sum()),

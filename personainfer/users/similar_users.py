@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
-from ..arguments import Count, Finite, Wanted, check_argument, read_items, read_numbers
+from ..arguments import Count, Finite, Wanted, check_argument, read_items, read_labels, read_numbers
 from ..exceptions import DataError, InvalidArgumentError
 from ..records import FloatArray, Preference, Prompt
 from ..scoring.choice_models import read_choices
@@ -231,12 +231,12 @@ def find_questions(
         return []
     embed = word_counts if embed is None else embed
     prompts = [" ".join(_whole(choice.prompt).casefold().split()) for choice in choices]
-    distinct, place = np.unique(prompts, return_inverse=True)
-    where = unit_vectors(embedded(distinct.tolist(), embed)).astype(np.float32)
+    distinct, place = read_labels("prompts", prompts)
+    where = unit_vectors(embedded(distinct, embed)).astype(np.float32)
     what = embedded([choice.chosen for choice in choices], embed)
     what = what - embedded([choice.rejected for choice in choices], embed)
     taste = unit_vectors(what).astype(np.float32)
-    _, users = np.unique([choice.user or "" for choice in choices], return_inverse=True)
+    _, users = read_labels("users", [choice.user or "" for choice in choices])
     clashing = np.zeros(len(choices), dtype=bool)
     order = np.argsort(place, kind="stable")  # choices of one prompt are compared at once
     for start in range(0, len(choices), _CHOICES):
