@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, Literal, Self, overload
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ..api_keys import as_stored
 from ..arguments import Flag, check_argument, is_place, read_items
@@ -91,6 +91,10 @@ class UserRow(Record):
         choices: the choices that were used, each with an id. An update adds to them.
         hypotheses: all explanations of these choices, with "verified" and "posterior". An update continues
             from them.
+
+    Raises:
+        ValueError: a hypothesis names a choice that is not there; or there are hypotheses, and a choice has
+            no id, or that of another one.
     """
 
     user: str
@@ -98,6 +102,16 @@ class UserRow(Record):
     error: str | None = None
     choices: tuple[Preference, ...] = ()
     hypotheses: tuple[Hypothesis, ...] = ()
+
+    @model_validator(mode="after")
+    def _hypotheses_are_of_the_choices(self) -> Self:
+        ids = {choice.id for choice in self.choices}
+        if self.hypotheses and (None in ids or len(ids) < len(self.choices)):
+            raise ValueError("each of the choices needs an id of its own")
+        for one in self.hypotheses:
+            if not ids.issuperset((one.pair, *(pair for pair, _ in one.scores))):
+                raise ValueError("a hypothesis names a choice that is not among the choices")
+        return self
 
 
 @dataclass(frozen=True)

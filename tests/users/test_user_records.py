@@ -71,6 +71,38 @@ def test_two_lines_that_contradict_each_other_are_refused(tmp_path: Path) -> Non
             UserPersonas.load(path)
 
 
+def explained() -> dict[str, Any]:
+    """A row whose choices are explained, as a line of a file holds it."""
+    used = [{"id": n, "prompt": f"{n}?", "chosen": "yes", "rejected": "no"} for n in "ab"]
+    persona = {"evidence": "", "trait": "brief", "preference": "lists"}
+    hypothesis = {"pair": "a", "persona": persona, "scores": [["b", 1.0]]}
+    return {"user": "ann", "error": "none", "choices": used, "hypotheses": [hypothesis]}
+
+
+def test_hypotheses_are_of_the_choices_beside_them(tmp_path: Path) -> None:
+    path = tmp_path / "users.jsonl"
+
+    def loaded(line: dict[str, Any]) -> UserPersonas:
+        path.write_text(json.dumps(line))
+        return UserPersonas.load(path)
+
+    assert loaded(explained())[0] == UserRow(**explained())
+    [hypothesis], used = explained()["hypotheses"], explained()["choices"]
+    changes: list[dict[str, Any]] = [
+        {"choices": []},
+        {"choices": [used[0]]},
+        {"choices": [*used, {**used[1], "id": None}]},
+        {"choices": [*used, {**used[1], "id": "a"}]},
+        {"hypotheses": [{**hypothesis, "pair": "c"}]},
+        {"hypotheses": [{**hypothesis, "scores": [["c", 1.0]]}]},
+    ]
+    for change in changes:
+        with pytest.raises(DataError, match="line 1: this is not a row"):
+            loaded(explained() | change)
+        with pytest.raises(ValueError, match="choices"):
+            UserRow(**(explained() | change))
+
+
 def test_a_user_has_one_row() -> None:
     with pytest.raises(InvalidArgumentError, match="the user 'ann' twice"):
         UserPersonas((row("ann"), row("ann")))
