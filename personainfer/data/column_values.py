@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import chain, compress, count, islice
 from typing import TYPE_CHECKING, Any, cast
 
-from ..preferences.cells import is_null
+from ..preferences.cells import is_null, plain
 
 if TYPE_CHECKING:
     import pyarrow
@@ -297,7 +297,7 @@ def _unpacked(values: Any) -> Any:
 def _is_same(was: Any, now: Any) -> bool:
     """Whether `now`, which Arrow gave back, is the same as `was`, apart from what `kept_in_arrow` allows."""
     if now is None:
-        return is_null(was) or (type(was).__module__ == "numpy" and was != was)  # NaT
+        return is_null(was)
     if type(was).__module__ == "numpy" and was.dtype.kind not in "mM":
         was = was.item()
     if isinstance(now, bool) or isinstance(was, bool):
@@ -353,7 +353,7 @@ def _listed(value: Any) -> Any:
 
     `str` of an array would cut its values with "…".
     """
-    if is_null(value):
+    if is_null(value) and plain(value) is value:  # not a NaN of NumPy or Decimal
         return None
     if isinstance(value, set | frozenset):
         return list(value)

@@ -65,9 +65,18 @@ def without_na(values: list[Any]) -> list[Any]:
 
 
 def is_null(value: object) -> bool:
-    """Whether a value is None, `ABSENT`, a float NaN, or a null of pandas (NA, NaT)."""
-    absent = value is None or value is ABSENT or type(value).__name__ in ("NAType", "NaTType")
-    return absent or (isinstance(value, float) and math.isnan(value))
+    """Whether a value is None, `ABSENT`, a NaN of Python, NumPy or Decimal, or a null of pandas or NumPy."""
+    kind = type(value)
+    if kind is str:
+        return False
+    if isinstance(value, float):
+        return math.isnan(value)
+    if value is None or value is ABSENT or kind.__name__ in ("NAType", "NaTType"):
+        return True
+    if isinstance(value, Decimal):
+        return value.is_qnan()  # one that signals is an error wherever it is compared
+    is_scalar = kind.__module__ == "numpy" and getattr(value, "shape", None) == ()
+    return is_scalar and value.dtype.kind in "fcmM" and bool(value != value)  # type: ignore[attr-defined]
 
 
 def wrong_type(name: str, value: object, wanted: str) -> DataError:

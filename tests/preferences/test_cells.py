@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from decimal import Decimal
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +16,14 @@ from hypothesis import strategies as st
 import personainfer as pi
 from personainfer.exceptions import DataError
 from personainfer.preferences import cells
-from personainfer.preferences.cells import TooManyValuesError, bounded_json, parse_cell, read_json
+from personainfer.preferences.cells import (
+    TooManyValuesError,
+    bounded_json,
+    is_null,
+    parse_cell,
+    read_json,
+)
+from personainfer.users.groups import texts_of
 
 from ..builders import examples
 
@@ -36,6 +46,52 @@ def test_a_printed_value_that_holds_too_many_values_says_so(
     monkeypatch.setattr(cells, "_MOST_PRINTED", 5)
     with pytest.raises(DataError, match=r"'choices' .*more than 5 values"):
         parse_cell("choices", repr(["a"] * 9))
+
+
+@pytest.mark.parametrize(
+    "null",
+    [
+        *(np.array(["nan"], dtype=kind)[0] for kind in ("f2", "f4", "f8", "g", "c8")),
+        np.array("nan", dtype="f4"),
+        np.datetime64("NaT"),
+        np.timedelta64("NaT", "s"),
+        Decimal("NaN"),
+        float("nan"),
+        pd.NaT,
+        pd.NA,
+        None,
+    ],
+    ids=repr,
+)
+def test_what_is_missing_is_null_in_every_library(null: object) -> None:
+    assert is_null(null)
+    # A user whose group is missing is in no group.
+    assert texts_of({"ann": "vegan", "bob": null}) == {"ann": "vegan"}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(
+            "nan",
+            "",
+            0,
+            0.0,
+            False,
+            [],
+            {},
+            Decimal(0),
+            Decimal("Infinity"),
+            np.inf,
+            np.str_("nan"),
+        ),
+        *(np.float32(0), np.int64(0), np.bool_(False), np.datetime64("2000"), np.array([np.nan])),
+        np.zeros(1, dtype=[("a", float, 3)])[0],
+    ],
+    ids=repr,
+)
+def test_other_values_are_not_null(value: object) -> None:
+    assert not is_null(value)
 
 
 VALUES = st.recursive(
