@@ -34,6 +34,11 @@ READERS = {
         "'.' * LENGTH + 'x'",
         "heterogeneity._SENTENCE_END.findall(text)",
     ),
+    "items of a list": (
+        r"'\n' * LENGTH + 'x'",
+        "heterogeneity.TEXT_FEATURES['list items'](text)",
+    ),
+    "blanks in a persona": ("'The user likes a' + ' ' * LENGTH + 'b.'", "tastes_in(text)"),
     "clauses of contrast": ("'over ' * (LENGTH // 20)", "without_contrast(text)"),
     "a list after a contrast": ("'not, ' * (LENGTH // 20)", "without_contrast(text)"),
     "a header": ("'0' * LENGTH + 'x'", "refusals._wait(text, 0.0)"),
@@ -48,6 +53,7 @@ from personainfer.personas.flags import find_flags
 from personainfer.personas.prompts import pair_message
 from personainfer.simulation import heterogeneity
 from personainfer.users import attribution
+from personainfer.users.predictors import tastes_in
 LENGTH = {length}
 pair = pi.Preference(prompt="p", chosen="a", rejected="b")
 for name, (text, read) in {readers}.items():

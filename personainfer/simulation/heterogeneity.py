@@ -34,7 +34,7 @@ from .simulated_users import SimulatedUsers
 Feature = Callable[[str], float]
 
 _SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++(?=\s|$)")
-_LIST_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
+_LIST_ITEM = re.compile(r"^[^\S\n]*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
 _FIRST_PERSON = frozenset("i me my mine myself we us our".split())
 _SECOND_PERSON = frozenset("you your yours yourself".split())
 

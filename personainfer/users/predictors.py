@@ -279,7 +279,7 @@ _EXAMPLE = re.compile(r"<(preferred|other)_response>\n(.*?)\n</\1_response>", re
 _PERSONA = re.compile(r"<persona>\n(.*)\n</persona>", re.DOTALL)
 _AGAINST = r"(?:dislike|oppose|reject|avoid|disagree|hate|is against|turns? down|does not)"
 _DISLIKE = re.compile(rf"\b{_AGAINST}", re.I)
-_SENTENCE = re.compile(rf"(?<=[.!?])\s+|,?\s+(?:and|but|while)\s+(?={_AGAINST})", re.I)
+_SENTENCE = re.compile(rf"(?<=[.!?])\s+|(?:,|(?<!\s))\s+(?:and|but|while)\s+(?={_AGAINST})", re.I)
 _LIST = re.compile(r"The user (dis)?likes: (.*)", re.I)
 _SUBJECT = re.compile(r"^(the user|they|he|she)\b(\s+(dis)?likes)?\s*", re.I)
 
