@@ -6,11 +6,10 @@ script writes into text nodes. The page's content security policy allows no othe
 
 from __future__ import annotations
 
-import json
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
 
 from ..arguments import Flag, check_argument
 from ..data.table import PersonaTable
@@ -48,7 +48,6 @@ _GENERATOR = '<meta name="generator" content="personainfer">'  # in the head of 
 _MOST_BYTES = 52_000_000  # of rows in a page, which a browser opens in seconds
 # Characters of a text, tried in turn if rows are too large.
 _TEXT_LIMITS = (8000, 4000, 2000, 1000, 500)
-_TEXTS = ("prompt", "chosen", "rejected")
 _PERSONAS = {"cp": "Who prefers the chosen response", "rp": "Who prefers the rejected response"}
 
 
@@ -88,7 +87,8 @@ def write_report(
 
     Returns:
         The path of the page. The page holds at most about 52 MB of rows. If there are more, the texts are
-        cut, then the list of rows, and the page says so; its figures are of all rows.
+        cut, then the list of rows, and rows that are too large alone are left out. The page says so; its
+        figures are of all rows.
 
     Raises:
         InvalidArgumentError: `result` is of another type; `path` is not an .html file in a folder that
@@ -304,56 +304,59 @@ def _filters(rows: Sequence[PageRow], found: Sequence[PersonaGroup]) -> list[Jso
     ]
 
 
-def _within_bytes(rows: Sequence[PageRow]) -> tuple[Any, str]:
-    """Return the rows as JSON of about `_MOST_BYTES` at most, and a sentence on how they were cut, or "".
+def _within_bytes(rows: Sequence[PageRow]) -> tuple[Markup, str]:
+    """Return the rows as JSON of `_MOST_BYTES` at most, and a sentence on how they were cut, or "".
 
-    Texts are cut first. If that is not enough, the last rows are left out.
+    Texts are cut first. If that is not enough, the last rows are left out, and rows that would fill a quarter
+    of the page each.
     """
-    size = sum(map(_bytes, rows))
-    if size <= _MOST_BYTES:
-        return embedded_json(rows), ""
-    texts = [len(text) for row in rows for text in _texts(row)]
-    limit = next(
-        (
-            limit
-            for limit in _TEXT_LIMITS
-            if size - sum(length - limit for length in texts if length > limit) <= _MOST_BYTES
-        ),
-        _TEXT_LIMITS[-1],
-    )
-    kept, size = [], 0
-    for row in rows:
-        kept.append(_with_short_texts(row, limit))
-        size += _bytes(kept[-1])
-        if size > _MOST_BYTES:
-            kept.pop()
+    whole = _MOST_BYTES
+    tried = [(None, whole), *((limit, whole) for limit in _TEXT_LIMITS)]
+    for limit, most in [*tried, (_TEXT_LIMITS[-1], whole // 4)]:
+        kept, large = _that_fit(rows, limit, most)
+        if len(kept) == len(rows):
             break
+    data = Markup(f"[{', '.join(kept)}]")
+    if limit is None:
+        return data, ""
     cut = f"texts cut at {limit:,} characters, to keep the page small."
     if len(kept) == len(rows):
-        return embedded_json(kept), f"The list holds all rows, with {cut}"
-    return embedded_json(kept), (
-        f"The list holds the first {len(kept):,} of {len(rows):,} rows, with {cut} The figures above are of"
-        " all rows. For other rows, write a report on a slice of the table."
+        return data, f"The list holds all rows, with {cut}"
+    which, more = (
+        ("", f" Rows that are too large for it: {large:,}.") if large else ("the first ", "")
+    )
+    return data, (
+        f"The list holds {which}{len(kept):,} of {len(rows):,} rows, with {cut}{more} The figures above are"
+        " of all rows. For other rows, write a report on a slice of the table."
     )
 
 
-def _bytes(row: PageRow) -> int:
-    return len(json.dumps(row, ensure_ascii=False).encode(errors="replace")) + 2
+def _that_fit(rows: Sequence[PageRow], limit: int | None, most: int) -> tuple[list[str], int]:
+    """Return the first rows that fit into `_MOST_BYTES`, as JSON, with texts of at most `limit` characters.
+
+    Rows of more than `most` bytes are left out; the second value says how many these are.
+    """
+    kept, size, large = [], 0, 0
+    for row in rows:
+        shown: Any = row if limit is None else {**_short(row, limit), "kinds": row["kinds"]}
+        text = embedded_json([shown])[1:-1]
+        length = len(text.encode(errors="replace")) + 2
+        if length > most:
+            large += 1
+            continue
+        size += length
+        if size > _MOST_BYTES:
+            break
+        kept.append(text)
+    return kept, large
 
 
-def _texts(row: PageRow) -> Iterator[str]:
-    for name in _TEXTS:
-        if text := row.get(name):
-            yield str(text)
-    for _, lines in row["others"]:
-        yield from lines
-
-
-def _with_short_texts(row: PageRow, limit: int) -> PageRow:
-    short: Any = {name: _short(row[name], limit) for name in _TEXTS if name in row}  # type: ignore[literal-required]
-    others = [[title, [_short(line, limit) for line in lines]] for title, lines in row["others"]]
-    return {**row, **short, "others": others}
-
-
-def _short(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+def _short(value: Any, limit: int) -> Any:
+    """Return a value in which each text has at most `limit` characters."""
+    if isinstance(value, str):
+        return value if len(value) <= limit else value[: limit - 1] + "…"
+    if isinstance(value, Mapping):
+        return {name: _short(one, limit) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_short(one, limit) for one in value]
+    return value

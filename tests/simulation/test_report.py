@@ -663,6 +663,45 @@ def test_a_page_that_would_be_too_large_says_how_it_is_cut(
         assert "<dt>rows</dt><dd>20</dd>" in path.read_text("utf-8")
 
 
+@pytest.mark.parametrize("long", ["a" * 30_000, "<" * 10_000, "\x1b" * 10_000])
+def test_no_text_of_a_row_makes_a_page_too_large(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, long: str
+) -> None:
+    """Signs that are escaped count as they are written; a persona or an id is cut as a response is."""
+    monkeypatch.setattr("personainfer.simulation.report._MOST_BYTES", 25_000)
+    who = pi.Persona(trait=f"calm {long}", preference="lists", evidence=long)
+    pair = pi.Preference(prompt="Q?", chosen="yes", rejected="no")
+    first = [
+        pi.PersonaRow(0, pair.model_copy(update={"chosen": long}), chosen=persona(TRAITS[0])),
+        pi.PersonaRow(0, pair, chosen=who),
+        pi.PersonaRow(0, pair.model_copy(update={"id": long}), chosen=persona(TRAITS[0])),
+        pi.PersonaRow(0, None, error=long),
+    ]
+    for one in first:
+        rows = [one, *(pi.PersonaRow(n, pair, chosen=persona(TRAITS[0])) for n in range(1, 20))]
+        path = write_report(pi.PersonaTable(rows), tmp_path / "cut.html", words=[])
+        assert len(embedded(path)) == 20
+        page = path.read_text("utf-8")
+        assert "The list holds all rows, with texts cut at" in page
+        data = page.split('id="data"', 1)[1].split("</script>", 1)[0]
+        assert len(data) < 25_000 + 500
+
+
+def test_a_row_that_is_too_large_for_a_page_is_left_out_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("personainfer.simulation.report._MOST_BYTES", 20_000)
+    pair = pi.Preference(prompt="Q?", chosen="yes", rejected="no")
+    who = persona(TRAITS[0])
+    many = who.model_copy(update={"flags": tuple(f"flag {n}" for n in range(1000))})
+    rows = [pi.PersonaRow(n, pair, chosen=who if n else many) for n in range(20)]
+    path = write_report(pi.PersonaTable(rows), tmp_path / "cut.html", words=[])
+    assert [row["index"] for row in embedded(path)] == list(range(1, 20))
+    page = path.read_text("utf-8")
+    assert "The list holds 19 of 20 rows, with texts cut at 500 characters" in page
+    assert "Rows that are too large for it: 1." in page
+
+
 # Other results
 
 
