@@ -9,45 +9,39 @@ import hashlib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import (
-    AbstractContextManager,
-    ExitStack,
-    closing,
-    contextmanager,
-    nullcontext,
-    suppress,
-)
+from contextlib import ExitStack, closing, contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Any
 
-from ..api_keys import Secrets, hides_secrets
+from ..api_keys import hides_secrets
 from ..arguments import PositiveNumber, check_argument
-from ..connections import until_deadline
 from ..data.source_rows import PreferenceSource
 from ..data.table import PersonaTable
 from ..exceptions import (
     BatchPendingError,
     DataError,
-    ModelError,
-    ReplyError,
-    TransportError,
 )
 from ..llm.client import LLM
 from ..llm.pricing import most_tokens
-from ..local.atomic_files import atomic_writer
 from ..observability import progress_bar
 from ..personas.infer import PersonaStream
 from ..personas.requests import Plan
 from ..personas.selection import check_candidates
 from ..records import Selector
-from .job_folder import PersonaBatch, read_answers
-from .lines import MaskedLines, provider_words, wired_rows
-from .provider import BatchAPI, batch_api
+from .downloads import looked, looked_again
+from .job_folder import PersonaBatch
+from .lines import wired_rows
+from .provider import batch_api
 from .request_files import add_to_digest
-from .results import TwoCaches, bring_in, keep_replies, run_without_calls
-
-_LONGEST_LINE = 2**24  # bytes of a file's last line that are looked at
+from .results import (
+    TwoCaches,
+    bring_in,
+    keep_replies,
+    run_without_calls,
+    writable_cache,
+)
 
 
 @hides_secrets
@@ -74,7 +68,8 @@ def collect_batch(
     """Wait for a batch, and make the table that `infer_personas` would have made.
 
     Every reply is written to the cache first. A row has an error if its reply is missing, failed, or not in
-    the form that was asked for. Ctrl-C loses nothing, and collecting again costs nothing.
+    the form that was asked for. Ctrl-C loses nothing, and collecting again costs nothing. If a batch that is
+    done lacks a file or a line, each call asks once for more; it is no error if there is no answer.
 
     Args:
         batch: what `submit_batch` returned, or the path of its folder. From a path, the model, the requests
@@ -147,12 +142,15 @@ def collect_batch(
     own = None if batch.made_here else batch.own_cache(place)
     keep = partial(keep_replies, batch, llm, keys, own) if own is not None else None
     batch = _awaited(batch, llm, wait, poll, timeout, progress, keep)
-    outcome = bring_in(batch, llm, keys)
-    if own is not None and llm.cache is not None:
-        llm.cache.close()
-        llm.cache = TwoCaches(batch.replies_folder, own)
-    usage = outcome.tally.usage
     with ExitStack() as stack:
+        if llm.cache is not None and llm.cache.is_only_read:  # it would keep no reply of the batch
+            place = stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True))
+            llm.cache = writable_cache(batch, llm, keys, llm.cache, Path(place))
+        outcome = bring_in(batch, llm, keys)
+        if own is not None and llm.cache is not None:
+            llm.cache.close()
+            llm.cache = TwoCaches(llm.cache.directory, own)
+        usage = outcome.tally.usage
         runs: list[PersonaStream] = []
         if ask_missing or pays:
             runs = stack.enter_context(_counted(batch, llm, usage.cost or 0.0))
@@ -216,23 +214,15 @@ def _awaited(
     Raises:
         BatchPendingError: the batch is not done, and `wait` is False or `timeout` seconds have passed.
     """
-    unfetched = [place for n in range(len(batch.parts)) for _, place in batch.unfetched(n)]
-    if not unfetched and all(part.whole for part in batch.parts):
-        return batch
     left = float("inf") if timeout is None else timeout
     ends, patience = time.monotonic() + left, llm.options["patience"]
-    try:
-        connected = batch_api(llm.transport)
-    except ModelError:
-        # There may be more, but without a key nobody can ask.
-        if batch.done and all(place.exists() for place in unfetched):
-            return batch
-        raise
+    if batch.done and not any(batch.unfetched(n) for n in range(len(batch.parts))):
+        return looked_again(batch, llm, ends, keep)
     bar = progress_bar(progress, total=batch.sent, unit="request")
-    with bar, closing(connected) as api:
+    with bar, closing(batch_api(llm.transport)) as api:
         while True:
             with batch.alone() as batch:
-                batch = _looked(batch, api, min(patience, left), llm.transport.secrets, keep)
+                batch = looked(batch, api, min(patience, left), llm.transport.secrets, keep)
             bar.update(batch.answered - bar.n)
             if batch.done:
                 return batch
@@ -240,84 +230,6 @@ def _awaited(
             if not wait or left <= 0:
                 raise BatchPendingError(f"{batch}.", hint="Call collect_batch again later.")
             time.sleep(min(poll, left))
-
-
-def _looked(
-    batch: PersonaBatch,
-    api: BatchAPI,
-    patience: float,
-    secrets: Secrets,
-    keep: Callable[[IO[bytes]], None] | None,
-) -> PersonaBatch:
-    """Ask for the state of each part that is not whole, once, and download the files of those that are done.
-
-    What a part that is done gives more is welcome: if nobody can be asked for it, there is no error.
-
-    Raises:
-        BatchPendingError: a part was not submitted.
-    """
-    if any(part.batch_id is None for part in batch.parts):
-        raise BatchPendingError(
-            f"not all of it was submitted: {batch}.",
-            hint="Call submit_batch again, with the same arguments and folder.",
-        )
-    for number, part in enumerate(batch.parts):
-        if not part.whole:
-            with _unless(part.done):
-                retrier = until_deadline(0 if part.done else patience)
-                state = retrier(api.look, str(part.batch_id))
-                batch = batch.updated(number, part.at(state))
-        if batch.parts[number].done:
-            for file_id, place in batch.unfetched(number):
-                with _unless(place.exists()):
-                    retrier = until_deadline(0 if place.exists() else patience)
-                    retrier(_fetch, api, file_id, place, secrets, part.requests, keep)
-    return batch
-
-
-def _unless(is_optional: bool) -> AbstractContextManager[None]:
-    """Pass over a ModelError of the block if what it does is optional."""
-    return suppress(ModelError) if is_optional else nullcontext()
-
-
-def _fetch(
-    api: BatchAPI,
-    file_id: str,
-    place: Path,
-    secrets: Secrets,
-    requests: int,
-    keep: Callable[[IO[bytes]], None] | None,
-) -> None:
-    """Download one of the provider's files to `place`, with secrets masked, whole or not at all.
-
-    Raises:
-        ReplyError: the file has no line of a batch.
-        TransportError: the file breaks off within a line.
-    """
-    with atomic_writer(place, private=True) as file:
-        with MaskedLines(file, secrets) as lines:
-            api.download(file_id, lines, requests)
-        size = file.tell()
-        file.seek(0)
-        if size and next(read_answers(file, secrets), None) is None:
-            file.seek(0)
-            begins = provider_words(file.read(200), secrets)
-            raise ReplyError(
-                f"what the provider sent as {file_id} holds no line of a batch: {begins}.",
-                hint="Repeat the call to download it again.",
-            )
-        if _is_cut(file, size):
-            raise TransportError(f"what the provider sent as {file_id} breaks off.")
-        if keep is not None:
-            file.seek(0)
-            keep(file)
-
-
-def _is_cut(file: IO[bytes], size: int) -> bool:
-    """Whether a file ends within a JSON object, as where a connection broke off without a word."""
-    file.seek(max(0, size - _LONGEST_LINE))
-    last = file.read().rpartition(b"\n")[2].strip()
-    return last.startswith(b"{") and not last.endswith(b"}")
 
 
 @contextmanager
@@ -344,10 +256,13 @@ def _counted(batch: PersonaBatch, llm: LLM, cost: float) -> Iterator[list[Person
         BatchPendingError, InvalidArgumentError, DataError: as `PersonaBatch.alone`, before the block.
         OSError: the note cannot be written.
     """
-    budget, left = llm.account.bounds.budget, 0.0
+    budget, payer, left = llm.account.bounds.budget, batch.payer(llm), 0.0
+    own = batch.submitter.bounds.budget if batch.submitter is not None else None
+    # By other prices, the submitter's budget keeps the most that the batch can cost.
+    told = cost if budget is payer or budget is not own else None
     if budget is not None:  # else a folder that cannot be written is none of its business
         with batch.alone() as now:
-            now.count_in(budget, cost)
+            now.count_in(budget, told)
             left = max(0.0, budget.usd - budget.taken)
             now.note(budget, singly=0.0, being_asked=left)
             if now.being_asked:
@@ -360,9 +275,10 @@ def _counted(batch: PersonaBatch, llm: LLM, cost: float) -> Iterator[list[Person
         if took or left:
             with suppress(BatchPendingError), batch.alone() as now:
                 noted = now.note(budget, singly=took, being_asked=-left)
-                for one in {budget, batch.payer(llm)}:
-                    if one is not None:
-                        noted.count_in(one, cost, took if one is budget else 0.0)
+                if budget is not None:
+                    noted.count_in(budget, told, took)
+                if payer is not None and payer is not budget:
+                    noted.count_in(payer, cost)
 
 
 _CUT_OFF = (

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, Literal, Self
+from typing import IO, Annotated, Any, Literal, Self
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from pydantic import Field, ValidationError
@@ -53,6 +53,7 @@ from .part import BatchPart
 from .provider import LiteLLMBatches
 from .request_files import CACHED, file_of
 
+MOST_SAMPLES = 1000  # candidates of a batch: a folder from a stranger names them, too
 _REPLIES = "replies"
 _LOCK_PATIENCE = 600.0  # seconds: another process may be uploading
 
@@ -88,10 +89,10 @@ class PersonaBatch(Record):
     made_by: str
     model: str
     llm_options: dict[str, Any]
-    sides: tuple[Side, ...]
+    sides: Annotated[tuple[Side, ...], Field(min_length=1, max_length=2)]
     protocol: Protocol
     exemplars: Literal["default", "none"] | tuple[Exemplar, ...]
-    candidates: int
+    candidates: Annotated[int, Field(ge=1, le=MOST_SAMPLES)]
     on_error: Literal["keep", "raise", "drop"]
     rows: int
     requests: int
@@ -387,7 +388,7 @@ class PersonaBatch(Record):
             )
         return submitted.model_copy(update={name: getattr(self, name) for name in state})
 
-    def count_in(self, budget: Budget, cost: float, spent: float = 0.0) -> None:
+    def count_in(self, budget: Budget, cost: float | None, spent: float = 0.0) -> None:
         """Replace what a budget reserved for this batch by what the batch and its single calls took.
 
         When a part was submitted, the budget counted the most that the part could cost. For all submitted
@@ -395,7 +396,8 @@ class PersonaBatch(Record):
 
         Args:
             budget: the budget, which is changed in place.
-            cost: USD that the batch took.
+            cost: USD that the batch took; None: by the prices of this budget it is not known, so what was
+                reserved stays.
             spent: USD of the single calls that the budget already counts as spent. They are part of
                 `asked_singly`, and would otherwise count twice.
         """
@@ -403,8 +405,11 @@ class PersonaBatch(Record):
         # What calls of this budget itself may take, it counts as they run.
         own = _asking.get(budget, Counter[str]())[self._name]
         singly = self.asked_singly + max(0.0, self.being_asked - own)
-        took = {f"{self._name}: batch": cost, f"{self._name}: single calls": singly}
-        budget.replace(map(self.order, submitted), took, spent=spent)
+        took = {f"{self._name}: single calls": singly}
+        if cost is not None:
+            took[f"{self._name}: batch"] = cost
+        orders = map(self.order, submitted if cost is not None else ())
+        budget.replace(orders, took, spent=spent)
 
     def note(self, budget: Budget | None, *, singly: float, being_asked: float) -> PersonaBatch:
         """Add USD to `asked_singly` and `being_asked`, save the handle, and return the new batch.
@@ -478,16 +483,23 @@ class PersonaBatch(Record):
 
         Returns:
             (the provider's id of a file, the path to write) for each file that the provider has named and the
-            folder lacks. So is a file of replies with fewer lines than the provider tells replies: it was
-            downloaded too early.
+            folder lacks.
         """
         part = self.parts[number]
-        named = (
-            ("output", part.output_file_id, part.completed or 0),
-            ("errors", part.error_file_id, 0),  # its lines say why, and cost nothing
-        )
-        places = [(name, file_of(self.path, kind, number), least) for kind, name, least in named]
-        return [(name, place) for name, place, least in places if name and not _has(place, least)]
+        named = {"output": part.output_file_id, "errors": part.error_file_id}
+        places = ((name, file_of(self.path, kind, number)) for kind, name in named.items())
+        return [(name, place) for name, place in places if name and not place.exists()]
+
+    def short(self, number: int) -> list[tuple[str, Path]]:
+        """Return the file of replies of a part, as `unfetched`, if it was downloaded before it was whole.
+
+        It then has fewer lines than the provider tells replies, and errors if these have no other file.
+        """
+        part, place = self.parts[number], file_of(self.path, "output", number)
+        least = (part.completed or 0) + (0 if part.error_file_id else part.failed or 0)
+        if part.output_file_id is None or not place.exists() or _has(place, least):
+            return []
+        return [(part.output_file_id, place)]
 
     def cached_replies(self) -> Iterator[tuple[bytes, str]]:
         """Read the replies that were in the cache when the batch was submitted.
@@ -511,12 +523,12 @@ class PersonaBatch(Record):
         return [path for path in files if path.exists()]
 
     @contextmanager
-    def alone(self) -> Iterator[PersonaBatch]:
+    def alone(self, *, waits: bool = True) -> Iterator[PersonaBatch]:
         """Lock this batch against other processes, and yield it as its folder has it now.
 
         Of a batch that was submitted here, only the state is taken from the folder: see `as_submitted`.
 
-        It waits up to 600 seconds for the lock, and frees it when the block ends.
+        It waits up to 600 seconds for the lock, unless `waits` is False, and frees it when the block ends.
 
         Raises:
             BatchPendingError: another process still holds the lock, or the lock cannot be written.
@@ -524,9 +536,9 @@ class PersonaBatch(Record):
         """
         from filelock import FileLock  # takes longer to load than a batch is read without it
 
-        path = self.path / "lock"
+        path, patience = self.path / "lock", _LOCK_PATIENCE if waits else 0.0
         try:
-            held = FileLock(path, timeout=_LOCK_PATIENCE, mode=0o600, poll_interval=0.1).acquire()
+            held = FileLock(path, timeout=patience, mode=0o600, poll_interval=0.1).acquire()
         except (OSError, NotImplementedError) as error:
             raise BatchPendingError(
                 f"{path} is held by another process, or cannot be written: {error}.",
@@ -564,12 +576,17 @@ class PersonaBatch(Record):
         Raises:
             OSError: `batch.json` cannot be written, or the disk is full.
         """
+        batch = self.with_part(number, part)
+        if batch is not self:
+            batch.save()
+        return batch
+
+    def with_part(self, number: int, part: BatchPart) -> PersonaBatch:
+        """Return this batch with `part` at the place `number` of `parts`, which is not saved."""
         if self.parts[number] == part:
             return self
         parts = (*self.parts[:number], part, *self.parts[number + 1 :])
-        batch = self.model_copy(update={"parts": parts})
-        batch.save()
-        return batch
+        return self.model_copy(update={"parts": parts})
 
 
 _made_here: set[str] = set()  # names of batches
@@ -663,8 +680,6 @@ def _prompt_tokens(line: bytes) -> int:
 
 
 def _has(path: Path, lines: int) -> bool:
-    """Whether a file is there, and has at least so many lines that are not blank."""
-    if not path.exists():
-        return False
+    """Whether a file has at least so many lines that are not blank."""
     with path.open("rb") as file:
         return not lines or sum(map(bool, map(bytes.strip, file))) >= lines

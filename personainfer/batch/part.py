@@ -80,8 +80,12 @@ class BatchPart(Record):
             is_enough = bool(self.output_file_id or self.error_file_id or self.status == "failed")
         else:
             is_enough = self._has_replies or not self.answered
-        has_waited = self.looked_at - self.ended_at > _NAMED_WITHIN
-        return self.status in FINAL and (is_enough or has_waited)
+        return self.status in FINAL and (is_enough or self.settled)
+
+    @property
+    def settled(self) -> bool:
+        """Whether a final status was seen for 600 seconds: files that are named by now are whole."""
+        return self.looked_at - self.ended_at > _NAMED_WITHIN
 
     @property
     def refused(self) -> bool:

@@ -62,7 +62,7 @@ def bring_in(batch: PersonaBatch, llm: LLM, keys: Mapping[bytes, int]) -> BatchO
         with path.open("rb") as file:
             _write(_good_replies(file, outcome), outcome, llm.model, llm.cache)
         if path.name.startswith("output"):  # these come first
-            replied = outcome.seen
+            replied = outcome.charged
     told = sum(part.completed or 0 for part in batch.parts)
     outcome.count_lost(told - replied, {key for key, _ in batch.cached_replies()})
     return outcome
@@ -142,6 +142,23 @@ def _write(
             [(job.cache_key, text) for job, (key, text) in placed if replace or key not in there],
             model=model,
         )
+
+
+def writable_cache(
+    batch: PersonaBatch, llm: LLM, keys: Collection[bytes], cache: ReplyCache, place: Path
+) -> ReplyCache:
+    """Make a cache in the folder `place` with the replies to `keys` that a cache has which is only read.
+
+    Raises:
+        CacheError: a cache fails.
+    """
+    made = ReplyCache(place)
+    outcome = BatchOutcome(batch.plan().prompt.schema, llm.transport, Tally(None), {}, 0)
+    form, rest = Form(outcome.sender, Request([], outcome.schema), {}), iter(keys)
+    while group := list(islice(rest, _GROUP)):
+        there = stored_texts([Job(key, form, b"") for key in group], cache)
+        _write(iter(there.items()), outcome, llm.model, made)
+    return made
 
 
 def run_without_calls(batch: PersonaBatch, llm: LLM, outcome: BatchOutcome) -> Run[SourceRow]:
@@ -262,9 +279,9 @@ class BatchOutcome:
         return reply
 
     @property
-    def seen(self) -> int:
-        """How many requests have an answer so far."""
-        return len(self._seen)
+    def charged(self) -> int:
+        """How many requests have an answer so far for which a model ran: a refusal is none."""
+        return len(self._charged)
 
     def count_lost(self, lost: int, cached: Collection[bytes]) -> None:
         """Count replies that the provider told of, and that are in no file, at the most that they can cost.

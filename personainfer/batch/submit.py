@@ -33,7 +33,7 @@ from ..personas.infer import prepare
 from ..personas.options import PersonaOptions
 from ..personas.requests import Plan
 from ..records import PersonaRow
-from .job_folder import PersonaBatch, as_folder, new_folder
+from .job_folder import MOST_SAMPLES, PersonaBatch, as_folder, new_folder
 from .lines import wired_rows
 from .part import MOST_TOKENS, BatchPart
 from .provider import BatchAPI, BatchState, batch_api
@@ -56,10 +56,10 @@ def submit_batch(
             `LLM` of such a model.
         path: a folder that does not exist or is empty; or, to continue, the folder of an earlier call. It
             will hold everything that `collect_batch` needs, in any process: your data, but no key.
-        options: as for `infer_personas`, but `select` is given to `collect_batch` instead. `prices` are those
-            of single calls; a batch costs half. If the most that this call may cost is more than `budget`,
-            nothing is sent. An LLM counts this most as spent, until `collect_batch` replaces it by the cost,
-            at the same prices.
+        options: as for `infer_personas`, but `select` is given to `collect_batch` instead, and there are at
+            most 1,000 `candidates`. `prices` are those of single calls; a batch costs half. If the most that
+            this call may cost is more than `budget`, nothing is sent. An LLM counts this most as spent, until
+            `collect_batch` replaces it by the cost, at the same prices.
 
     Returns:
         The batch as it is stored in the folder.
@@ -80,7 +80,7 @@ def submit_batch(
     folder = as_folder(path)
     remove_abandoned(folder)
     plan, source, llm = prepare(data, model, options, select_later=True)
-    _check(llm, options)
+    _check(plan, llm, options)
     costs: dict[int, float] | None = None
     with closing(batch_api(llm.transport)) as api:
         is_new = not PersonaBatch.handle(folder).exists()
@@ -102,13 +102,18 @@ def submit_batch(
             return batch.submitted_by(llm, made_here=is_new)
 
 
-def _check(llm: LLM, options: Mapping[str, Any]) -> None:
-    """Raise InvalidArgumentError for `select`, an `api_base` with a secret, and costs without a bound."""
+def _check(plan: Plan, llm: LLM, options: Mapping[str, Any]) -> None:
+    """Raise InvalidArgumentError for `select`, an `api_base` with a secret, and what has no bound."""
     if options.get("select") is not None:
         raise InvalidArgumentError(
             "select= chooses among replies, and there are none yet.",
             hint="Give it to collect_batch.",
             argument="select",
+        )
+    if plan.candidates > MOST_SAMPLES:
+        raise InvalidArgumentError(
+            f"candidates={plan.candidates}: a batch has at most {MOST_SAMPLES:,}.",
+            argument="candidates",
         )
     if holds_secret(llm.options["api_base"] or ""):
         raise InvalidArgumentError(

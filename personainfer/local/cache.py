@@ -159,6 +159,11 @@ class ReplyCache:
         except (OSError, ValueError) as error:
             raise unusable(self.directory, error) from error
 
+    @property
+    def is_only_read(self) -> bool:
+        """Whether others may write to the directory, or this user may not, so that no reply is kept."""
+        return self._read_only
+
     def _check_files(self) -> None:
         check_files(self._path, read_only=self._read_only)
 

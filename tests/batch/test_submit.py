@@ -1663,7 +1663,7 @@ def test_a_batch_that_lost_a_line_is_collected_without_a_key(
     def without_a_key(_: object) -> Any:
         raise AuthenticationError("no key for openai/x: OPENAI_API_KEY is not set.")
 
-    monkeypatch.setattr("personainfer.batch.collect.batch_api", without_a_key)
+    monkeypatch.setattr("personainfer.batch.downloads.batch_api", without_a_key)
     assert len(collect(batch)) == 3
 
 
