@@ -113,13 +113,18 @@ def _within(values: Sequence[object]) -> tuple[set[type], int] | None:
                 kinds.add(array.dtype.type if of_numpy else type(array))
         keys = set(chain.from_iterable(one for one in others if isinstance(one, dict)))
         fields *= max(len(keys), 1)
-        if not set(map(type, keys)) <= {str}:
+        if not set(map(type, keys)) <= {str} and not all(map(_is_text, keys)):
             kinds.add(dict)
         if not inside:
             return kinds, fields
         items = chain.from_iterable(map(_items, level))
         level = list({id(each): each for each in items if type(each) in inside}.values())
     return None
+
+
+def _is_text(key: object) -> bool:
+    """Whether a key is a text, of any class, that a dict finds by its letters, as Arrow does."""
+    return isinstance(key, str) and str.__str__(key) in {key}
 
 
 def _container_types() -> tuple[type, ...]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -16,7 +18,7 @@ from personainfer import PersonaRow, PersonaTable, Preference
 from personainfer.data import column_values
 from personainfer.data import table_writer as writing
 from personainfer.data.arrow_columns import _RowColumns, own_columns, pandas_of
-from personainfer.data.column_values import json_text, json_texts
+from personainfer.data.column_values import json_text, json_texts, kept_in_arrow
 from personainfer.data.table_writer import write_table
 from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.records import Usage
@@ -209,3 +211,34 @@ def test_columns_of_which_old_metadata_tell_one_name_are_read(
     for each in (made, PersonaTable.load(made.save(tmp_path / "t.parquet"))):
         own = each.to_pandas()[[*PAIRS]]
         pd.testing.assert_frame_equal(own, frame, check_column_type=False)
+
+
+class _Mode(str, Enum):  # noqa: UP042  (`str` of it is another text)
+    FAST = "fast"
+
+
+class _Text(str): ...
+
+
+class _Folded(str):
+    """A dict does not find it by its letters, and neither does Arrow."""
+
+    __hash__ = object.__hash__
+
+
+@pytest.mark.parametrize("key", [_Mode.FAST, _Text("fast"), np.str_("fast")], ids=repr)
+def test_a_key_of_a_class_of_texts_is_a_text(key: str, tmp_path: Path) -> None:
+    assert json_text([{"x": {key: 1}}]) == '[{"x": {"fast": 1}}]'
+    settings = {"extra_body": {key: 1, "options": [{key: 2}]}}
+    path = (
+        table_of([{"a": {key: 1}}] * 3)
+        .with_columns({}, settings=settings)
+        .save(tmp_path / "t.parquet")
+    )
+    table = PersonaTable.load(path)
+    assert table.settings["extra_body"] == {"fast": 1, "options": [{"fast": 2}]}
+    assert table.to_arrow()["a"].to_pylist() == [{"fast": 1}] * 3
+
+
+def test_a_text_that_no_dict_finds_keeps_its_value() -> None:
+    assert kept_in_arrow([{_Folded("a"): 1}]) is None
