@@ -11,6 +11,7 @@ LENGTH = 300_000  # characters: a pattern that tries each start with each end wo
 READ_PAIR = "list(read_preferences([{'prompt': text, 'chosen': 'a', 'rejected': text}]))"
 ASK = "pair_message(pi.Preference(prompt=text, chosen='a', rejected=text))"
 FLAG = "find_flags(pi.Persona(trait=text, preference='b'), pair)"
+ACCENTS = r"'a' + '\u0301\u0316' * (LENGTH // 2)"
 READERS = {
     "a mark in a pair": ("'<' + '_' * LENGTH", ASK),
     "a tag in a pair": ("'<' + ' ' * LENGTH", ASK),
@@ -34,6 +35,9 @@ READERS = {
         "'.' * LENGTH + 'x'",
         "heterogeneity._SENTENCE_END.findall(text)",
     ),
+    "accents of a prompt": (ACCENTS, "bare_text(text)"),
+    "accents in an index": (ACCENTS, "bm25.words(text)"),
+    "accents of a persona": (ACCENTS, "salience._words(pi.Persona(trait=text, preference='b'))"),
     "items of a list": (
         r"'\n' * LENGTH + 'x'",
         "heterogeneity.TEXT_FEATURES['list items'](text)",
@@ -46,12 +50,13 @@ READERS = {
 SCRIPT = """
 import personainfer as pi
 from personainfer.data.containers import read_preferences
-from personainfer.evaluation import judge
+from personainfer.evaluation import judge, salience
 from personainfer.evaluation.salience import without_contrast
 from personainfer.llm import refusals
 from personainfer.personas.flags import find_flags
-from personainfer.personas.prompts import pair_message
+from personainfer.personas.prompts import bare_text, pair_message
 from personainfer.simulation import heterogeneity
+from personainfer.tailoring import bm25
 from personainfer.users import attribution
 from personainfer.users.predictors import tastes_in
 LENGTH = {length}

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from statistics import NormalDist
 from typing import Any, Literal
-from unicodedata import normalize
 
 import numpy as np
 
@@ -24,6 +23,7 @@ from ..arguments import Count, PositiveNumber, check_argument
 from ..data.table import PersonaTable
 from ..exceptions import DataError, InvalidArgumentError, visible
 from ..personas.flags import MARKS
+from ..personas.prompts import composed
 from ..records import Persona, Side
 from .statistics import (
     CONFIDENCE,
@@ -197,7 +197,7 @@ def _words(persona: Persona) -> set[str]:
     """
     said = " ".join(persona.phrases)
     said = said if persona.trait else _FRAME.sub(" ", said)
-    return set(_WORD.findall(without_contrast(normalize("NFC", said.lower()))))
+    return set(_WORD.findall(without_contrast(composed(said.lower()))))
 
 
 def _lemmatizer(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..exceptions import InvalidArgumentError
 from ..personas.flags import MARKS
+from ..personas.prompts import composed
 
 # In scripts without spaces between words (kana, Han), each character counts as a word.
 _SINGLE = "぀-ヿ㐀-鿿豈-﫿"
@@ -34,7 +34,7 @@ def words(text: str) -> list[str]:
     """
     if not isinstance(text, str):
         raise InvalidArgumentError(f"text={text!r:.80} is not text.", argument="text")
-    return _WORD.findall(unicodedata.normalize("NFC", text).casefold())
+    return _WORD.findall(composed(text).casefold())
 
 
 class BM25:
