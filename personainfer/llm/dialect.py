@@ -3,7 +3,8 @@
 Servers differ in what they accept: some know no JSON schema, some want `max_completion_tokens`, some refuse a
 system message. A `Dialect` learns this from the first refusal and writes all later requests accordingly. Once
 the endpoint has taken requests, a request that it refuses is changed alone. The change holds for all when the
-endpoint has taken the changed one: a firewall that refuses the words of one row may name any field.
+endpoint has taken the changed one: a firewall that refuses the words of one row may name any field. A limit
+of replies that one request is told is its own: servers name what a long prompt leaves of their context.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import copy
 import hashlib
 import json
 import re
+from dataclasses import dataclass
 from typing import Protocol
 
 from ..exceptions import RequestRejectedError
@@ -40,7 +42,23 @@ _MOST_LEARNED = (
 class Asked(Protocol):
     """A request, which may be sent several times."""
 
+    key: bytes  # the same each time, also where it asks for a longer reply
     trial: Dialect | None  # how it is written since it was refused; None: as all are
+
+
+@dataclass
+class _Limits:
+    """What is known of an endpoint's limit of replies. A dialect shares it with its copies.
+
+    Attributes:
+        none: whether a request was taken with all the tokens that it asked for.
+        told: (key of the request, limit) of the last one that was refused for its limit; None: none was.
+        since: the version of the dialect in which a limit holds for all; 0: in none.
+    """
+
+    none: bool = False
+    told: tuple[bytes, int] | None = None
+    since: int = 0
 
 
 class Dialect:
@@ -65,6 +83,7 @@ class Dialect:
         self._misfits = 0  # replies in another form, since the last change
         self._limit_name = "max_tokens"
         self._largest_limit: int | None = None
+        self._limits = _Limits()
         self._renamed = False
         self._left_out: set[str] = set()
         self.folds_system = False  # whether a system message goes into the first one of the user
@@ -152,7 +171,11 @@ class Dialect:
             asked: the request. Its `trial` is set to None.
         """
         trial, asked.trial = asked.trial, None
-        if trial is not None and trial._is_for_all(body):
+        if not self._limits.none:
+            had_limit = (trial or self)._largest_limit is not None
+            if not had_limit or (trial is None and version < self._limits.since):
+                self._forget_limit()
+        if trial is not None and trial.version > self.version and self._takes(trial, body):
             self._become(trial)
         elif self._before is not None:
             if self._learned_of == _digest(body):  # the last change has helped
@@ -162,13 +185,36 @@ class Dialect:
         self.proven = self.answered = True
         self._refused_of.clear()
 
-    def _is_for_all(self, body: bytes) -> bool:
-        """Return whether a change holds for others: not a limit below what this request asks for.
+    def _forget_limit(self) -> None:
+        """Ask for as many tokens as before: the endpoint has taken a request with all that it asked for."""
+        self._limits.none = True
+        if self._limits.since:
+            self._limits.since, self._largest_limit = 0, None
+            self.version += 1
 
-        The endpoint has taken other requests, with their limits, before.
+    def _is_for_others(self, limit: int, asked: Asked) -> bool:
+        """Return whether a limit that a refusal names holds for others, too. If so, it does from now on.
+
+        Two requests in a row were told the same one, and none was taken without a limit. What long prompts
+        leave of a context differs.
         """
-        most = self._largest_limit
-        return most is None or most >= json.loads(body).get("max_tokens", 0)
+        limits = self._limits
+        if limits.none or self._largest_limit is not None:
+            return False
+        told, limits.told = limits.told, (asked.key, limit)
+        if told is None or told[0] == asked.key or told[1] != limit:
+            return False
+        self._largest_limit = limit
+        self.version += 1
+        limits.since = self.version
+        return True
+
+    def _takes(self, trial: Dialect, body: bytes) -> bool:
+        """Return whether a change holds for others: it lowers no limit below what its request asks for."""
+        most = trial._largest_limit
+        if most is None or most == self._largest_limit:
+            return True
+        return bool(most >= json.loads(body).get("max_tokens", 0))
 
     def _become(self, other: Dialect, before: Dialect | None = None) -> None:
         # The lock stays: another one may be of the process that this one was forked from.
@@ -202,10 +248,14 @@ class Dialect:
             error.rewritten = self._refused is None
             return
         changed, words = (trial or self)._copy(), error.message.lower()
+        before = changed._largest_limit
         if changed.version < _MOST_LEARNED and changed._learned(name, words):
             changed.version += 1
             error.rewritten = True
-            if self.answered:
+            limit = changed._largest_limit
+            if limit is not None and limit != before:
+                asked.trial = None if self._is_for_others(limit, asked) else changed
+            elif self.answered or trial is not None:
                 asked.trial = changed
             else:
                 self._become(changed, before=self._before or self._copy())

@@ -800,9 +800,12 @@ def test_what_an_endpoint_does_not_take_is_left_out_from_then_on(name: str) -> N
         llm = ask(server, seed=3)
         assert server.calls == 2
         llm.ask([pi.Message(role="system", content="Be brief."), MESSAGES[1]], City)
-        assert server.calls == 3
+        calls = (
+            4 if "limit" in name else 3
+        )  # a limit may be that of one row until another is told it
+        assert server.calls == calls
         assert done(server.requests[-1])
-        assert llm.usage.calls == 3
+        assert llm.usage.calls == calls
 
 
 @each_way

@@ -509,6 +509,50 @@ def test_a_refusal_of_one_row_changes_how_no_other_is_asked(words: str, behind: 
     }
 
 
+@each_way
+@pytest.mark.parametrize("width", [1, 4])
+@pytest.mark.parametrize("long", [(0,), (0, 1), (3,)], ids=["first", "first two", "later"])
+def test_a_limit_that_long_rows_are_told_is_not_that_of_others(
+    width: int, long: tuple[int, ...]
+) -> None:
+    """vLLM names what a long prompt leaves of the context. Other rows would be cut off, and paid."""
+    asked: list[int] = []
+
+    def reply(body: dict[str, Any]) -> Any:
+        number, limit = int(body["messages"][-1]["content"].split()[-1]), body["max_tokens"]
+        if number in long:
+            left = 96 - number
+            refused = Fault.status(400, message=f"max_tokens must be at most {left}, got {limit}")
+            return refused if limit > left else "fine"
+        asked.append(limit)
+        return "fine"
+
+    with FakeLLM(reply) as server:
+        model = pi.LLM("fake", api_base=server.api_base, cache=False, max_concurrency=width)
+        turns = ([{"role": "user", "content": f"row {number}"}] for number in range(12))
+        replies = model.ask_many((turn,) for turn in turns)
+    assert [one.text for one in replies] == ["fine"] * 12
+    assert set(asked) == {500}
+
+
+@each_way
+@pytest.mark.parametrize("width", [1, 4])
+def test_a_limit_that_all_rows_are_told_is_learned(width: int) -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        if "temperature" in body:
+            return Fault.status(400, message="temperature is not supported")
+        if body["max_tokens"] > 100:
+            return Fault.status(400, message="max_tokens must be at most 100")
+        return "fine"
+
+    with FakeLLM(reply) as server:
+        model = pi.LLM("fake", api_base=server.api_base, cache=False, max_concurrency=width)
+        turns = ([{"role": "user", "content": f"row {number}"}] for number in range(30))
+        replies = model.ask_many((turn,) for turn in turns)
+        assert [one.text for one in replies] == ["fine"] * 30
+        assert server.calls <= 30 + 2 * width + 3
+
+
 # What a reply is stored under
 
 GATEWAYS: dict[str, tuple[str, dict[str, str]]] = {
