@@ -52,6 +52,7 @@ _CHOICES = ("1", "2", "neither")
 _SHOWN = ("item", "persona", "prompt", "response_1", "response_2")
 _FORMULA = ("=", "+", "-", "@")  # a spreadsheet may run a cell that begins so
 _CELL_BEGIN = re.compile(r'[;\t\r\n][\s";]*')  # in a text that is split where it should not be
+_BULLET = re.compile(r"[+-] [^|!(\r\n]{0,300}(?:[\r\n]|\Z)")  # of a list; it calls nothing
 
 
 class RatingSheet(NamedTuple):
@@ -212,11 +213,13 @@ def _safe_cell(text: str) -> str:
     Some skip blanks, or read full-width signs as usual ones. One that separates cells by semicolons or tabs
     begins a cell after each of them, and a row after each line break, whatever is in quotes.
     """
-    inner = _CELL_BEGIN.sub(
-        lambda run: run[0] + "'" * _is_sign(text[run.end() : run.end() + 1]), text
-    )
+    inner = _CELL_BEGIN.sub(lambda run: run[0] + "'" * _may_run(text, run.end()), text)
     begin = text.lstrip("\n \u3000\xa0")[:1]
     return f"'{inner}" if text.startswith(("\t", "\r")) or _is_sign(begin) else inner
+
+
+def _may_run(text: str, place: int) -> bool:
+    return _is_sign(text[place : place + 1]) and not _BULLET.match(text, place)
 
 
 def _is_sign(begin: str) -> bool:

@@ -418,7 +418,7 @@ RUN = "=cmd|'/C calc'!A0"
         (f"\n\n{RUN}", f"'\n\n'{RUN}"),
         ("x\t=1+1\ty", "x\t'=1+1\ty"),
         ('a; "\uff1d1+1";@x', "a; \"'\uff1d1+1\";'@x"),
-        ("- one\n- two", "'- one\n'- two"),
+        ("a list:\n- one|x\n+two", "a list:\n'- one|x\n'+two"),
         ("a = b, -1; c\n\nd - e", "a = b, -1; c\n\nd - e"),
     ],
 )
@@ -435,6 +435,14 @@ def test_a_sheet_that_is_split_elsewhere_has_no_formula(
     assert not [each for each in cells if each[:1] in {*"=+-@\uff1d"}]
     if separator == ",":
         assert {one[2] for one in read[1:]} == {cell}
+
+
+def test_the_bullets_of_a_list_stay_as_they_are(tmp_path: Path) -> None:
+    text = "a list:\n- one\n- two = 2\n\n+ three"
+    pair = pi.Preference(prompt=text, chosen="a", rejected="b")
+    sheet = write_rating_sheet(pi.PersonaTable([row(0, preference=pair)]), tmp_path / "sheet")
+    with sheet.csv.open(encoding="utf-8-sig", newline="") as file:
+        assert {one["prompt"] for one in csv.DictReader(file)} == {text}
 
 
 def test_a_sheet_of_very_many_line_breaks_is_written_at_once(tmp_path: Path) -> None:

@@ -500,7 +500,7 @@ def test_the_listed_rows_can_be_downloaded(browser: Any, tmp_path: Path) -> None
     pair = pi.Preference(
         prompt=" \uff1dcmd()",
         chosen='He said "yes",\nand left',
-        rejected="a;b\n\n \uff1dcmd;@x",
+        rejected="a;b\n\n \uff1dcmd;@x\n- a bullet\n- cmd|x",
         id="é",
     )
     rows = [pi.PersonaRow(0, pair, chosen=persona(TRAITS[0])), *list(table(3))[1:]]
@@ -520,7 +520,8 @@ def test_the_listed_rows_can_be_downloaded(browser: Any, tmp_path: Path) -> None
         [record] = csv.DictReader(file)
     assert (record["id"], record["chosen"]) == ("é", pair.chosen)
     assert record["prompt"] == "' \uff1dcmd()"  # text to a spreadsheet, no formula
-    assert record["rejected"] == "a;b\n\n '\uff1dcmd;'@x"  # also to one that splits by semicolons
+    # Also to one that splits by semicolons; what calls nothing stays as it is.
+    assert record["rejected"] == "a;b\n\n '\uff1dcmd;'@x\n- a bullet\n'- cmd|x"
 
 
 @pytest.mark.heavy
