@@ -141,7 +141,7 @@ def collect_batch(
     place = cache_dir or (batch.llm_options.get("cache_dir") if here else None)
     own = None if batch.made_here else batch.own_cache(place)
     keep = partial(keep_replies, batch, llm, keys, own) if own is not None else None
-    batch = _awaited(batch, llm, wait, poll, timeout, progress, keep)
+    batch = _awaited(batch, llm, wait, poll, timeout, progress, keep, pays=ask_missing)
     with ExitStack() as stack:
         if llm.cache is not None and llm.cache.is_only_read:  # it would keep no reply of the batch
             place = stack.enter_context(TemporaryDirectory(ignore_cleanup_errors=True))
@@ -203,10 +203,13 @@ def _awaited(
     timeout: float | None,
     progress: bool | None,
     keep: Callable[[IO[bytes]], None] | None,
+    *,
+    pays: bool,
 ) -> PersonaBatch:
     """Check the batch until every part is done and its files are downloaded.
 
-    `keep` is called with each file of answers before it gets its place in the folder; None: nothing is.
+    `keep` is called with each file of answers before it gets its place in the folder; None: nothing is. With
+    `pays`, what the batch lacks will be paid for again.
 
     Returns:
         The batch with the last states of its parts.
@@ -216,20 +219,26 @@ def _awaited(
     """
     left = float("inf") if timeout is None else timeout
     ends, patience = time.monotonic() + left, llm.options["patience"]
-    if batch.done and not any(batch.unfetched(n) for n in range(len(batch.parts))):
-        return looked_again(batch, llm, ends, keep)
+    if batch.is_fetched:
+        batch = looked_again(batch, llm, ends, keep, pays=pays)
+        if batch.is_fetched:
+            return batch
+    has_waited = False
     bar = progress_bar(progress, total=batch.sent, unit="request")
     with bar, closing(batch_api(llm.transport)) as api:
         while True:
             with batch.alone() as batch:
                 batch = looked(batch, api, min(patience, left), llm.transport.secrets, keep)
             bar.update(batch.answered - bar.n)
-            if batch.done:
+            if batch.done and has_waited:  # some parts ended long ago, and may have more by now
+                batch = looked_again(batch, llm, ends, keep, pays=pays)
+            if batch.is_fetched:
                 return batch
             left = ends - time.monotonic()
             if not wait or left <= 0:
                 raise BatchPendingError(f"{batch}.", hint="Call collect_batch again later.")
             time.sleep(min(poll, left))
+            has_waited = True
 
 
 @contextmanager

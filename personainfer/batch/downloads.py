@@ -69,6 +69,8 @@ def looked_again(
     llm: LLM,
     ends: float,
     keep: Callable[[IO[bytes]], None] | None,
+    *,
+    pays: bool,
 ) -> PersonaBatch:
     """Ask once what more the provider has of a batch that is done, and download it.
 
@@ -80,14 +82,26 @@ def looked_again(
         llm: the LLM of the batch.
         ends: the time, by `time.monotonic`, after which no part is asked about.
         keep: as for `looked`.
+        pays: whether what the batch lacks will be paid for again. Then a folder that another process holds is
+            waited for, and one that cannot be written is an error.
+
+    Returns:
+        The batch as it is then. It is not done if another process has submitted a part again.
+
+    Raises:
+        BatchPendingError, OSError: with `pays`, the folder is held by another process, or cannot be written.
     """
     if all(_is_all_there(batch, number) for number in range(len(batch.parts))):
         return batch
+    waits = pays or any(
+        part.refused for part in batch.parts
+    )  # which may be submitted again just now
     with (
-        suppress(ModelError, BatchPendingError, OSError),
+        suppress(ModelError, *(() if pays else (BatchPendingError, OSError))),
         closing(batch_api(llm.transport)) as api,
-        batch.alone(waits=False) as now,
+        batch.alone(waits=waits) as now,
     ):
+        batch = now
         for number in range(len(now.parts)):
             if now.done and not _is_all_there(now, number) and time.monotonic() < ends:
                 with suppress(ReplyError, ModelNotFoundError, RequestRejectedError):  # of one part
@@ -117,11 +131,11 @@ def _with_more(
     is_more = later.done and later.answered >= part.answered
     known = batch.with_part(number, later) if is_more else batch
     short = [] if part.settled else known.short(number)
-    for file_id, place in known.unfetched(number):
-        _fetch(api, file_id, place, secrets, part.requests, keep)
     for file_id, place in short:
         with suppress(ReplyError):
             _fetch(api, file_id, place, secrets, part.requests, keep)
+    for file_id, place in known.unfetched(number):
+        _fetch(api, file_id, place, secrets, part.requests, keep)
     return batch.updated(number, known.parts[number])
 
 

@@ -202,6 +202,11 @@ class PersonaBatch(Record):
         """Whether every part is done, see `BatchPart.done`. True if there is no part: all were cached."""
         return all(part.done for part in self.parts)
 
+    @property
+    def is_fetched(self) -> bool:
+        """Whether every part is done, and the folder has each file that the provider has named."""
+        return self.done and not any(map(self.unfetched, range(len(self.parts))))
+
     def __str__(self) -> str:
         done = sum(part.done for part in self.parts)
         return visible(

@@ -80,6 +80,48 @@ def test_a_file_that_comes_shorter_replaces_no_replies(
     assert are_good(collect(place / "copy")) == [True, True, False]
 
 
+def test_a_part_that_ended_early_is_looked_at_again_when_the_last_one_ends(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    monkeypatch.setattr(request_files, "MAX_REQUESTS", 2)
+    counts = {"request_counts": {"total": 2, "completed": 2, "failed": 0}}
+    tell(provider, monkeypatch, lambda said: said | counts)
+    batch = submit(provider, pairs(4), place / "b", cache=False)
+    first, last = (provider.batches[str(part.batch_id)] for part in batch.parts)
+    last.statuses = ["in_progress"] * 9 + ["completed"]
+    whole: list[bytes] = []
+
+    def cut(lines: list[bytes]) -> list[bytes]:
+        whole.extend(lines)
+        return lines if last.ran else lines[:1]
+
+    def looked(one: Batch, look: Callable[[Batch], Any] = provider._look) -> Any:
+        if one is last and len(one.statuses) < 5:  # by now the first part's file is whole
+            first.output = whole
+            provider._kept(first, "output", whole)
+        return look(one)
+
+    provider.edit = cut
+    monkeypatch.setattr(provider, "_look", looked)
+    assert are_good(collect(batch, ask_missing=True)) == [True] * 4
+    assert provider.count(ASK) == 0
+
+
+def test_what_is_paid_again_waits_for_who_holds_the_folder(
+    short: pi.PersonaTable, provider: BatchServer, place: Path
+) -> None:
+    from filelock import FileLock
+
+    with FileLock(place / "b" / "lock"):
+        assert are_good(collect(place / "b")) == [True, True, False]
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr("personainfer.batch.job_folder._LOCK_PATIENCE", 0.1)
+            with pytest.raises(BatchPendingError):
+                collect(place / "b", model="fake", ask_missing=True)
+    assert provider.count(ASK) == 0
+    assert are_good(short) == [True, True, False]
+
+
 def test_a_short_file_is_fetched_again_once_a_collect_and_no_more_at_the_end(
     provider: BatchServer, place: Path, monkeypatch: Patch
 ) -> None:
@@ -90,14 +132,14 @@ def test_a_short_file_is_fetched_again_once_a_collect_and_no_more_at_the_end(
     batch = submit(provider, pairs(4), place / "b")
     slow = provider.batches[str(batch.parts[1].batch_id)]
     slow.statuses = ["in_progress"] * 9 + ["completed"]
-    collect(batch)
-    assert provider.count(FETCH) == 2
-    collect(batch)
+    collect(batch)  # each file once, and again when the last part has ended
     assert provider.count(FETCH) == 4
+    collect(batch)
+    assert provider.count(FETCH) == 6
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + 3600)
     collect(batch)
-    assert provider.count(FETCH) == 6
+    assert provider.count(FETCH) == 8
     calls = list(provider.calls)
     collect(batch)
     assert provider.calls == calls
