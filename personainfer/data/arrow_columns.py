@@ -15,7 +15,7 @@ from numbers import Integral
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..exceptions import DataError, InvalidArgumentError
-from ..preferences.cells import is_null, read_json, without_na
+from ..preferences.cells import is_plain_null, read_json, without_na
 from ..records import PersonaRow
 from .column_values import (
     STORED_BYTES,
@@ -332,10 +332,10 @@ def with_whole_numbers(frame: Any, rows: Sequence[Mapping[Any, Any]] | None = No
         if frame.dtypes.iloc[place] != (object if rows is None else float):
             continue
         values: Any = frame.iloc[:, place] if rows is None else [row.get(name) for row in rows]
-        there = [value for value in values if not is_null(value)]
+        there = [value for value in values if not is_plain_null(value)]
         if there and all(isinstance(v, Integral) and not isinstance(v, bool) for v in there):
             kind = "Int64" if -(2**63) <= min(there) <= max(there) < 2**63 else "object"
-            whole = [None if is_null(value) else int(value) for value in values]
+            whole = [None if is_plain_null(value) else int(value) for value in values]
             frame.isetitem(place, pandas.Series(whole, frame.index, kind))
         elif rows is not None and any(
             type(v) is not float and isinstance(v, Integral) and float(v) != v for v in there
@@ -482,7 +482,7 @@ def _is_arrow(series: Any) -> bool:
 
 
 def _none_if_null(value: Any) -> Any:
-    return None if is_null(value) else value
+    return None if is_plain_null(value) else value
 
 
 def _arrow_of_narwhals(frame: Any) -> pyarrow.Table:

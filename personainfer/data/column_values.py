@@ -15,7 +15,7 @@ from functools import lru_cache
 from itertools import chain, compress, count, islice
 from typing import TYPE_CHECKING, Any, cast
 
-from ..preferences.cells import is_null, plain
+from ..preferences.cells import is_plain_null
 
 if TYPE_CHECKING:
     import pyarrow
@@ -254,7 +254,9 @@ def _are_same(values: list[Any], array: Any) -> bool:
         dicts = [value if is_there else {} for value, is_there in zip(values, there, strict=True)]
         names = [field.name for field in array.type]
         own = set(chain.from_iterable(dicts))
-        if not all(map(is_null, gone)) or not all(isinstance(name, str) for name in own - {*names}):
+        if not all(map(is_plain_null, gone)) or not all(
+            isinstance(name, str) for name in own - {*names}
+        ):
             return False
         parts = zip(names, array.flatten(), strict=True)
         return own <= {*names} and all(
@@ -274,7 +276,7 @@ def _are_same_lists(values: list[Any], array: Any) -> bool:
     lengths = pc.list_value_length(array).to_pylist()
     there = [length is not None for length in lengths]
     if not all(
-        is_null(value) for value, is_there in zip(values, there, strict=True) if not is_there
+        is_plain_null(value) for value, is_there in zip(values, there, strict=True) if not is_there
     ):
         return False
     lists = list(compress(values, there))
@@ -302,7 +304,7 @@ def _unpacked(values: Any) -> Any:
 def _is_same(was: Any, now: Any) -> bool:
     """Whether `now`, which Arrow gave back, is the same as `was`, apart from what `kept_in_arrow` allows."""
     if now is None:
-        return is_null(was)
+        return is_plain_null(was) or (type(was).__module__ == "numpy" and was != was)  # NaT
     if type(was).__module__ == "numpy" and was.dtype.kind not in "mM":
         was = was.item()
     if isinstance(now, bool) or isinstance(was, bool):
@@ -311,7 +313,7 @@ def _is_same(was: Any, now: Any) -> bool:
         return False  # a whole number as a decimal one is another text
     if isinstance(now, datetime) and isinstance(was, datetime) and _zone_of(was) != _zone_of(now):
         return False  # two times of one instant are equal for Python
-    return bool(was == now) or (is_null(was) and is_null(now))
+    return bool(was == now) or (is_plain_null(was) and is_plain_null(now))
 
 
 def _zone_of(time: datetime) -> tuple[object, ...]:
@@ -358,7 +360,7 @@ def _listed(value: Any) -> Any:
 
     `str` of an array would cut its values with "…".
     """
-    if is_null(value) and plain(value) is value:  # not a NaN of NumPy or Decimal
+    if is_plain_null(value):
         return None
     if isinstance(value, set | frozenset):
         return list(value)

@@ -52,7 +52,10 @@ _CHOICES = ("1", "2", "neither")
 _SHOWN = ("item", "persona", "prompt", "response_1", "response_2")
 _FORMULA = ("=", "+", "-", "@")  # a spreadsheet may run a cell that begins so
 _CELL_BEGIN = re.compile(r'[;\t\r\n][\s";]*')  # in a text that is split where it should not be
-_BULLET = re.compile(r"[+-] [^|!(\r\n]{0,300}(?:[\r\n]|\Z)")  # of a list; it calls nothing
+# The item of a list that calls nothing, or a line of signs alone.
+_HARMLESS = re.compile(
+    r"(?:[+-] (?![^\r\n]{0,300}[\w.]\s{0,9}\()[^|!\r\n]{0,300}|[=+-]{2,300}[ \t]{0,9})(?:[\r\n]|\Z)"
+)
 
 
 class RatingSheet(NamedTuple):
@@ -219,7 +222,7 @@ def _safe_cell(text: str) -> str:
 
 
 def _may_run(text: str, place: int) -> bool:
-    return _is_sign(text[place : place + 1]) and not _BULLET.match(text, place)
+    return _is_sign(text[place : place + 1]) and not _HARMLESS.match(text, place)
 
 
 def _is_sign(begin: str) -> bool:

@@ -33,6 +33,8 @@ class BatchKind(NamedTuple):
         rows: a function (batch, the caller's options about the data, the schemas of earlier batches) -> rows.
             A new schema is added to the schemas. It raises DataError if the columns are no preference data,
             and InvalidArgumentError if they are no columns of one length.
+        check_drop: a function that raises InvalidArgumentError if no rows of the batch can be dropped: a
+            column that is not read is none, or has another length.
         result: a function (batch, table of its personas) -> the new batch. The table, and so the new batch,
             lack the rows that were dropped.
         is_frame: whether the batch is a pandas, polars or Arrow table, whose columns the table of personas
@@ -43,6 +45,7 @@ class BatchKind(NamedTuple):
     rows: Callable[[Any, Mapped, KnownSchemas], list[SourceRow]]
     result: Callable[[Any, PersonaTable], Any]
     is_frame: bool = False
+    check_drop: Callable[[Any], object] = id
 
 
 def batch_kind(batch: object) -> BatchKind:
@@ -106,20 +109,29 @@ def _rows_of_frame(batch: Any, told: Mapped, known: KnownSchemas) -> list[Source
 def _rows_of_columns(
     batch: Mapping[str, Any], told: Mapped, known: KnownSchemas
 ) -> list[SourceRow]:
+    sizes: dict[str, int] = {}
+
     def cells(name: str) -> Iterable[object]:
         values = batch[name]
-        _length(name, values)
+        sizes[name] = _length(name, values)
         if package_of(values) == "pyarrow":  # a chunked array has no tolist
             return values.to_pylist()  # type: ignore[no-any-return]
         return values.tolist() if hasattr(values, "tolist") else values  # type: ignore[no-any-return]
 
     rows = read_cells(list(batch), cells, told, known) if batch else []
-    if package_of(batch) == "datasets":  # its columns have one length; to look at them decodes them
-        return rows
-    sizes = {name: _length(name, values) for name, values in batch.items()}
+    _check_equal(sizes)
+    return rows
+
+
+def _check_columns(batch: Mapping[str, Any]) -> None:
+    """Raise InvalidArgumentError unless all columns of a batch are columns of one length."""
+    if package_of(batch) != "datasets":  # those have one length; to look at them decodes them
+        _check_equal({name: _length(name, values) for name, values in batch.items()})
+
+
+def _check_equal(sizes: Mapping[str, int]) -> None:
     if len(set(sizes.values())) > 1:
         raise InvalidArgumentError(f"the columns of a batch have different lengths: {sizes}.")
-    return rows
 
 
 def _length(name: str, values: Any) -> int:
@@ -222,5 +234,5 @@ def _result_of_dicts(
     ]
 
 
-_COLUMNS = BatchKind(list, _rows_of_columns, _result_of_columns)
+_COLUMNS = BatchKind(list, _rows_of_columns, _result_of_columns, check_drop=_check_columns)
 _DICTS = BatchKind(_names_of_dicts, _rows_of_dicts, _result_of_dicts)

@@ -103,6 +103,8 @@ class AddPersonas:
         kind = batch_kind(batch)
         check_free_names(kind.names(batch))
         rows = kind.rows(batch, _told(self._options), self._known)
+        if self._options.get("on_error") == "drop":
+            kind.check_drop(batch)
         source = PreferenceSource(
             lambda: iter(rows),
             shape="batch",

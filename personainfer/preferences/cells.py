@@ -67,16 +67,25 @@ def without_na(values: list[Any]) -> list[Any]:
 def is_null(value: object) -> bool:
     """Whether a value is None, `ABSENT`, a NaN of Python, NumPy or Decimal, or a null of pandas or NumPy."""
     kind = type(value)
-    if kind is str:
+    if kind is str or kind is int:
         return False
     if isinstance(value, float):
         return math.isnan(value)
-    if value is None or value is ABSENT or kind.__name__ in ("NAType", "NaTType"):
+    if is_plain_null(value):
         return True
     if isinstance(value, Decimal):
         return value.is_qnan()  # one that signals is an error wherever it is compared
     is_scalar = kind.__module__ == "numpy" and getattr(value, "shape", None) == ()
     return is_scalar and value.dtype.kind in "fcmM" and bool(value != value)  # type: ignore[attr-defined]
+
+
+def is_plain_null(value: object) -> bool:
+    """Whether a value is None, `ABSENT`, a float NaN, or a null of pandas (NA, NaT): no NaN of a `Decimal`.
+
+    The user's own columns keep other values as they are.
+    """
+    absent = value is None or value is ABSENT or type(value).__name__ in ("NAType", "NaTType")
+    return absent or (isinstance(value, float) and math.isnan(value))
 
 
 def wrong_type(name: str, value: object, wanted: str) -> DataError:

@@ -130,7 +130,9 @@ def read_famous_persona(
     users = {
         user: {
             **({"axis": ", ".join(sorted(axes[user]))} if user in axes else {}),
-            **known.get(user, {}),
+            **known.get(
+                user, known.get(user.strip(), {})
+            ),  # blanks around cells of a file are no part of them
         }
         for user in dict.fromkeys(choice.user for choice in preferences if choice.user)
     }

@@ -419,6 +419,7 @@ RUN = "=cmd|'/C calc'!A0"
         ("x\t=1+1\ty", "x\t'=1+1\ty"),
         ('a; "\uff1d1+1";@x', "a; \"'\uff1d1+1\";'@x"),
         ("a list:\n- one|x\n+two", "a list:\n'- one|x\n'+two"),
+        ("a list:\n- 1+WEB (x)\n- a!b", "a list:\n'- 1+WEB (x)\n'- a!b"),
         ("a = b, -1; c\n\nd - e", "a = b, -1; c\n\nd - e"),
     ],
 )
@@ -438,7 +439,7 @@ def test_a_sheet_that_is_split_elsewhere_has_no_formula(
 
 
 def test_the_bullets_of_a_list_stay_as_they_are(tmp_path: Path) -> None:
-    text = "a list:\n- one\n- two = 2\n\n+ three"
+    text = "a list:\n- one\n- two = 2\n\n+ three\n- **four** (bold)\n- [five](x)\n---\n- six"
     pair = pi.Preference(prompt=text, chosen="a", rejected="b")
     sheet = write_rating_sheet(pi.PersonaTable([row(0, preference=pair)]), tmp_path / "sheet")
     with sheet.csv.open(encoding="utf-8-sig", newline="") as file:

@@ -239,11 +239,6 @@ def test_a_model_has_its_own_options(llm: FakeLLM) -> None:
         ({"prompt": "Why?", "chosen": "Yes.", "rejected": "No."}, "batched=True"),
         (dict.fromkeys(("prompt", "chosen", "rejected"), np.array("Why?")), "batched=True"),
         ({"prompt": ["Why?"], "chosen": ["Yes.", "No."], "rejected": ["No."]}, "lengths"),
-        ({**columns_of(pairs(2)), "n": [1]}, "lengths"),
-        ({**columns_of(pairs(2)), "n": iter([1, 2])}, "'n' of a batch is one list_iterator"),
-        ({**columns_of(pairs(2)), "n": {"a": 1, "b": 2}}, "'n' of a batch is one dict"),
-        ({**columns_of(pairs(2)), "n": {1, 2}}, "'n' of a batch is one set"),
-        ({**columns_of(pairs(2)), "n": "ab"}, "'n' of a batch is one str"),
         ([("Why?", "Yes.", "No.")], "row 0 of a batch is of type tuple"),
         ("Why?", "type str"),
         (pl.LazyFrame(pairs(1)), "type LazyFrame"),
@@ -254,11 +249,6 @@ def test_a_model_has_its_own_options(llm: FakeLLM) -> None:
         "one row",
         "one row of arrays",
         "ragged",
-        "ragged where nothing is read",
-        "iterator",
-        "dict",
-        "set",
-        "text as a column",
         "tuples",
         "text",
         "lazy",
@@ -272,6 +262,28 @@ def test_what_is_no_batch_is_refused_before_any_call(
     with pytest.raises(InvalidArgumentError, match=words):
         AddPersonas(**endpoint)(batch)
     assert llm.calls == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ([1], "lengths"),
+        (iter([1, 2]), "'n' of a batch is one list_iterator"),
+        ({"a": 1, "b": 2}, "'n' of a batch is one dict"),
+        ({1, 2}, "'n' of a batch is one set"),
+        ("ab", "'n' of a batch is one str"),
+        (3, "'n' of a batch is one int"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_what_is_not_read_may_be_no_column_unless_rows_may_be_dropped(
+    values: Any, words: str, llm: FakeLLM, endpoint: dict[str, Any]
+) -> None:
+    batch = {**columns_of(pairs(2)), "n": values}
+    with pytest.raises(InvalidArgumentError, match=words):
+        AddPersonas(**endpoint, on_error="drop")(batch)
+    assert llm.calls == 0
+    assert AddPersonas(**endpoint)(batch)["n"] is values
 
 
 @pytest.mark.parametrize("make", [columns_of, pd.DataFrame, pl.DataFrame, pa.Table.from_pylist])
