@@ -245,7 +245,7 @@ def _connectors() -> tuple[type[aiohttp.TCPConnector], type[aiohttp.UnixConnecto
             self, req: aiohttp.ClientRequest, traces: Any, timeout: aiohttp.ClientTimeout
         ) -> Any:
             connection: Any = await super().connect(req, traces, timeout)
-            while connection.protocol in self._used and connection.protocol.should_close:
+            while connection.protocol.should_close and connection.protocol in self._used:
                 connection.close()
                 connection = await super().connect(req, traces, timeout)
             self._used.add(connection.protocol)

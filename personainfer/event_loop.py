@@ -32,8 +32,7 @@ def the_loop() -> asyncio.AbstractEventLoop:
     """
     global _current
     with _lock:
-        # What runs on the loop, such as a provider of the user's, may have stopped it.
-        if _current is None or _current[0] != os.getpid() or not _current[2].is_alive():
+        if _current is None or _current[0] != os.getpid():
             loop = asyncio.new_event_loop()
             # Some libraries block a thread for each call; names of hosts are looked up there, too.
             loop.set_default_executor(ThreadPoolExecutor(_BLOCKING, "personainfer-blocking"))
@@ -49,16 +48,15 @@ def the_loop() -> asyncio.AbstractEventLoop:
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
-    """Run the loop until it is stopped.
+    """Run the loop for as long as the process lives.
 
     A task that raises SystemExit or KeyboardInterrupt keeps it as its error, so whoever waits for the task
-    gets it; asyncio raises it here as well, which would end the loop for all other tasks.
+    gets it; asyncio raises it here as well, which would end the loop for all other tasks. So would a task
+    that stops the loop, such as a provider of the user's.
     """
-    ended = False
-    while not ended:
+    while not loop.is_closed():
         with suppress(SystemExit, KeyboardInterrupt):
             loop.run_forever()
-            ended = True
 
 
 @contextmanager

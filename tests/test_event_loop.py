@@ -122,16 +122,15 @@ def test_a_judge_that_ends_the_program_is_heard_by_the_caller_alone(error: BaseE
     assert answered.result(timeout=10) == 1
 
 
-def test_a_loop_that_was_stopped_is_not_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_loop, "_current", None)
-    for _ in range(2):
-        loop = event_loop.the_loop()
-        assert event_loop.run(judge()) == 1
-        ended = event_loop.thread()
-        assert ended is not None
-        loop.call_soon_threadsafe(loop.stop)
-        ended.join(timeout=10)
-        loop.close()
+def test_a_loop_that_is_stopped_goes_on() -> None:
+    async def later() -> int:
+        await asyncio.sleep(0.05)
+        return 1
+
+    loop = event_loop.the_loop()
+    begun = asyncio.run_coroutine_threadsafe(later(), loop)
+    loop.call_soon_threadsafe(loop.stop)
+    assert begun.result(timeout=10) == event_loop.run(judge()) == 1
 
 
 @pytest.mark.heavy

@@ -424,6 +424,10 @@ class EndpointTransport(DialectTransport):
             elif in_full:  # meanwhile it has taken the other name
                 error.rewritten = not self._wants_full_name
             raise
+        except ReplyError as error:
+            if error.completion is not None:  # such as one that was cut off
+                self._wants_full_name = in_full
+            raise
         self._wants_full_name = in_full
         return completion
 

@@ -159,6 +159,7 @@ class Workers:
         self._told = False
         self._open = False
         self._failures = 0  # requests in a row whose connection or endpoint failed
+        self._refused_rows = 0  # in a row, although a short request was taken
         self._dead: ModelError | None = None  # why no more is sent
         self._refusals = RefusalWatch(settings.max_concurrency)
         self._one_asks = asyncio.Lock()  # one at a time sends a short request
@@ -419,8 +420,9 @@ class Workers:
     async def _is_full(self, job: Job, error: ModelError, before: int) -> bool:
         """Return whether to send a request again after the endpoint seemed to refuse all, for going too fast.
 
-        If the endpoint refuses a short request as well, no more requests are sent, and this returns False.
-        It may be one row that is told to wait for hours: it is larger than what is left of a limit a day.
+        If the endpoint refuses a short request as well, or as many rows in a row as calls may be in flight, but
+        at least 20, no more requests are sent, and this returns False. It may be one row that is told to wait
+        for hours: it is larger than what is left of a limit a day.
 
         Args:
             job: the request.
@@ -438,9 +440,14 @@ class Workers:
         if self._dead is not None:
             return False
         told_to_wait = job.refusals > before and error.retry_after is not None
-        if told_to_wait or job.refusals >= _REFUSALS:
-            raise self._refused_alone(error) from None
-        return True
+        if not told_to_wait and job.refusals < _REFUSALS:
+            return True
+        self._refused_rows += 1
+        if self._refused_rows >= max(_GONE_AFTER, self._settings.max_concurrency):
+            self._dead = error
+            self._account.gate.give_up(error)
+            return False
+        raise self._refused_alone(error) from None
 
     @staticmethod
     def _refused_alone(error: ModelError) -> RequestRejectedError:
@@ -574,7 +581,8 @@ class Workers:
             try:
                 is_sent = partial(self._is_sent, job, way)
                 used = await self._transport.complete(body, self._settings.timeout, job, is_sent)
-                self._taken_at = time.monotonic() if job.key else self._taken_at
+                if job.key:  # no short request
+                    self._taken_at, self._refused_rows = time.monotonic(), 0
                 account.gate.accepted()
                 self._refusals.accepted()
                 return used

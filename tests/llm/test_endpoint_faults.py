@@ -1024,6 +1024,20 @@ def test_a_row_that_is_redirected_or_told_to_wait_for_hours_costs_itself(
     assert "although the endpoint takes other requests" in str(replies[place].error)
 
 
+@each_way
+def test_not_all_rows_are_sent_if_each_is_told_to_wait_for_hours() -> None:
+    """Where a limit a day is used up, the short request may still fit into what is left."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        is_row = "Question" in body["messages"][-1]["content"]
+        return Fault.rate_limit(retry_after=7200) if is_row else "fine"
+
+    with FakeLLM(reply) as server:
+        table = infer(server, 80, max_concurrency=4)
+        assert server.calls < 60
+    assert all("7200 s" in str(row.error) for row in table)
+
+
 @pytest.mark.heavy
 @each_way
 def test_a_row_whose_model_never_loads_costs_itself() -> None:

@@ -254,6 +254,27 @@ def test_the_refusal_of_one_row_leaves_no_other_name_for_the_next_run(at: int) -
     assert (len(later.errors), asked) == (0, ["fake"] * 4)
 
 
+def test_a_name_is_learned_from_a_reply_that_is_cut_off() -> None:
+    """Meanwhile a row that a firewall redirects was refused by both names."""
+    rows: Any = [([{"role": "user", "content": text}],) for text in ("a", "blocked", "c", "d")]
+    cut = {"message": {"role": "assistant", "content": "cut"}, "finish_reason": "length"}
+    late = Fault("hang", code=200, body=json.dumps({"choices": [cut]}).encode(), seconds=0.3)
+
+    def reply(body: dict[str, Any]) -> Any:
+        if body["messages"][-1]["content"] == "blocked":
+            return Fault("hang", code=302, body=b"{}", seconds=0.1)
+        if body["model"] != "openai/x":
+            return Fault.status(404, message="no such model")
+        return late if body["max_tokens"] == 50 else "fine"
+
+    with FakeLLM(reply) as server:
+        options: dict[str, Any] = {"max_tokens": 50, "cache": False, "max_concurrency": 4}
+        model = pi.LLM("openai/x", api_base=server.api_base, **options)
+        for _ in range(2):
+            found = [one.text for one in model.ask_many(rows)]
+            assert found == ["fine", "", "fine", "fine"]
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize("model", ["m", "litellm/openai/m"])
 def test_no_more_connections_are_opened_than_the_process_may_have(
