@@ -420,9 +420,9 @@ class Workers:
     async def _is_full(self, job: Job, error: ModelError, before: int) -> bool:
         """Return whether to send a request again after the endpoint seemed to refuse all, for going too fast.
 
-        If the endpoint refuses a short request as well, or as many rows in a row as calls may be in flight, but
-        at least 20, no more requests are sent, and this returns False. It may be one row that is told to wait
-        for hours: it is larger than what is left of a limit a day.
+        If the endpoint refuses a short request as well, or as many rows in a row as calls may be in flight,
+        but at least 20, no more requests are sent, and this returns False. It may be one row that is told to
+        wait for hours: it is larger than what is left of a limit a day.
 
         Args:
             job: the request.

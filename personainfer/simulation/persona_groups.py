@@ -278,5 +278,5 @@ def _typical_phrases(texts: Sequence[str], groups: Sequence[Sequence[int]]) -> l
 
 
 def _is_within(phrase: str, longer: str) -> bool:
-    """Whether the words of a phrase are a run of those of another one: "art" is not within "smart ideas"."""
-    return f" {phrase} " in f" {longer} "
+    """Whether a phrase begins at a word of another one: "book" is in "new books", "art" is not in "smart"."""
+    return f" {phrase}" in f" {longer}"

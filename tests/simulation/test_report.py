@@ -617,6 +617,8 @@ def test_a_label_keeps_a_phrase_whose_letters_are_within_another_one() -> None:
     made = wanting(*wants, *others)
     labels = [one.label for one in persona_groups(made)]
     assert any({"smart jokes", "art"} <= set(label.split(", ")) for label in labels), labels
+    made = wanting(*["old books"] * 4, *["old books and a book"] * 4, *["plain words"] * 4)
+    assert [one.label for one in persona_groups(made)] == ["old books", "plain words"]
 
 
 def test_too_few_personas_have_no_groups(tmp_path: Path) -> None:
