@@ -32,7 +32,8 @@ def the_loop() -> asyncio.AbstractEventLoop:
     """
     global _current
     with _lock:
-        if _current is None or _current[0] != os.getpid():
+        # Its thread has ended if the system failed, as where a program closes all files.
+        if _current is None or _current[0] != os.getpid() or not _current[2].is_alive():
             loop = asyncio.new_event_loop()
             # Some libraries block a thread for each call; names of hosts are looked up there, too.
             loop.set_default_executor(ThreadPoolExecutor(_BLOCKING, "personainfer-blocking"))

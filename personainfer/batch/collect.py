@@ -223,22 +223,22 @@ def _awaited(
         batch = looked_again(batch, llm, ends, keep, pays=pays)
         if batch.is_fetched:
             return batch
-    has_waited = False
+    had_ended = any(part.done for part in batch.parts)
     bar = progress_bar(progress, total=batch.sent, unit="request")
     with bar, closing(batch_api(llm.transport)) as api:
         while True:
             with batch.alone() as batch:
                 batch = looked(batch, api, min(patience, left), llm.transport.secrets, keep)
             bar.update(batch.answered - bar.n)
-            if batch.done and has_waited:  # some parts ended long ago, and may have more by now
+            if batch.done and had_ended:  # a part that ended before may have more by now
                 batch = looked_again(batch, llm, ends, keep, pays=pays)
             if batch.is_fetched:
                 return batch
             left = ends - time.monotonic()
             if not wait or left <= 0:
                 raise BatchPendingError(f"{batch}.", hint="Call collect_batch again later.")
+            had_ended = any(part.done for part in batch.parts)
             time.sleep(min(poll, left))
-            has_waited = True
 
 
 @contextmanager

@@ -93,13 +93,12 @@ def looked_again(
     """
     if all(_is_all_there(batch, number) for number in range(len(batch.parts))):
         return batch
-    waits = pays or any(
-        part.refused for part in batch.parts
-    )  # which may be submitted again just now
+    # A part that was refused may be submitted again just now.
+    waits = pays or any(part.refused for part in batch.parts)
     with (
         suppress(ModelError, *(() if pays else (BatchPendingError, OSError))),
         closing(batch_api(llm.transport)) as api,
-        batch.alone(waits=waits) as now,
+        batch.alone(within=max(0.0, ends - time.monotonic()) if waits else 0.0) as now,
     ):
         batch = now
         for number in range(len(now.parts)):

@@ -21,6 +21,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from math import inf
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, Self
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -528,12 +529,12 @@ class PersonaBatch(Record):
         return [path for path in files if path.exists()]
 
     @contextmanager
-    def alone(self, *, waits: bool = True) -> Iterator[PersonaBatch]:
+    def alone(self, *, within: float = inf) -> Iterator[PersonaBatch]:
         """Lock this batch against other processes, and yield it as its folder has it now.
 
         Of a batch that was submitted here, only the state is taken from the folder: see `as_submitted`.
 
-        It waits up to 600 seconds for the lock, unless `waits` is False, and frees it when the block ends.
+        It waits up to `within` seconds for the lock, at most 600, and frees it when the block ends.
 
         Raises:
             BatchPendingError: another process still holds the lock, or the lock cannot be written.
@@ -541,7 +542,7 @@ class PersonaBatch(Record):
         """
         from filelock import FileLock  # takes longer to load than a batch is read without it
 
-        path, patience = self.path / "lock", _LOCK_PATIENCE if waits else 0.0
+        path, patience = self.path / "lock", min(within, _LOCK_PATIENCE)
         try:
             held = FileLock(path, timeout=patience, mode=0o600, poll_interval=0.1).acquire()
         except (OSError, NotImplementedError) as error:

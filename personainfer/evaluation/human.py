@@ -54,7 +54,7 @@ _FORMULA = ("=", "+", "-", "@")  # a spreadsheet may run a cell that begins so
 _CELL_BEGIN = re.compile(r'[;\t\r\n][\s";]*')  # in a text that is split where it should not be
 # The item of a list that calls nothing, or a line of signs alone.
 _HARMLESS = re.compile(
-    r"(?:[+-] (?![^\r\n]{0,300}[\w.]\s{0,9}\()[^|!\r\n]{0,300}|[=+-]{2,300}[ \t]{0,9})(?:[\r\n]|\Z)"
+    r"(?:[+-] (?![^\r\n]{0,300}[\w.]\s{0,300}\()[^|!\r\n]{0,300}|[=+-]{2,290}[ \t]{0,9})(?:[\r\n]|\Z)"
 )
 
 

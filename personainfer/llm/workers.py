@@ -600,6 +600,8 @@ class Workers:
                     error.retryable = False
                 if error.completion is not None:
                     self._refusals.accepted()
+                    if job.key:
+                        self._refused_rows = 0
                 raise
             finally:
                 account.gate.leave()

@@ -80,15 +80,16 @@ def test_a_file_that_comes_shorter_replaces_no_replies(
     assert are_good(collect(place / "copy")) == [True, True, False]
 
 
+@pytest.mark.parametrize("asked_before", [False, True])
 def test_a_part_that_ended_early_is_looked_at_again_when_the_last_one_ends(
-    provider: BatchServer, place: Path, monkeypatch: Patch
+    asked_before: bool, provider: BatchServer, place: Path, monkeypatch: Patch
 ) -> None:
     monkeypatch.setattr(request_files, "MAX_REQUESTS", 2)
     counts = {"request_counts": {"total": 2, "completed": 2, "failed": 0}}
     tell(provider, monkeypatch, lambda said: said | counts)
     batch = submit(provider, pairs(4), place / "b", cache=False)
     first, last = (provider.batches[str(part.batch_id)] for part in batch.parts)
-    last.statuses = ["in_progress"] * 9 + ["completed"]
+    first.statuses, last.statuses = ["completed"], ["in_progress"] * 9 + ["completed"]
     whole: list[bytes] = []
 
     def cut(lines: list[bytes]) -> list[bytes]:
@@ -97,12 +98,16 @@ def test_a_part_that_ended_early_is_looked_at_again_when_the_last_one_ends(
 
     def looked(one: Batch, look: Callable[[Batch], Any] = provider._look) -> Any:
         if one is last and len(one.statuses) < 5:  # by now the first part's file is whole
-            first.output = whole
-            provider._kept(first, "output", whole)
+            first.output = whole[:2]
+            provider._kept(first, "output", first.output)
         return look(one)
 
     provider.edit = cut
     monkeypatch.setattr(provider, "_look", looked)
+    if asked_before:
+        with pytest.raises(BatchPendingError):
+            collect(batch, wait=False)
+        last.statuses = ["completed"]
     assert are_good(collect(batch, ask_missing=True)) == [True] * 4
     assert provider.count(ASK) == 0
 
@@ -118,6 +123,8 @@ def test_what_is_paid_again_waits_for_who_holds_the_folder(
             patched.setattr("personainfer.batch.job_folder._LOCK_PATIENCE", 0.1)
             with pytest.raises(BatchPendingError):
                 collect(place / "b", model="fake", ask_missing=True)
+        with pytest.raises(BatchPendingError):
+            collect(place / "b", model="fake", ask_missing=True, timeout=0.1)
     assert provider.count(ASK) == 0
     assert are_good(short) == [True, True, False]
 

@@ -419,6 +419,8 @@ RUN = "=cmd|'/C calc'!A0"
         ("x\t=1+1\ty", "x\t'=1+1\ty"),
         ('a; "\uff1d1+1";@x', "a; \"'\uff1d1+1\";'@x"),
         ("a list:\n- one|x\n+two", "a list:\n'- one|x\n'+two"),
+        (f"x\n- WEB{' ' * 40}(x)", f"x\n'- WEB{' ' * 40}(x)"),
+        (f"x\n{'-' * 294}{' ' * 9}WEB(x)", f"x\n'{'-' * 294}{' ' * 9}WEB(x)"),
         ("a list:\n- 1+WEB (x)\n- a!b", "a list:\n'- 1+WEB (x)\n'- a!b"),
         ("a = b, -1; c\n\nd - e", "a = b, -1; c\n\nd - e"),
     ],

@@ -1038,6 +1038,24 @@ def test_not_all_rows_are_sent_if_each_is_told_to_wait_for_hours() -> None:
     assert all("7200 s" in str(row.error) for row in table)
 
 
+@each_way
+def test_rows_that_wait_for_hours_between_others_end_no_run() -> None:
+    """Also if the others are cut off: the endpoint has taken them."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        text = body["messages"][-1]["content"]
+        if "long" in text:
+            return Fault.rate_limit(retry_after=7200)
+        return Reply("cut", finish_reason="length") if "cut" in text else "fine"
+
+    texts = ["long", "cut"] * 25 + ["good"] * 3
+    with FakeLLM(reply) as server:
+        llm = pi.LLM("m", api_base=server.api_base, cache=False, max_attempts=1, max_concurrency=1)
+        rows = ([{"role": "user", "content": f"{one} {n}"}] for n, one in enumerate(texts))
+        replies = llm.ask_many((row,) for row in rows)
+    assert [one.text for one in replies[-3:]] == ["fine"] * 3
+
+
 @pytest.mark.heavy
 @each_way
 def test_a_row_whose_model_never_loads_costs_itself() -> None:
