@@ -898,11 +898,6 @@ def test_a_system_that_starts_no_more_threads_is_an_error(
         gc.collect()
     assert not warned
     assert not pi.infer_personas(pairs(1), "fake", api_base=llm.api_base).errors
-    assert event_loop._current is not None
-    _, second, thread = event_loop._current
-    second.call_soon_threadsafe(second.stop)
-    thread.join(timeout=30)
-    second.close()
 
 
 def test_a_cache_in_the_folder_of_no_user_is_said() -> None:
