@@ -8,6 +8,7 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Generator, Iterator
 from contextlib import suppress
 from functools import cache
@@ -102,7 +103,10 @@ def own_environment(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[None]:
-    """No test reads the user's cache, keys or model, or what another one wanted logged."""
+    """No test reads the user's cache, keys or model, or what another one wanted logged.
+
+    None leaves a second event loop to the tests after it: a process has one.
+    """
     if "tmp_path" in request.fixturenames:
         cache = request.getfixturevalue("tmp_path") / "cache"
     else:  # most tests write no file: what writes to the cache makes its folder
@@ -113,6 +117,7 @@ def own_environment(
             monkeypatch.delenv(name)
     yield
     logging.getLogger("personainfer").setLevel(logging.NOTSET)
+    assert [thread.name for thread in threading.enumerate()].count("personainfer") <= 1
 
 
 @pytest.fixture(autouse=True, scope="session")

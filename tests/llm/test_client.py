@@ -9,11 +9,12 @@ import json
 import logging
 import pickle
 import sqlite3
+import subprocess
 import sys
+import textwrap
 import threading
 import time
 import traceback
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -25,7 +26,6 @@ import pytest
 from pydantic import BaseModel, Field, field_validator
 
 import personainfer as pi
-from personainfer import event_loop
 from personainfer.api_keys import Stored, as_stored, environment_key
 from personainfer.exceptions import (
     CacheError,
@@ -884,20 +884,32 @@ def test_in_a_run_a_request_that_utf_8_cannot_hold_costs_its_item_and_no_other(
 
 
 @pytest.mark.heavy
-def test_a_system_that_starts_no_more_threads_is_an_error(
-    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refused(_: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
+def test_a_system_that_starts_no_more_threads_is_an_error(endpoint: dict[str, Any]) -> None:
+    """In a process of its own, whose loop has not started."""
+    script = f"""
+        import gc, threading, warnings
+        import personainfer as pi
 
-    monkeypatch.setattr(event_loop, "_current", None)
-    with monkeypatch.context() as patched, warnings.catch_warnings(record=True) as warned:
-        patched.setattr(threading.Thread, "start", refused)
-        with pytest.raises(PersonaInferError, match="starts no more threads"):
-            pi.infer_personas(pairs(1), "fake", api_base=llm.api_base)
-        gc.collect()
-    assert not warned
-    assert not pi.infer_personas(pairs(1), "fake", api_base=llm.api_base).errors
+        def refused(_):
+            raise RuntimeError("can't start new thread")
+
+        pairs = [{pairs(1)[0]!r}]
+        start, threading.Thread.start = threading.Thread.start, refused
+        with warnings.catch_warnings(record=True) as warned:
+            try:
+                pi.infer_personas(pairs, **{endpoint!r})
+            except pi.PersonaInferError as error:
+                print(error)
+            gc.collect()
+        threading.Thread.start = start
+        print(warned, pi.infer_personas(pairs, **{endpoint!r}).errors)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "starts no more threads" in done.stdout
+    assert done.stdout.endswith("[] []\n")
 
 
 def test_a_cache_in_the_folder_of_no_user_is_said() -> None:
