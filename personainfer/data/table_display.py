@@ -1,4 +1,4 @@
-"""Show rows as text for a terminal, and as a small HTML page for a notebook.
+"""Show rows as text for a terminal, and as a small HTML page for a notebook; write texts for pages and CSV.
 
 `write_report` makes a whole page, with every row, search and intervals. Widths are in columns of a terminal.
 """
@@ -8,9 +8,11 @@ from __future__ import annotations
 import html
 import json
 import math
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
+from unicodedata import normalize
 
 from markupsafe import Markup
 from rich.cells import cell_len, chop_cells, set_cell_size
@@ -321,3 +323,36 @@ def _all_visible(value: object) -> object:
     if isinstance(value, float) and not math.isfinite(value):
         return None  # JSON has no such numbers, and a page with one shows nothing
     return value
+
+
+# Cells of CSV files
+
+# What begins as a formula and is none: the item of a list that calls nothing, or a line of signs alone. The
+# script of a report reads this text, too, in which it writes Python's \w as JavaScript has it.
+HARMLESS_CELL: Final = (
+    r"(?:[+-] (?![^\n]{0,300}[\w.]\s{0,300}\()[^|!\n]{0,300}|[=+-]{2,290}[ \t]{0,9})(?:\n|$)"
+)
+_HARMLESS = re.compile(HARMLESS_CELL)
+_CELL_BEGIN = re.compile(r'[;\t\n][\s";]*')  # in a text that is split where it should not be
+_FORMULA = ("=", "+", "-", "@")  # a spreadsheet may run a cell that begins so
+
+
+def csv_cell(text: str) -> str:
+    """Return the text of a cell with an apostrophe before what a spreadsheet could run as a formula.
+
+    Some skip blanks, or read full-width signs as usual ones. One that separates cells by semicolons or tabs
+    begins a cell after each of them, and a row after each line break, whatever is in quotes. Control
+    characters become visible escapes.
+    """
+    text = visible(text)
+    inner = _CELL_BEGIN.sub(lambda run: run[0] + "'" * _may_run(text, run.end()), text)
+    begin = text.lstrip("\n \u3000\xa0")[:1]
+    return f"'{inner}" if text.startswith("\t") or _is_sign(begin) else inner
+
+
+def _may_run(text: str, place: int) -> bool:
+    return _is_sign(text[place : place + 1]) and not _HARMLESS.match(text, place)
+
+
+def _is_sign(begin: str) -> bool:
+    return normalize("NFKC", begin).startswith(_FORMULA)

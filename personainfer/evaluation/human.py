@@ -10,7 +10,6 @@ import csv
 import hashlib
 import json
 import random
-import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +18,6 @@ from itertools import combinations
 from pathlib import Path
 from string import ascii_lowercase
 from typing import Any, Literal, NamedTuple
-from unicodedata import normalize
 
 import numpy as np
 from jinja2 import Environment, StrictUndefined
@@ -28,8 +26,8 @@ from numpy.typing import NDArray
 from ..arguments import Count, CountFromZero, check_argument
 from ..data.file_formats import missing_file, open_rows
 from ..data.table import PersonaTable
-from ..data.table_display import embedded_json, result_text
-from ..exceptions import DataError, InvalidArgumentError, visible
+from ..data.table_display import csv_cell, embedded_json, result_text
+from ..exceptions import DataError, InvalidArgumentError
 from ..local.atomic_files import (
     as_path,
     atomic_folder,
@@ -50,12 +48,6 @@ RATINGS = ("plausible", "applicable", "harmful", "overfit")
 _FIELDS: dict[str, tuple[str, ...]] = {"choice": ("choice",), "rating": RATINGS}
 _CHOICES = ("1", "2", "neither")
 _SHOWN = ("item", "persona", "prompt", "response_1", "response_2")
-_FORMULA = ("=", "+", "-", "@")  # a spreadsheet may run a cell that begins so
-_CELL_BEGIN = re.compile(r'[;\t\r\n][\s";]*')  # in a text that is split where it should not be
-# The item of a list that calls nothing, or a line of signs alone.
-_HARMLESS = re.compile(
-    r"(?:[+-] (?![^\r\n]{0,300}[\w.]\s{0,300}\()[^|!\r\n]{0,300}|[=+-]{2,290}[ \t]{0,9})(?:[\r\n]|\Z)"
-)
 
 
 class RatingSheet(NamedTuple):
@@ -210,31 +202,12 @@ def _items(table: PersonaTable, sides: Sequence[Side]) -> list[tuple[int, Side]]
     ]
 
 
-def _safe_cell(text: str) -> str:
-    """Return the text of a cell with an apostrophe before what a spreadsheet could run as a formula.
-
-    Some skip blanks, or read full-width signs as usual ones. One that separates cells by semicolons or tabs
-    begins a cell after each of them, and a row after each line break, whatever is in quotes.
-    """
-    inner = _CELL_BEGIN.sub(lambda run: run[0] + "'" * _may_run(text, run.end()), text)
-    begin = text.lstrip("\n \u3000\xa0")[:1]
-    return f"'{inner}" if text.startswith(("\t", "\r")) or _is_sign(begin) else inner
-
-
-def _may_run(text: str, place: int) -> bool:
-    return _is_sign(text[place : place + 1]) and not _HARMLESS.match(text, place)
-
-
-def _is_sign(begin: str) -> bool:
-    return normalize("NFKC", begin).startswith(_FORMULA)
-
-
 def _write_csv(path: Path, shown: Sequence[Mapping[str, str]], fields: Sequence[str]) -> None:
     with path.open("w", encoding="utf-8-sig", errors="replace", newline="") as file:
         writer = csv.writer(file)
         writer.writerow([*_SHOWN, *fields])
         for row in shown:
-            texts = [_safe_cell(visible(text)) for text in row.values()]
+            texts = [csv_cell(text) for text in row.values()]
             writer.writerow([*texts, *("" for _ in fields)])
 
 

@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from ..arguments import Flag, check_argument
 from ..data.table import PersonaTable
-from ..data.table_display import embedded_json, visible_value
+from ..data.table_display import HARMLESS_CELL, embedded_json, visible_value
 from ..evaluation.results import ResponseComparison, TableFindings
 from ..evaluation.salience import SalientWord
 from ..evaluation.summary import guess_text, summarise
@@ -121,6 +121,7 @@ def write_report(
         has_responses=any(row.get("chosen") for row in rows),
         labels=_labels(result),
         data=data,
+        harmless_cell=HARMLESS_CELL,
         footer=f"{_MADE_BY} {version('personainfer')}. A persona is a hypothesis about a choice,"
         " not a fact about a person.",
     )
