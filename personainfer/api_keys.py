@@ -34,9 +34,9 @@ _ADDRESS = re.compile(
 
 
 # A part of a path that is a key: by how keys begin, or by letters of both cases and digits in a long row.
-_KEY_START = re.compile(r"(?:sk|pk|rk|hf|gsk|xai|AIza)[-_][\w*.-]{6,}")
+KEY_START = re.compile(r"(?:sk|pk|rk|hf|gsk|xai|AIza)[-_][\w*.-]{6,}")
 _KEY_IN_PATH = re.compile(
-    _KEY_START.pattern
+    KEY_START.pattern
     + r"|.*?(?=[A-Za-z]*[0-9])(?=[0-9A-Z]*[a-z])(?=[0-9a-z]*[A-Z])[0-9A-Za-z]{20,}.*"
 )
 # Characters: no name is longer, and the search takes a time that grows with the square.
@@ -175,7 +175,7 @@ def _is_shown(field: str) -> bool:
 def _is_key_field(field: str) -> bool:
     name, _, value = field.partition("=")
     is_named = SECRET_NAME.search(name) or name in _KEY_FIELDS
-    return bool(is_named or (_KEY_START.match(value) if value else is_key(name)))
+    return bool(is_named or (KEY_START.match(value) if value else is_key(name)))
 
 
 def address_problem(address: str) -> str:

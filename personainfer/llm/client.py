@@ -82,12 +82,9 @@ def _check_prices(prices: Any) -> Any:
 
 
 def _check_extra_body(body: dict[str, JsonValue] | None) -> dict[str, JsonValue] | None:
-    inner = (body or {}).get(
-        "extra_body"
-    )  # a field of Google's endpoint; litellm sends what is in it
-    for name in _OWN_FIELDS.intersection(
-        (*(body or ()), *(inner if isinstance(inner, dict) else ()))
-    ):
+    inner = (body or {}).get("extra_body")  # of Google's endpoint; litellm sends what is in it
+    named = (*(body or ()), *(inner if isinstance(inner, dict) else ()))
+    for name in _OWN_FIELDS.intersection(named):
         raise InvalidArgumentError(
             f"extra_body={{{name!r}: …}}: this field is not free.",
             hint="temperature=, max_tokens=, api_base= and some others are options of their own; the library"

@@ -34,9 +34,8 @@ _NUMBER = re.compile(
     r"(?:at most|maximum (?:of|is)|less than or equal to|<=|limit (?:of|is)|> |exceed|\[\d+,|between \d+ and)"
     r" ?[`'\"]?(\d+)"
 )
-_MOST_LEARNED = (
-    20  # changes: more than any endpoint needs, and an end for one that refuses everything
-)
+# Changes: more than any endpoint needs, and an end for one that refuses everything.
+_MOST_LEARNED = 20
 
 
 class Asked(Protocol):
@@ -156,10 +155,6 @@ class Dialect:
         """Let the requests go on that wait for the first one."""
         self._first.release()
 
-    def of(self, asked: Asked) -> Dialect:
-        """Return how a request is written: as all are, or with the change that its own refusal asks for."""
-        return asked.trial or self
-
     def accepted(self, version: int, body: bytes, asked: Asked) -> None:
         """Learn that the endpoint took a request.
 
@@ -238,9 +233,9 @@ class Dialect:
             asked: the request. If the change is for this one alone, its `trial` is set.
         """
         name = error.unsupported
-        field = _FIELD_OF.get(name, name)
+        field = "role" if name == "system role" else name
         trial, asked.trial = asked.trial, None
-        if not name or (f'"{field}":'.encode() not in body):
+        if not name or f'"{field}":'.encode() not in body:
             return
         if not self.answered:
             self._refused_of.add(_digest(body))
@@ -261,10 +256,8 @@ class Dialect:
                 self._become(changed, before=self._before or self._copy())
                 self._learned_of, self.proven = _digest(body), False
         elif self.answered:
-            if self._before is not None and self._learned_of == _digest(
-                body
-            ):  # no change helped it
-                self._become(self._before)
+            if self._before is not None and self._learned_of == _digest(body):
+                self._become(self._before)  # no change helped it
         elif self.version:  # every form was tried
             self._helped_nobody = True
             if len(self._refused_of) > 1:  # not for the words of one row: nobody needs to try again
@@ -289,16 +282,14 @@ class Dialect:
         """Take a smaller limit for replies, or another name for it. Return False if both were tried."""
         most = _NUMBER.search(words)
         limit = int(most[1]) if most else 0
-        if (
-            0 < limit < (self._largest_limit or limit + 1)
-        ):  # falling only: limits that rise again could go on for ever
-            self._largest_limit = limit
+        if 0 < limit < (self._largest_limit or limit + 1):
+            self._largest_limit = limit  # falling only: limits that rise again could go on for ever
             return True
         if self._renamed:
             return False
         self._renamed = True
-        new = {"max_tokens": "max_completion_tokens", "max_completion_tokens": "max_tokens"}
-        self._limit_name = new[self._limit_name]
+        is_old = self._limit_name == "max_tokens"
+        self._limit_name = "max_completion_tokens" if is_old else "max_tokens"
         return True
 
     def was_read(self, version: int, *, fits: bool) -> None:
@@ -373,9 +364,6 @@ class Dialect:
 def _digest(body: bytes) -> bytes:
     """Return a hash of a body, by which the request is known when the body is gone: it may be long."""
     return hashlib.sha256(body).digest()
-
-
-_FIELD_OF = {"system role": "role"}  # the field of a request that a refusal means
 
 
 def fold_system(messages: list[Json]) -> None:

@@ -55,7 +55,7 @@ from .openai_protocol import (
 )
 from .refusals import library_error
 from .replies import last_bad_reply, taken_by
-from .transports import DialectTransport, Sent
+from .transports import Sent, Transport
 
 Call = Callable[..., Awaitable[Any]]
 
@@ -68,7 +68,7 @@ _GLOBAL_FIRST = {"ollama", "ollama_chat", "triton", "gradient_ai", "custom"}
 _DIRECTLY = 'Give the address of an OpenAI-compatible endpoint as api_base=, without "litellm/".'
 
 
-class LiteLLMTransport(DialectTransport):
+class LiteLLMTransport(Transport):
     """Any provider that litellm knows. instructor asks for the form, and for a better reply.
 
     Making one imports litellm, which takes seconds. litellm may sign in to a provider, or ask a server what
@@ -123,9 +123,8 @@ class LiteLLMTransport(DialectTransport):
         self._places = [] if api_base else self._told_places()
         self.route = route_of(self._addresses, headers or {}, self._places)
         self._called = ""  # scheme, host and port of the first call without an `api_base=`
-        self._has_moved = (
-            False  # whether the place is another one than where an LLM was made before
-        )
+        # Whether the place is another one than where an LLM was made before.
+        self._has_moved = False
         if self.provider in _FOLLOWING:
             raise InvalidArgumentError(
                 f"model={model!r}: litellm calls {self.provider} by a client that follows redirects.",

@@ -262,7 +262,10 @@ def _completion(reply: Mapping[str, Any]) -> tuple[Completion, Json]:
     Raises:
         One of `_NO_COMPLETION`: there is none.
     """
-    choice = reply["choices"][0] if "choices" in reply else _native_choice(reply)
+    if "choices" in reply:
+        choice = reply["choices"][0]
+    else:  # of Ollama's own protocol, which gateways let through
+        choice = {"message": reply["message"], "finish_reason": reply.get("done_reason")}
     message = choice.get("message")
     if message is None:
         message = {"content": choice.get("text") if choice.get("finish_reason") else choice["text"]}
@@ -288,11 +291,6 @@ def _completion(reply: Mapping[str, Any]) -> tuple[Completion, Json]:
         written_tokens=0 if usage.keys() <= _PLAIN_COUNTS else min(asked, _written(usage)),
     )
     return completion, message
-
-
-def _native_choice(reply: Mapping[str, Any]) -> Json:
-    """Return the choice in a reply of Ollama's own protocol, which gateways let through."""
-    return {"message": reply["message"], "finish_reason": reply.get("done_reason")}
 
 
 def _other_text(message: Mapping[str, Any]) -> str:

@@ -452,9 +452,8 @@ def find_batch_price(
     if single is None or prices is not None:
         return single and single.times(0.5)
     told = _flat(fields)
-    return (
-        _from_list(model, "_batches", told) if told.get("service_tier") in _PLAIN_TIERS else single
-    )
+    is_plain = told.get("service_tier") in _PLAIN_TIERS
+    return _from_list(model, "_batches", told) if is_plain else single
 
 
 def _flat(fields: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -485,9 +484,7 @@ def _from_list(model: str, ending: str, fields: Mapping[str, Any]) -> Price | No
     model = model.removeprefix("litellm/")
     entry = listed.get(model) or listed.get(model.split("/", 1)[-1]) or {}
     tiers = [tier for tier in entry.get("tiered_pricing") or () if "input_cost_per_token" in tier]
-    if (
-        tiers
-    ):  # many models have prices in tiers alone: then those of the first one are the plain ones
+    if tiers:  # many models have no other prices: then those of the first one are the plain ones
         entry = {**min(tiers, key=lambda tier: tier["range"][0]), **entry}
 
     times = 0.5 if ending else 1.0
@@ -504,10 +501,8 @@ def _from_list(model: str, ending: str, fields: Mapping[str, Any]) -> Price | No
         return None if found is None else float(found)
 
     prompt, completion = usd("input_cost_per_token"), usd("output_cost_per_token")
-    if (
-        prompt is None or completion is None or "deep-research" in model
-    ):  # each call makes any number of searches
-        return None
+    if prompt is None or completion is None or "deep-research" in model:
+        return None  # each call of deep research makes any number of searches
     reasoning = max(0.0, (usd("output_cost_per_reasoning_token") or 0.0) - completion)
     longer: list[tuple[float, float, float, float]] = []
     for tier in tiers:

@@ -333,24 +333,22 @@ class RefusalWatch:
 
     Args:
         width: how many requests may be in flight.
+
+    Attributes:
+        is_over: whether the endpoint has accepted a request, so that no request need wait for others.
     """
 
     def __init__(self, width: int) -> None:
+        self.is_over = False
         self._most = width + 2
-        self._accepted = False
         self._in_flight = 0
         self._refusals: Counter[str] = Counter()
         self._changed = asyncio.Event()
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the endpoint has accepted a request, so that no request need wait for others."""
-        return self._accepted
-
     async def enter(self) -> None:
         """Wait as long as requests in flight may show that this one would be refused. Then count it."""
         while (
-            not self._accepted
+            not self.is_over
             and self._refusals
             and self._in_flight + max(self._refusals.values()) >= self._most
         ):
@@ -365,8 +363,8 @@ class RefusalWatch:
 
     def accepted(self) -> None:
         """Note that the endpoint accepted a request: from now on a refusal concerns its row alone."""
-        if not self._accepted:
-            self._accepted = True
+        if not self.is_over:
+            self.is_over = True
             self._changed.set()
 
     def refused(self, error: ModelError) -> bool:
@@ -375,7 +373,7 @@ class RefusalWatch:
         Returns:
             Whether the short request has to be sent now.
         """
-        if self._accepted:  # each refusal now concerns its row alone
+        if self.is_over:  # each refusal now concerns its row alone
             return False
         reason = _reason(error)
         self._refusals[reason] += 1

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, NamedTuple, Unpack
 
-from ..api_keys import Secrets
+from ..api_keys import KEY_START, Secrets
 from ..exceptions import (
     AuthenticationError,
     ModelError,
@@ -409,20 +409,20 @@ def embedded_status(reply: Mapping[str, Any]) -> tuple[int, str] | None:
     error = reply.get("error") or (choice.get("error") if isinstance(choice, dict) else None)
     if choices and isinstance(error, dict) and all(map(_says_nothing, error.values())):
         return None  # some gateways always write an error that says nothing
-    if not error and choices:
-        return None
-    if not error and (feedback := reply.get("prompt_feedback") or reply.get("promptFeedback")):
-        return 200, json.dumps(feedback)  # Gemini blocked the prompt, and gives no candidate
-    if not error and "choices" in reply and choices is not None and "detail" not in reply:
-        return None  # an empty list of choices: an empty reply
-    if not error and "choices" not in reply and isinstance(reply.get("message"), dict):
-        return None  # a reply in Ollama's own protocol
+    if not error:
+        if choices:
+            return None
+        if feedback := reply.get("prompt_feedback") or reply.get("promptFeedback"):
+            return 200, json.dumps(feedback)  # Gemini blocked the prompt, and gives no candidate
+        if choices is not None and "detail" not in reply:
+            return None  # an empty list of choices: an empty reply
+        if "choices" not in reply and isinstance(reply.get("message"), dict):
+            return None  # a reply in Ollama's own protocol
     status = error.get("code") if isinstance(error, dict) else None
     if isinstance(status, str) and re.fullmatch("[45][0-9]{2}", status):
         status = int(status)
-    known = isinstance(status, int) and 400 <= status < 600
-    words = _words(error or reply)
-    return (status if known and isinstance(status, int) else 200), words
+    known = status if isinstance(status, int) and 400 <= status < 600 else 200
+    return known, _words(error or reply)
 
 
 def _says_nothing(value: Any) -> bool:
@@ -675,7 +675,7 @@ def _number(value: str, scale: float = 1.0) -> float | None:
     return float(value) * scale if re.fullmatch(r"\d+(\.\d+)?", value) else None
 
 
-_KEY = re.compile(r"\b(?:sk|pk|rk|hf|gsk|xai|AIza)[-_][\w*.-]{6,}|(?<=Bearer )\S+")
+_KEY = re.compile(rf"\b{KEY_START.pattern}|(?<=Bearer )\S+")
 
 
 def redact(text: str, secrets: Secrets) -> str:

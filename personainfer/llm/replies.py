@@ -138,9 +138,7 @@ def _events(content: bytes) -> Iterator[Json | None]:
     for line in re.split(r"\r\n|\n|\r", content.decode("utf-8", "replace")):
         field, _, data = line.partition(":")
         data = data.strip()
-        if (
-            field.strip() != "data" or not data or data.startswith(":")
-        ):  # a comment in the wrong place
+        if field.strip() != "data" or not data or data.startswith(":"):  # a misplaced comment
             continue
         if data == "[DONE]":
             yield None
@@ -240,7 +238,8 @@ def read_reply(text: str, schema: type[BaseModel] | None, sender: HasSecrets | N
     from_text = getattr(schema, "from_text", None)  # a schema may also be read from plain text
     if from_text is not None and (read := from_text(text)) is not None:
         return read
-    problem = problems[0] if problems else _no_object(text)
+    broken = "the object is broken or not complete" if "{" in text else "there is no object"
+    problem = problems[0] if problems else f"Invalid JSON: {broken}"
     problem = sender.secrets.mask(problem) if sender else problem
     raise ReplyError(f"it is not in the asked form: {problem}.")
 
@@ -319,9 +318,7 @@ def _candidates(text: str, *, list_root: bool) -> Iterator[Any]:
     if thoughts and objects and not _has_words(rest):
         last, end = objects[-1], max(e for s, e in thoughts if s <= objects[-1].start)
         closing = list(re.finditer(_CLOSES, text[last.end : end]))
-        follows = (
-            text[last.end : last.end + closing[0].start()] if closing else text[last.end : end]
-        )
+        follows = text[last.end : last.end + closing[0].start() if closing else end]
         if not _has_words(follows):
             yield last.value
 
@@ -353,10 +350,7 @@ def _scanned(text: str, *, list_root: bool) -> tuple[list[_Found], list[tuple[in
                 work += error.pos - token.start()
                 if _breaks_off(error, text) or work > _MOST_WORK:
                     break
-            except (
-                RecursionError,
-                ValueError,
-            ):  # nested too deep, or a number of thousands of digits
+            except (RecursionError, ValueError):  # nested too deep, or of thousands of digits
                 break
         elif token["open"]:
             opened = token.start() if opened is None else opened
@@ -494,12 +488,6 @@ def _tidied(text: str) -> str:
     if len(text) <= _LONGEST_PYTHON_DICT and ("{'" in text or "{ '" in text):
         text = _PYTHON_DICT.sub(_as_json, text)
     return _COMMA.sub(lambda match: match[1] or "", text)
-
-
-def _no_object(text: str) -> str:
-    if "{" not in text:
-        return "Invalid JSON: there is no object"
-    return "Invalid JSON: the object is broken or not complete"
 
 
 def _first_problem(error: ValidationError) -> str:

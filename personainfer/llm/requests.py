@@ -107,7 +107,6 @@ class Form:
         self.prefix = request.prefix
         self.doubt = request.doubt
         self.schema = request.schema
-        self.has_schema = request.schema is not None
         fields = {"model": transport.model, **sampling, **transport.settings(request.schema)}
         if request.sample and fields.get("seed") is not None:
             fields["seed"] += request.sample
@@ -199,7 +198,11 @@ class Job:
     def body(self) -> bytes:
         """The bytes to send, as JSON."""
         body = self.form.body(self.tail, self.turns)
-        return body if self.room == 1 else _with_room(body, self.room)
+        if self.room > 1:
+            fields = json.loads(body)
+            fields["max_tokens"] *= self.room
+            body = json.dumps(fields, ensure_ascii=False).encode()
+        return body
 
 
 class SharingRun(Protocol):
@@ -272,13 +275,6 @@ class InFlight:
         asked = self._asked.pop(key)
         if asked is not None and not asked.done():
             asked.set_result(reply)
-
-
-def _with_room(body: bytes, times: int) -> bytes:
-    """Return the body with a limit of tokens for the reply that is `times` as large."""
-    fields = json.loads(body)
-    fields["max_tokens"] *= times
-    return json.dumps(fields, ensure_ascii=False).encode()
 
 
 def text_to_cache(completion: Completion) -> str:
@@ -614,13 +610,13 @@ class Run(Generic[T]):
                 self.tally.cached += 1
         elif job.same is not None and (found := job.same.reply) is not None:
             job.same = None
-            if isinstance(found.error, ReplyError):  # what does not fit one schema may fit another
-                job.reply = None
-            else:
-                job.reply = read_anew(job, found) if found.error is None else found
-            if job.reply is None and (reply := looked_up(job, self._cache)) is not None:
-                job.reply = reply
-                self.tally.cached += 1
+            if found.error is None:
+                job.reply = read_anew(job, found)
+            elif not isinstance(found.error, ReplyError):
+                job.reply = found  # else: what does not fit one schema may fit another
+            if job.reply is None:
+                job.reply = looked_up(job, self._cache)
+                self.tally.cached += job.reply is not None
             if job.reply is None:
                 self._workers.submit([job])
         return job.reply

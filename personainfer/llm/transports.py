@@ -11,7 +11,7 @@ import json
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import replace
 from functools import cache
-from typing import Protocol, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel
@@ -56,82 +56,35 @@ Sent = Callable[..., object]
 _NAMES_NOTED = 8
 
 
-class Transport(Protocol):
-    """A way to reach a model: what `llm` needs of it."""
+class Transport:
+    """A way to reach a model: connections, deadlines, the reader of answers, and a dialect.
 
-    model: str  # the name that the request carries
-    endpoint: str  # where it goes, in the cache's key: holds no API key, and no port that changes
-    route: str  # what else chooses the model, as `route_of` tells; also in the cache's key
-    limits_thinking: (
-        bool  # True: a reply with its reasoning is known to hold no more tokens than allowed
-    )
-
-    @property
-    def key(self) -> str:
-        """The API key, of the caller or of the environment; "": none that this library knows."""
-
-    @property
-    def secrets(self) -> Secrets:
-        """What no quotation of the endpoint's words may show."""
-
-    @property
-    def notes(self) -> Json:
-        """What was learned about the endpoint, as JSON, for the settings of a table."""
-
-    def settings(self, schema: type[BaseModel] | None) -> Json:
-        """Return the fields of a request that ask for a reply of this form; None: plain text."""
-
-    def most_tokens(self, asked: int) -> int:
-        """Return the most tokens that a reply may take, if `asked` tokens are wanted for the answer alone."""
-
-    async def complete(
-        self, body: bytes, timeout: float, asked: Asked, is_sent: Sent
-    ) -> Completion:
-        """Send one request, and wait for its reply.
-
-        Args:
-            body: the request, as JSON.
-            timeout: seconds to wait for the reply.
-            asked: the request, which remembers in what form it is to be sent.
-            is_sent: called as soon as the request has a connection. What it raises is raised.
-
-        Raises:
-            ModelError: there is no reply that can be used. `rewritten` says that the same request would now
-                be sent in another form, which may be noted in `asked`.
-        """
-
-    def was_read(self, completion: Completion, *, fits: bool) -> None:
-        """Learn whether a reply was in the form that was asked for."""
-
-    def check_key(self) -> None:
-        """Raise AuthenticationError if it is known before the first call that a key is missing."""
-
-    def send_one_first(self) -> None:
-        """Have the next requests wait until one of them has its outcome."""
-
-    def open(self) -> None:
-        """Note that a run begins to use the transport. The run has to call `close` once."""
-
-    async def close(self) -> None:
-        """End a run's use of this transport. Close the connections if no other run uses it."""
-
-
-class DialectTransport:
-    """What transports over HTTP share: connections, deadlines, the reader of answers, and a dialect.
-
-    What an endpoint takes is learned from its refusals: see `Dialect`. A subclass has `_send` and `secrets`.
+    What an endpoint takes is learned from its refusals: see `Dialect`. A subclass sets `endpoint`, `route`
+    and `key`, and has `secrets`, `settings` and `_send`.
 
     Args:
         model: the name that requests carry, by which some forms are known before the first call.
+
+    Attributes:
+        model: as given.
+        endpoint: where requests go, in the cache's key. It holds no API key, and no port that changes.
+        route: what else chooses the model, as `route_of` tells; also in the cache's key.
+        key: the API key, of the caller or of the environment; "": none that this library knows.
+        limits_thinking: whether a reply with its reasoning is known to hold no more tokens than allowed.
+        enforces_forms: whether every reply is in the form that was asked for.
+        name: the model, as the endpoint knows it.
     """
 
-    enforces_forms = False  # True: every reply is in the form that was asked for
+    endpoint: str
+    route: str
+    key: str
     limits_thinking = False
+    enforces_forms = False
 
     def __init__(self, model: str) -> None:
         self.model = model
         self.dialect = Dialect(model)
-        self.name = model  # as the endpoint knows it
+        self.name = model
         self._answered_as: dict[str, None] = {}
         self._connections = Connections()
         self._deadlines = Deadlines()
@@ -150,12 +103,19 @@ class DialectTransport:
 
     @property
     def notes(self) -> Json:
-        """The form of replies that the endpoint takes, the fields left out, and its names for the model."""
+        """What was learned about the endpoint, as JSON, for the settings of a table.
+
+        It has the form of replies that the endpoint takes, the fields left out, and its names for the model.
+        """
         names = {"answered_as": sorted(self._answered_as)} if self._answered_as else {}
         return {**self.dialect.notes, **names}
 
+    def settings(self, schema: type[BaseModel] | None) -> Json:
+        """Return the fields of a request that ask for a reply of this form; None: plain text."""
+        raise NotImplementedError
+
     def check_key(self) -> None:
-        """Do nothing: no key is known to be missing. A transport that knows more overrides this."""
+        """Raise AuthenticationError if it is known before the first call that a key is missing."""
 
     def send_one_first(self) -> None:
         """Have the next requests wait until one of them has its outcome."""
@@ -179,7 +139,10 @@ class DialectTransport:
             await self._connections.close()
 
     def most_tokens(self, asked: int) -> int:
-        """Return `asked`, or more for a model that reasons first: its reasoning counts as output."""
+        """Return the most tokens that a reply may take, if `asked` tokens are wanted for the answer alone.
+
+        They are more for a model that reasons first: its reasoning counts as output.
+        """
         return self.dialect.most_tokens(asked)
 
     async def complete(
@@ -187,26 +150,21 @@ class DialectTransport:
     ) -> Completion:
         """Send a request once, in the dialect of the endpoint, and learn from the answer.
 
-        While another request tries a change of the dialect, this waits. Arguments and errors:
-        see `Transport.complete`.
+        While another request tries a change of the dialect, this waits.
+
+        Args:
+            body: the request, as JSON.
+            timeout: seconds to wait for the reply.
+            asked: the request, which remembers in what form it is to be sent.
+            is_sent: called as soon as the request has a connection. What it raises is raised.
+
+        Raises:
+            ModelError: there is no reply that can be used. `rewritten` says that the same request would now
+                be sent in another form, which may be noted in `asked`.
         """
         dialect = self.dialect
         is_first = not dialect.proven and await dialect.wait_for_turn()
-        try:
-            return await self._complete(dialect, body, timeout, asked, is_sent)
-        finally:
-            if is_first:
-                dialect.end_turn()
-
-    async def _complete(
-        self,
-        dialect: Dialect,
-        body: bytes,
-        timeout: float,
-        asked: Asked,
-        is_sent: Sent,
-    ) -> Completion:
-        own = dialect.of(asked)
+        own = asked.trial or dialect  # as its own refusal asks for, or as all are written
         version = own.version
         try:
             completion = await self._send(body, timeout, own, is_sent)
@@ -220,8 +178,12 @@ class DialectTransport:
             if error.cut_off and error.reasoned:
                 error.rewritten = dialect.thinks(version)
             raise
-        dialect.accepted(version, body, asked)
-        return completion if dialect.fits else replace(completion, dialect=version)
+        else:
+            dialect.accepted(version, body, asked)
+            return completion if dialect.fits else replace(completion, dialect=version)
+        finally:
+            if is_first:
+                dialect.end_turn()
 
     def was_read(self, completion: Completion, *, fits: bool) -> None:
         """Learn whether a reply was in the form that was asked for, see `Dialect.was_read`.
@@ -302,7 +264,7 @@ class DialectTransport:
             self._answered_as[self.secrets.mask(visible(name))[:80]] = None
 
 
-class EndpointTransport(DialectTransport):
+class EndpointTransport(Transport):
     """Any server that speaks the OpenAI protocol: vLLM, llama.cpp, SGLang, a gateway, OpenAI, Azure.
 
     Args:

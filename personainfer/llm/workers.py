@@ -57,7 +57,7 @@ _WORKER_STAGGER_S = 0.0008  # between the first requests of two workers
 _REFUSALS = 3  # for going too fast, in a row, after which a request waits until others are sent
 _WINDOW = 60.0  # seconds without an answered row after which nothing of a limit a minute is used up
 _MOST_BEYOND = 2**17  # tokens beyond what was expected: larger counts are not believed
-_SHORT = Message(role="user", content="?")  # neither too long nor offensive
+_SHORT = encoded([Message(role="user", content="?")])  # neither too long nor offensive
 
 
 class _LaterError(Exception):
@@ -164,9 +164,8 @@ class Workers:
         self._refusals = RefusalWatch(settings.max_concurrency)
         self._one_asks = asyncio.Lock()  # one at a time sends a short request
         self._taken_at = -math.inf  # when the endpoint last took a row
-        self._too_long = (
-            math.inf
-        )  # bytes of the shortest request that is larger than a limit a minute
+        # Bytes of the shortest request that is larger than a limit a minute.
+        self._too_long = math.inf
         self._asked_at = -math.inf  # when a short request was last answered …
         self._found: ModelError | None = None  # … and its error
         self._retrying = attempts(settings.max_attempts, before_retry=self._count)
@@ -401,10 +400,10 @@ class Workers:
             value = job.form.read(completion.text)
         except ReplyError as error:
             error.completion = completion
-            if job.form.has_schema:
+            if job.form.schema is not None:
                 self._transport.was_read(completion, fits=False)
             raise
-        if job.form.has_schema:
+        if job.form.schema is not None:
             self._transport.was_read(completion, fits=True)
         return completion, value
 
@@ -518,7 +517,7 @@ class Workers:
 
     async def _short_refusal(self, job: Job) -> ModelError | None:
         """Send a short request, in a form that the endpoint has not refused. Return its error, or None."""
-        short = self._short_job(job)  # one, since it learns what its request takes
+        short = Job(b"", job.form, _SHORT)  # one, since it learns what its request takes
         while True:
             try:
                 await self._send(short, is_watched=False)
@@ -527,9 +526,6 @@ class Workers:
                     return found
             else:
                 return None
-
-    def _short_job(self, job: Job) -> Job:
-        return Job(b"", job.form, encoded([_SHORT]))
 
     async def _check_hopeless(self, job: Job, error: ModelError) -> None:
         """Raise the error that ends the run if every request would be refused as this one was.
@@ -540,7 +536,7 @@ class Workers:
         if not refused or getattr(error, "completion", None) or not self._refusals.refused(error):
             return
         try:
-            await self._send(self._short_job(job), is_watched=False)
+            await self._send(Job(b"", job.form, _SHORT), is_watched=False)
         except (RequestRejectedError, ReplyError) as found:
             if found.rewritten:
                 self._refusals.start_again(error)
@@ -685,7 +681,9 @@ class Workers:
             added = min(used.prompt_tokens - way.prompt, _MOST_BEYOND)
             account.added = max(account.added, added)
         is_unknown = cost_is_unknown(used, failure)
-        if way.sent and is_unknown and not self._takes_none:
+        # An endpoint that lets this caller use no model has charged nothing for the calls in flight.
+        may_cost = account.has_run or not getattr(self.fatal, "ran_nothing", False)
+        if way.sent and is_unknown and may_cost:
             spent = self._tally.assume(way.prompt + way.added, way.most, spent)
         if budget is not None and way.reserved is not None:
             budget.settle(way.reserved, spent)
@@ -696,11 +694,6 @@ class Workers:
                 if taken <= way.plausible:  # a wrong count would close the window for hours
                     window.correct(place, taken)
                     account.tokens.learn(len(way.body), used.prompt_tokens, used.completion_tokens)
-
-    @property
-    def _takes_none(self) -> bool:
-        """Whether the endpoint lets this caller use no model: then the calls in flight have cost nothing."""
-        return getattr(self.fatal, "ran_nothing", False) and not self._account.has_run
 
     def _asked_tokens(self, job: Job) -> int:
         """Return the most tokens that the reply to a job may take, by what the request asks for."""
