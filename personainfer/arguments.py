@@ -104,20 +104,30 @@ def _real(value: Any) -> Any:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
+MOST = 2**31 - 1  # of what is counted, such as the items of an array
 Count = Annotated[
-    int, Strict(), Field(ge=1, le=sys.maxsize), Wanted("must be a whole number from 1 up.")
+    int,
+    Strict(),
+    Field(ge=1, le=MOST),
+    Wanted("must be a whole number from 1 up.", hint=f"The most is {MOST:,}."),
 ]
-_MOST = 2**128  # of a seed: no JSON and no text holds any number of digits
+_MOST_SEED = 2**128  # of a seed: no JSON and no text holds any number of digits
 WholeNumber = Annotated[
-    int, Strict(), Field(gt=-_MOST, lt=_MOST), Wanted("must be a whole number of at most 128 bits.")
+    int,
+    Strict(),
+    Field(gt=-_MOST_SEED, lt=_MOST_SEED),
+    Wanted("must be a whole number of at most 128 bits."),
 ]
 CountFromZero = Annotated[
-    int, Strict(), Field(ge=0, lt=_MOST), Wanted("must be a whole number from 0 up.")
+    int, Strict(), Field(ge=0, lt=_MOST_SEED), Wanted("must be a whole number from 0 up.")
 ]
 Finite = Annotated[float, Strict(), Field(allow_inf_nan=False), BeforeValidator(_real)]
 Number = Annotated[Finite, Wanted("must be a number.")]
 NumberFromZero = Annotated[Finite, Field(ge=0), Wanted("must be a number from 0 up.")]
 PositiveNumber = Annotated[Finite, Field(gt=0), Wanted("must be a positive number.")]
+Seconds = Annotated[  # the clocks and sockets of the system know no time beyond some hundred years
+    Finite, Field(gt=0, le=1e9), Wanted("must be a positive number of seconds, at most 1e9.")
+]
 Flag = Annotated[bool, Strict(), Wanted("must be True or False.")]
 
 
@@ -263,15 +273,20 @@ def check_argument(name: str, value: T, kind: Any) -> T:
         kind: the type that it must have: one of this module, such as `Count`, or a Literal.
 
     Returns:
-        The value; a scalar of NumPy as Python's own.
+        The value; a scalar of NumPy as Python's own, and a number of more than 64 bits as a float: arrays
+        have a whole number of that size as an object, with which nothing is computed.
 
     Raises:
         InvalidArgumentError: the value is not of this type.
     """
     value = in_python(value)
-    if (problem := _argument_problem(name, value, kind)) is not None:
-        raise problem
-    return value
+    try:
+        checked: T = _adapter(kind).validate_python(value)
+    except ValidationError as error:
+        problem = _translated(error, name, value, kind, ())
+    else:
+        return checked if isinstance(checked, float) and abs(checked) >= 2**63 else value
+    raise problem  # here, so that pydantic's error, which quotes the value, is not its context
 
 
 def check_text(named: str, text: str, argument: str) -> None:
@@ -290,14 +305,6 @@ def check_text(named: str, text: str, argument: str) -> None:
             hint="Remove that character.",
             argument=argument,
         ) from None
-
-
-def _argument_problem(name: str, value: object, kind: Any) -> InvalidArgumentError | None:
-    try:
-        _adapter(kind).validate_python(value)
-    except ValidationError as error:
-        return _translated(error, name, value, kind, ())
-    return None
 
 
 @cache

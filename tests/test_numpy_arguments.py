@@ -1,11 +1,18 @@
-"""A number, a flag or a seed of NumPy is taken as Python's own, and none reaches results, JSON, or torch."""
+"""A number, a flag or a seed of NumPy is taken as Python's own, and none reaches results, JSON, or torch.
+
+No value of an option, however large, small or odd, raises an error that is not of this library.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +20,19 @@ import numpy as np
 import pytest
 
 import personainfer as pi
-from personainfer.arguments import in_python
+from personainfer.arguments import MOST, in_python
 from personainfer.data import read_preferences
-from personainfer.evaluation import bootstrap_mean, cohen_kappa
+from personainfer.evaluation import bootstrap_mean, cohen_kappa, write_rating_sheet
 from personainfer.evaluation.grouped import mean_by_group
-from personainfer.exceptions import InvalidArgumentError
+from personainfer.exceptions import InvalidArgumentError, PersonaInferError
+from personainfer.llm import Request
 from personainfer.local.cache import prune_cache
 from personainfer.scoring import LatentUsers, SimilarUsersVote
-from personainfer.simulation import entropy_by_word, votes
-from personainfer.tailoring import BradleyTerry, LowRankRewards, fit_user_weights
+from personainfer.simulation import entropy_by_word, plot_salient_words, reproduce, votes
+from personainfer.tailoring import BradleyTerry, LowRankRewards, fit_user_weights, implicit_rewards
 from personainfer.testing import FakeLLM
 from personainfer.users import TasteSimilarity, nearest_users
+from personainfer.users.groups import anova
 from personainfer.users.similar_users import find_questions
 
 from .builders import table
@@ -294,3 +303,118 @@ def test_a_checked_number_is_used_as_the_check_returns_it() -> None:
     unused = re.compile(of_numbers, re.MULTILINE)
     sources = (ROOT / "personainfer").rglob("*.py")
     assert not [path for path in sources if unused.search(path.read_text(encoding="utf-8"))]
+
+
+class Sums:
+    def log_likelihood(self, prompts: Any, personas: Any, responses: Any) -> Any:
+        return [[-1.0] * len(prompts)]
+
+
+def inferred(**given: Any) -> pi.PersonaTable:
+    with FakeLLM() as server:
+        return pi.infer_personas(
+            [("q", "a", "b")], "fake", api_base=server.api_base, cache=False, **given
+        )
+
+
+# Calls with further arguments, which need not return what JSON can hold.
+MORE: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
+    "infer_personas": (
+        inferred,
+        {"temperature": 0.5, "max_tokens": 40, "seed": 3, "max_concurrency": 4, "rpm": 60.0}
+        | {"tpm": 1000, "timeout": 5.0, "max_attempts": 2, "patience": 3.0, "budget": 0.5}
+        | {"prices": (1.0, 2), "min_gap": 0.5, "min_votes": 2, "candidates": 1},
+    ),
+    "infer_user_personas": (
+        lambda **given: pi.infer_user_personas(
+            CHOICES, "fake", api_base=NOWHERE, method="verified", select=Explainer(), **given
+        ),
+        {"pairs_per_user": 3, "min_pairs": 2, "checks": 1, "contrast": 1, "choice_temperature": 1},
+    ),
+    "collect_batch": (
+        lambda **given: pi.collect_batch("no folder", **given),
+        {"poll": 1.0, "timeout": 2.0},
+    ),
+    "PersonaRetriever": (
+        lambda **given: pi.PersonaRetriever(["q"], ["calm"], model="m", api_base=NOWHERE, **given),
+        {"timeout": 1.0, "max_attempts": 1},
+    ),
+    "tailor_responses": (
+        lambda **given: pi.tailor_responses(
+            table(2), "fake", train=table(3), api_base=NOWHERE, **given
+        ),
+        {"shots": 1},
+    ),
+    "AddPersonas": (
+        lambda **given: pi.AddPersonas("fake", api_base=NOWHERE, **given),
+        {"workers": 2, "candidates": 2, "min_votes": 2},
+    ),
+    "read_preferences": (
+        lambda min_votes: list(read_preferences(SCORES, pairs="all", min_votes=min_votes)),
+        {"min_votes": 1},
+    ),
+    "write_rating_sheet": (
+        lambda **given: write_rating_sheet(table(0), "no folder", **given),
+        {"items": 2, "seed": 3},
+    ),
+    "anova": (
+        lambda **given: anova([1.0, 2.0, 3.0], ["a", "a", "b"], **given),
+        {"permutations": 20, "seed": 3},
+    ),
+    "implicit_rewards": (
+        lambda beta: implicit_rewards(Sums(), Sums(), ["q"], ["calm"], ["a"], beta=beta),
+        {"beta": 0.1},
+    ),
+    "reproduce": (lambda limit: reproduce("pt", [], limit=limit), {"limit": 1}),
+    "plot_salient_words": (lambda limit: plot_salient_words([], limit=limit), {"limit": 1}),
+    "a request": (
+        lambda **given: pi.LLM("fake", api_base=NOWHERE).ask_many([Request([], **given)]),
+        {"sample": 1, "logprobs": 2},
+    ),
+}
+EXTREMES = (
+    *(1e300, -1e300, 5e-324, float("nan"), float("inf"), float("-inf"), -0.0, 0, -1),
+    *(10**400, -(10**400), 10**308, MOST + 1, 2**62, 2**63, 2**127, 2**128),
+    *(np.float16(65504), np.float32("inf"), np.float64(1e300), np.longdouble(2), np.int64(2**62)),
+    *(np.uint64(2**63), np.datetime64("NaT"), Decimal(1), Decimal("NaN"), Fraction(1, 2), 1j),
+    *(True, np.True_, "3", b"3", [3]),
+)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize(
+    ("call", "given", "argument"),
+    [
+        pytest.param(call, given, argument, id=f"{name}, {argument}")
+        for calls in (CALLS, MORE)
+        for name, (call, given) in calls.items()
+        for argument in given
+    ],
+)
+def test_no_number_raises_an_error_that_is_not_ours(
+    call: Callable[..., Any], given: dict[str, Any], argument: str
+) -> None:
+    usual = given[argument]
+    for extreme in EXTREMES:
+        value: Any = extreme
+        if isinstance(usual, tuple):
+            value = (usual[0], extreme)
+        elif isinstance(usual, dict):
+            value = {**usual, "b": extreme}
+        with suppress(PersonaInferError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            call(**{**given, argument: value})
+
+
+def test_every_number_of_an_argument_is_tried() -> None:
+    """But bins of plots, which matplotlib checks; `name` and `smallest` are tried by other names."""
+    numbers = r"(?:Count|\w*Number|Finite|Seconds|Folds|_Cosine|_Effect|_Confidence|_Bounds)\b"
+    checked = re.compile(rf"check_argument\(\s*\"?(\w+)\"?,\s*[^,]+,\s*{numbers}")
+    tried = {one for calls in (CALLS, MORE) for _, given in calls.values() for one in given}
+    found = {
+        name
+        for path in (ROOT / "personainfer").rglob("*.py")
+        for name in checked.findall(path.read_text(encoding="utf-8"))
+    }
+    assert len(found) > 40
+    assert found - tried == {"bins", "name", "smallest"}

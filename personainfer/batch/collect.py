@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import IO, Any
 
 from ..api_keys import hides_secrets
-from ..arguments import PositiveNumber, check_argument
+from ..arguments import Seconds, check_argument
 from ..data.source_rows import PreferenceSource
 from ..data.table import PersonaTable
 from ..exceptions import (
@@ -113,8 +113,8 @@ def collect_batch(
             row with an error has no usable reply.
         OSError: the disk is full.
     """
-    poll = check_argument("poll", poll, PositiveNumber)
-    timeout = check_argument("timeout", timeout, PositiveNumber | None)
+    poll = check_argument("poll", poll, Seconds)
+    timeout = check_argument("timeout", timeout, Seconds | None)
     handle = batch if isinstance(batch, PersonaBatch) else None
     here = handle is not None and handle.submitted_here
     # Read the folder again: another call may have changed it since.

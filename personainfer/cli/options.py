@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import typer
 
 from ..api_keys import hides_secrets
-from ..arguments import Option, Options, options_of
+from ..arguments import MOST, Option, Options, options_of
 from ..llm.client import LLMOptions, named_model
 from ..llm.pricing import listed_provider
 from ..personas.options import RUN_OPTIONS
@@ -54,7 +54,7 @@ Model = Annotated[
         " Default: $PERSONAINFER_MODEL, else local.",
     ),
 ]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first N rows.")]
+Limit = Annotated[int | None, typer.Option(min=1, max=MOST, help="Only the first N rows.")]
 
 
 Progress = Annotated[

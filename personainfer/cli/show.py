@@ -13,6 +13,7 @@ import typer
 
 import personainfer as pi
 
+from ..arguments import MOST
 from ..exceptions import DataError, InvalidArgumentError
 from .options import AnyTable, AsJson, TableColumns, pairs
 from .streams import data_out, note, print_json, say, suggest, table_commands
@@ -28,12 +29,15 @@ def show(
     table: AnyTable,
     column: TableColumns = None,
     limit: Annotated[
-        int, typer.Option("--limit", "-n", min=1, help="Only the first N rows.")
+        int, typer.Option("--limit", "-n", min=1, max=MOST, help="Only the first N rows.")
     ] = _ROWS,
     width: Annotated[
         int | None,
         typer.Option(
-            min=24, help="Columns. Default: those of the terminal, or 80.", show_default=False
+            min=24,
+            max=MOST,
+            help="Columns. Default: those of the terminal, or 80.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:

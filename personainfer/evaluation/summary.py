@@ -113,8 +113,8 @@ def verified_score(table: PersonaTable, index: int, side: Side) -> float | None:
     """Return the share of orders in which the judge was right about one persona; None without a verdict."""
     scores = table.added.get(f"{side}_verified_score")
     score = None if scores is None else scores[index]
-    # The column may be the user's own, with other values.
-    return float(score) if isinstance(score, int | float) else None
+    # The column may be the user's own, with values that are no shares, such as those of a scale.
+    return float(score) if isinstance(score, int | float) and 0 <= score <= 1 else None
 
 
 def verified(table: PersonaTable, index: int, side: Side) -> bool | None:

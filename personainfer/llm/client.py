@@ -32,6 +32,7 @@ from ..arguments import (
     Flag,
     Headers,
     PositiveNumber,
+    Seconds,
     Text,
     Wanted,
     WholeNumber,
@@ -163,7 +164,7 @@ class LLMOptions(TypedDict, total=False):
         PositiveNumber | None, Field(default=None, description="The most tokens in any minute.")
     ]
     timeout: Annotated[
-        PositiveNumber | None,
+        Seconds | None,
         Field(default=None, description="Seconds for one call. Default: 60; the local model: 600."),
     ]
     max_attempts: Annotated[
@@ -174,7 +175,7 @@ class LLMOptions(TypedDict, total=False):
         ),
     ]
     patience: Annotated[
-        PositiveNumber,
+        Seconds,
         Field(
             default=300.0,
             description="Seconds: an endpoint that asks to wait longer than this is given up.",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from ..arguments import ApiBase, ApiKey, Count, PositiveNumber, check_argument
+from ..arguments import ApiBase, ApiKey, Count, Seconds, check_argument
 from ..exceptions import InvalidArgumentError, ModelNotFoundError
 from ..local.weights import find_weights
 from ..personas.placement import check_place
@@ -83,7 +83,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
         check_argument(name, options[name], Count | None)
     check_argument("api_base", options["api_base"], ApiBase | None)
     check_argument("api_key", options["api_key"], ApiKey | None)
-    check_argument("timeout", options["timeout"], PositiveNumber)
+    check_argument("timeout", options["timeout"], Seconds)
     check_place(options["persona_in"])
     baseline = options["baseline"]
     listed = isinstance(baseline, Sequence) and not isinstance(baseline, str)

@@ -20,7 +20,7 @@ from ..arguments import (
     ApiBase,
     ApiKey,
     Count,
-    PositiveNumber,
+    Seconds,
     check_argument,
     in_python,
     read_items,
@@ -323,7 +323,7 @@ def _embedder(
             )
         check_argument("api_base", api_base, ApiBase)
         check_argument("api_key", api_key, ApiKey | None)
-        timeout = check_argument("timeout", timeout, PositiveNumber)
+        timeout = check_argument("timeout", timeout, Seconds)
         max_attempts = check_argument("max_attempts", max_attempts, Count)
         return endpoint_embedder(
             model, api_base, api_key, timeout=timeout, max_attempts=max_attempts

@@ -7,7 +7,6 @@ for the number of tests.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,6 +18,7 @@ import numpy.typing as npt
 from pydantic import Field, Strict
 
 from ..arguments import (
+    MOST,
     Count,
     CountFromZero,
     Text,
@@ -338,7 +338,7 @@ class Fold:
 
 
 Folds = Annotated[
-    Annotated[int, Strict(), Field(ge=2, le=sys.maxsize)] | Text,
+    Annotated[int, Strict(), Field(ge=2, le=MOST)] | Text,
     Wanted("must be a whole number from 2 up, or a group."),
 ]
 

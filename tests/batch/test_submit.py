@@ -981,7 +981,9 @@ def test_a_handle_with_options_of_another_version_says_so(
         collect(batch)
 
 
-@pytest.mark.parametrize("bad", [{"poll": 0}, {"poll": "1"}, {"timeout": -1}, {"timeout": True}])
+@pytest.mark.parametrize(
+    "bad", [{"poll": 0}, {"poll": "1"}, {"poll": 1e300}, {"timeout": -1}, {"timeout": True}]
+)
 def test_waiting_takes_seconds(provider: BatchServer, place: Path, bad: dict[str, Any]) -> None:
     (name,) = bad
     with pytest.raises(InvalidArgumentError, match=f"{name}=.* must be a positive number"):

@@ -14,6 +14,7 @@ import pytest
 
 import personainfer as pi
 from personainfer import Persona, PersonaRow, PersonaTable, Preference
+from personainfer.evaluation.summary import summarise
 from personainfer.exceptions import DataError, PersonaInferError
 from personainfer.records import Message
 
@@ -302,6 +303,17 @@ def test_a_number_that_json_lacks_is_none_on_a_page(good: pa.Table, tmp_path: Pa
     table = table.with_columns({"chosen_verified_score": [float("nan"), 1.0]})
     pi.write_report(table, tmp_path / "report.html")
     assert "NaN" not in (tmp_path / "report.html").read_text("utf-8").split("<script")[1]
+
+
+@pytest.mark.parametrize("other", [float("inf"), float("-inf"), 1e308, 7.0, -0.5], ids=str)
+def test_a_number_that_is_no_share_is_no_verdict(
+    good: pa.Table, tmp_path: Path, other: float
+) -> None:
+    table = PersonaTable.load(changed(good, tmp_path / "t.parquet"))
+    table = table.with_columns({"chosen_verified_score": [other, 1.0]})
+    assert summarise(table).accuracy["chosen"].n == 1
+    pi.write_report(table, tmp_path / "report.html")
+    pi.export_personas(table, tmp_path / "out")
 
 
 @pytest.mark.parametrize("name", ["x" * 300, "nul\0", "half \ud800", "bytes \udcff"], ids=ascii)
