@@ -543,6 +543,30 @@ def read_items(name: str, given: Iterable[T]) -> list[T]:
     return list(items)
 
 
+def by_text(name: str, given: Mapping[Any, T]) -> dict[str, T]:
+    """Read an argument that maps users or ids, whose names in the data are texts: 7 means "7".
+
+    Args:
+        name: the argument.
+        given: the mapping. Its values are not checked.
+
+    Raises:
+        InvalidArgumentError: `given` is not a mapping, or two keys are one text, such as 7 and "7".
+    """
+    if not isinstance(given, Mapping):
+        raise InvalidArgumentError(f"{name}={quoted(given)} is not a mapping.", argument=name)
+    found: dict[str, T] = {}
+    for key, value in given.items():
+        if str(key) in found:
+            raise InvalidArgumentError(
+                f"{name}= has {str(key)!r} twice, as a number and as text.",
+                hint="Remove one of them.",
+                argument=name,
+            )
+        found[str(key)] = value
+    return found
+
+
 def read_labels(name: str, given: Iterable[Hashable]) -> tuple[list[Any], NDArray[numpy.intp]]:
     """Read an argument as labels, such as the user or the group of each item.
 

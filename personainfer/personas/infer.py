@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator, Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -88,13 +91,20 @@ async def ainfer_personas(
     Arguments, result and errors are the same. If its task is cancelled, the run stops. Replies that were paid
     for are in the cache.
     """
-    with thread_errors():
-        stream = await asyncio.to_thread(_start, data, model, options, output)
+    # A run may take hours, and the loop looks up names of hosts in its own threads, which are few.
+    threads = ThreadPoolExecutor(1, "personainfer-run")
+    loop, run = asyncio.get_running_loop(), copy_context().run
     try:
-        return await asyncio.to_thread(stream.table, progress)
-    except asyncio.CancelledError:
-        stream.cancel()
-        raise
+        with thread_errors():
+            started = partial(run, _start, data, model, options, output)
+            stream = await loop.run_in_executor(threads, started)
+        try:
+            return await loop.run_in_executor(threads, partial(run, stream.table, progress))
+        except asyncio.CancelledError:
+            stream.cancel()
+            raise
+    finally:
+        threads.shutdown(wait=False)
 
 
 @takes_options(PersonaOptions)

@@ -22,6 +22,7 @@ from ..arguments import (
     Finite,
     Flag,
     Wanted,
+    by_text,
     check_argument,
     check_text,
     read_items,
@@ -209,9 +210,9 @@ class _Made:
         """
         if isinstance(personas, UserPersonas):
             choices = {row.user: row.choices for row in personas}
-            said: dict[object, object] = dict(personas.personas.items())
+            said: dict[str, object] = dict(personas.personas.items())
         elif isinstance(personas, Mapping):
-            choices, said = {}, dict(personas.items())
+            choices, said = {}, by_text("personas", personas)
         else:
             raise InvalidArgumentError(
                 f"personas={personas!r:.80} is neither UserPersonas nor a mapping of users to personas.",
@@ -219,22 +220,16 @@ class _Made:
             )
         texts, sources = {}, {user: ChoicesUsed(mine) for user, mine in choices.items()}
         for user, one in said.items():
-            if str(user) in texts:
-                raise InvalidArgumentError(
-                    f"personas= has the user {str(user)!r} twice, as a number and as text.",
-                    hint="Remove one of them: a user has one persona.",
-                    argument="personas",
-                )
             if one is not None and not isinstance(one, str | Persona | UserPersona):
                 raise InvalidArgumentError(
                     f"personas[{user!r}]={one!r:.80} is not a persona.", argument="personas"
                 )
             if one is not None and str(one).strip():
                 check_text(f"personas[{user!r}]", str(one), "personas")
-                texts[str(user)] = str(one)
+                texts[user] = str(one)
             if isinstance(one, UserPersona):
                 ids = {note.pair for note in one.evidence}
-                sources[str(user)] = ChoicesUsed(choices.get(str(user), ()), ids)
+                sources[user] = ChoicesUsed(choices.get(user, ()), ids)
         history = [
             choice.model_copy(update={"user": user})
             for user, mine in choices.items()

@@ -323,7 +323,7 @@ def _questions(
 ) -> tuple[str | None, ...]:
     if isinstance(given, str):
         return tuple(find_questions(choices))
-    known = texts_of(given or {})
+    known = texts_of("questions", given or {})
     return tuple(known.get(choice.id or "") for choice in choices) if known else ()
 
 

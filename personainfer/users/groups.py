@@ -23,6 +23,7 @@ from ..arguments import (
     CountFromZero,
     Text,
     Wanted,
+    by_text,
     check_argument,
     read_items,
     read_labels,
@@ -287,7 +288,7 @@ def group_values(given: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dic
         Attribute -> user -> value, which is empty for None.
 
     Raises:
-        InvalidArgumentError: `given`, or an attribute of it, is not a mapping.
+        InvalidArgumentError: `given`, or an attribute of it, is not a mapping, or has a user twice.
     """
     hint = 'Such as {"diet": {"ann": "vegan", "bob": "none"}}.'
     if given is not None and not isinstance(given, Mapping):
@@ -300,7 +301,7 @@ def group_values(given: Mapping[str, Mapping[str, Any]] | None) -> dict[str, dic
             raise InvalidArgumentError(
                 f"groups[{name!r}] is not a mapping of users to values.", hint=hint
             )
-        found[name] = texts_of(of)
+        found[name] = texts_of("groups", of)
     return found
 
 
@@ -316,10 +317,14 @@ def check_groups(groups: Mapping[str, Mapping[str, str]], choices: Sequence[Pref
             )
 
 
-def texts_of(values: Mapping[Any, Any]) -> dict[str, str]:
-    """Turn keys and values into texts, and drop missing values: None, "", NaN and other nulls."""
+def texts_of(name: str, values: Mapping[Any, Any]) -> dict[str, str]:
+    """Turn keys and values of an argument into texts, and drop missing values: None, "", NaN and other nulls.
+
+    Raises:
+        InvalidArgumentError: two keys are one text, such as 7 and "7".
+    """
     there = {key: value for key, value in values.items() if not (is_null(value) or value == "")}
-    return {str(key): str(value) for key, value in there.items()}
+    return {key: str(value) for key, value in by_text(name, there).items()}
 
 
 @dataclass(frozen=True, slots=True)

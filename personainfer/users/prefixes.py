@@ -13,7 +13,15 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from ..arguments import Count, CountFromZero, check_argument, check_text, in_python
+from ..arguments import (
+    Count,
+    CountFromZero,
+    by_text,
+    check_argument,
+    check_text,
+    in_python,
+    read_items,
+)
 from ..exceptions import DataError, InvalidArgumentError, shown_when_made
 from ..personas.prompts import filled
 from ..records import FloatArray, Message, Persona, Preference, Prompt
@@ -223,7 +231,10 @@ class Examples:
             self._choices.setdefault(choice.user or "", []).append(choice)
         # Whose choices are shown to a user. Users are texts in the data, whatever they are in the mapping.
         near = {user: [user] for user in self._choices} if neighbours is None else neighbours
-        self._sources = {str(user): list(map(str, others)) for user, others in near.items()}
+        self._sources = {
+            user: list(map(str, read_items(f"neighbours[{user!r}]", others)))
+            for user, others in by_text("neighbours", near).items()
+        }
         self._vectors: dict[str, FloatArray] = {}
         if embed is not None:
             texts = [prompt_text(c.prompt) for choices in self._choices.values() for c in choices]
@@ -377,7 +388,7 @@ def _texts(name: str, given: object) -> dict[str, str]:
     """Read the argument `name`, a mapping of users to texts or personas, as user -> text.
 
     Raises:
-        InvalidArgumentError: it is no mapping, or a text is missing or blank.
+        InvalidArgumentError: it is no mapping, has a user twice (7 and "7"), or a text is missing or blank.
     """
     if not isinstance(given, Mapping):
         raise InvalidArgumentError(f"{name}={given!r:.80} is not a mapping of users to texts.")
@@ -387,7 +398,7 @@ def _texts(name: str, given: object) -> dict[str, str]:
                 f"{name}[{user!r}]={one!r:.80} says nothing.", hint="Leave the user out."
             )
         check_text(f"{name}[{user!r}]", str(one), name)
-    return {str(user): str(one) for user, one in given.items()}
+    return {user: str(one) for user, one in by_text(name, given).items()}
 
 
 def _check_use(kind: Kind, given: Mapping[str, object]) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -273,6 +274,31 @@ def test_cancelling_the_async_twin_stops_the_calls() -> None:
     with FakeLLM(latency=0.02) as llm:
         asyncio.run(cancelled(llm.api_base))
         assert llm.calls < 100
+
+
+def test_the_async_twin_takes_no_thread_of_the_loop(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+    """A program looks up names of hosts there, and a run may take hours."""
+
+    async def beside() -> bool:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+        task = asyncio.create_task(pi.ainfer_personas(pairs(1), **endpoint))
+        while llm.calls < 1:  # noqa: ASYNC110 - the server counts in another thread
+            await asyncio.sleep(0.01)
+        await asyncio.wait_for(asyncio.to_thread(int), 5)
+        was_done = task.done()
+        may_answer.set()
+        assert not (await task).errors
+        return was_done
+
+    may_answer = threading.Event()
+
+    def waits(body: dict[str, Any]) -> str:
+        may_answer.wait(10)
+        return sampled({"seed": 1})
+
+    llm.reply = waits
+    assert asyncio.run(beside()) is False
+    until(lambda: not [one for one in threading.enumerate() if "personainfer-run" in one.name])
 
 
 class ByLength:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import personainfer as pi
-from personainfer.exceptions import DataError
+from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.preferences import cells
 from personainfer.preferences.cells import (
     TooManyValuesError,
@@ -66,7 +66,14 @@ def test_a_printed_value_that_holds_too_many_values_says_so(
 def test_what_is_missing_is_null_in_every_library(null: object) -> None:
     assert is_null(null)
     # A user whose group is missing is in no group.
-    assert texts_of({"ann": "vegan", "bob": null}) == {"ann": "vegan"}
+    assert texts_of("groups", {"ann": "vegan", "bob": null}) == {"ann": "vegan"}
+    assert texts_of("groups", {1: null, "1": "vegan"}) == {"1": "vegan"}
+
+
+def test_a_user_of_groups_as_a_number_and_as_text_is_named() -> None:
+    for name in ("groups", "questions"):
+        with pytest.raises(InvalidArgumentError, match=f"{name}= has '1' twice"):
+            texts_of(name, {1: "a", "1": "b"})
 
 
 @pytest.mark.parametrize(

@@ -563,5 +563,5 @@ def test_groups_and_fitted_users_of_nobody_are_not_passed_over() -> None:
 def test_a_user_with_two_personas_is_named() -> None:
     world = World(0, users=4, choices=3)
     personas: dict[Any, str] = {"1": "x", 1: "y"}
-    with pytest.raises(InvalidArgumentError, match="the user '1' twice"):
+    with pytest.raises(InvalidArgumentError, match="has '1' twice"):
         pi.audit_personas(personas, world.choices, read, baselines=FREE)

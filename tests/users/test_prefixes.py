@@ -343,6 +343,30 @@ def test_neighbours_may_be_numbers_too() -> None:
     assert "ann likes" in prefix.text("7", "Tea?")
 
 
+TWICE: dict[Any, Any] = {1: "The user is kind.", "1": "The user is terse."}
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        ("persona", {"personas": TWICE}),
+        ("gold", {"personas": TWICE}),
+        ("name", {"names": TWICE}),
+        ("few-shot", {"history": history(), "neighbours": {1: ["ann"], "1": ["bob"]}}),
+    ],
+)
+def test_a_user_as_a_number_and_as_text_is_named(kind: Any, given: dict[str, Any]) -> None:
+    with pytest.raises(InvalidArgumentError, match="has '1' twice, as a number and as text"):
+        pi.persona_prefix(kind, **given)
+
+
+@pytest.mark.parametrize("neighbours", [{"ann": "bob"}, {"ann": None}, ["ann"]], ids=repr)
+def test_neighbours_are_lists_of_users(neighbours: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="neighbours") as caught:
+        pi.persona_prefix("few-shot", history=history(), neighbours=neighbours)
+    assert str(caught.value.argument).startswith("neighbours")
+
+
 def test_a_default_as_a_value_of_numpy_is_a_default() -> None:
     given: Any = {"k": np.int64(2), "retrieve": np.str_("random")}
     assert pi.persona_prefix("persona", personas=PERSONAS, **given).text("bob", "Tea?")
