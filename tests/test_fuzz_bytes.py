@@ -24,8 +24,9 @@ import pytest
 
 import personainfer as pi
 from personainfer.api_keys import Secrets
-from personainfer.batch.job_folder import PersonaBatch, read_answers
-from personainfer.batch.lines import read_line
+from personainfer.batch.job_folder import PersonaBatch
+from personainfer.batch.lines import read_answers, read_line
+from personainfer.batch.trust import llm_of
 from personainfer.connections import Answer
 from personainfer.data.containers import read_preferences
 from personainfer.evaluation.human import read_rating_sheet, write_rating_sheet
@@ -317,7 +318,8 @@ def batch_handle(path: Path) -> object:
     batch = PersonaBatch.load(path.parent)
     str(batch)
     batch.plan()
-    return batch.llm(
+    return llm_of(
+        batch,
         {
             "model": batch.model,
             "api_key": "key",

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,7 +16,6 @@ from typing import IO, Any
 
 from ..api_keys import hides_secrets
 from ..arguments import Seconds, check_argument
-from ..data.source_rows import PreferenceSource
 from ..data.table import PersonaTable
 from ..exceptions import (
     BatchPendingError,
@@ -27,9 +25,9 @@ from ..llm.client import LLM
 from ..llm.pricing import most_tokens
 from ..observability import progress_bar
 from ..personas.infer import PersonaStream
-from ..personas.requests import Plan
 from ..personas.selection import check_candidates
 from ..records import Selector
+from .costs import count_batch, single_calls
 from .downloads import looked, looked_again
 from .job_folder import PersonaBatch
 from .lines import wired_rows
@@ -42,6 +40,7 @@ from .results import (
     run_without_calls,
     writable_cache,
 )
+from .trust import llm_of, own_cache
 
 
 @hides_secrets
@@ -115,12 +114,8 @@ def collect_batch(
     """
     poll = check_argument("poll", poll, Seconds)
     timeout = check_argument("timeout", timeout, Seconds | None)
-    handle = batch if isinstance(batch, PersonaBatch) else None
-    here = handle is not None and handle.submitted_here
-    # Read the folder again: another call may have changed it since.
-    batch = PersonaBatch.load(batch.path if isinstance(batch, PersonaBatch) else batch)
-    if handle is not None and here:
-        batch = batch.as_submitted(handle)
+    # Another call may have changed the folder since.
+    batch = batch.reread() if isinstance(batch, PersonaBatch) else PersonaBatch.load(batch)
     check_candidates(batch.candidates, select)
     given = {
         "model": model,
@@ -136,10 +131,8 @@ def collect_batch(
     }
     given = {name: value for name, value in given.items() if value is not None}
     pays = hasattr(select, "share_budget")  # for a judge
-    llm = batch.llm(given, submitted_here=here, calls=ask_missing, pays=pays)
-    keys = _keys(batch, llm)
-    place = cache_dir or (batch.llm_options.get("cache_dir") if here else None)
-    own = None if batch.made_here else batch.own_cache(place)
+    llm = llm_of(batch, given, calls=ask_missing, pays=pays)
+    keys, own = _keys(batch, llm), own_cache(batch, cache_dir)
     keep = partial(keep_replies, batch, llm, keys, own) if own is not None else None
     batch = _awaited(batch, llm, wait, poll, timeout, progress, keep, pays=ask_missing)
     with ExitStack() as stack:
@@ -153,30 +146,16 @@ def collect_batch(
         usage = outcome.tally.usage
         runs: list[PersonaStream] = []
         if ask_missing or pays:
-            runs = stack.enter_context(_counted(batch, llm, usage.cost or 0.0))
-        elif (paid := batch.payer(llm)) is not None:
-            batch.count_in(paid, usage.cost or 0.0)  # no longer the most that it could cost
+            runs = stack.enter_context(single_calls(batch, llm, usage.cost or 0.0))
+        else:
+            count_batch(batch, llm, usage.cost or 0.0)  # no longer the most that it could cost
         run = None if ask_missing else run_without_calls(batch, llm, outcome)
-        plan, on_error = batch.plan(submitted_here=here), batch.on_error
+        plan, on_error = batch.plan(), batch.on_error
         rows = PersonaStream(batch.source(), llm, plan, on_error=on_error, select=select, run=run)
         runs.append(rows)
         table = rows.table(progress)
     table.usage = usage + table.usage.model_copy(update={"cached": 0})
     return table
-
-
-def _fingerprint(source: PreferenceSource, plan: Plan, llm: LLM) -> tuple[str, dict[bytes, int]]:
-    """Return the digest of the rows and their requests, and the keys of the requests.
-
-    The digest equals that of a submitted batch if the requests are the same. Each key comes with the most
-    tokens that the prompt of its request can have.
-    """
-    digest = hashlib.sha256()
-    keys: dict[bytes, int] = {}
-    for _, wired in wired_rows(source, plan, llm):
-        add_to_digest(digest, wired)
-        keys.update((wire.key, most_tokens(wire.body)) for wire in wired)
-    return digest.hexdigest(), keys
 
 
 def _keys(batch: PersonaBatch, llm: LLM) -> dict[bytes, int]:
@@ -185,8 +164,11 @@ def _keys(batch: PersonaBatch, llm: LLM) -> dict[bytes, int]:
     Raises:
         DataError: the requests are not those that were submitted.
     """
-    digest, keys = _fingerprint(batch.source(), batch.plan(), llm)
-    if digest != batch.digest:
+    digest, keys = hashlib.sha256(), dict[bytes, int]()
+    for _, wired in wired_rows(batch.source(), batch.plan(), llm):
+        add_to_digest(digest, wired)
+        keys.update((wire.key, most_tokens(wire.body)) for wire in wired)
+    if digest.hexdigest() != batch.digest:
         raise DataError(
             f"{batch.path} was made by {batch.made_by}, or with other options: the requests differ.",
             hint="Collect it with the versions of personainfer and litellm that submitted it, and give"
@@ -239,58 +221,3 @@ def _awaited(
                 raise BatchPendingError(f"{batch}.", hint="Call collect_batch again later.")
             had_ended = any(part.done for part in batch.parts)
             time.sleep(min(poll, left))
-
-
-@contextmanager
-def _counted(batch: PersonaBatch, llm: LLM, cost: float) -> Iterator[list[PersonaStream]]:
-    """Note in the batch's folder, and count in budgets, what the single calls in the block take.
-
-    If `llm` has a budget, the budget first gets what the batch and earlier single calls took. The folder then
-    notes that the calls of the block may take all that is left: if the process is killed, all of it counts as
-    taken. A warning tells of such a note by another `collect_batch`, which still runs or was killed.
-
-    After the block, also if it raises, what the calls took replaces the note. It counts in the budgets of
-    `llm` and of the LLM that submitted the batch. If another process keeps the folder locked, the note stays.
-
-    Args:
-        batch: the batch.
-        llm: the LLM of the single calls.
-        cost: USD that the batch took.
-
-    Yields:
-        An empty list. The block adds the run of its rows, whose `usage` and `judged` are what they took. (The
-        budget alone would not tell, because other runs and batches may share it.)
-
-    Raises:
-        BatchPendingError, InvalidArgumentError, DataError: as `PersonaBatch.alone`, before the block.
-        OSError: the note cannot be written.
-    """
-    budget, payer, left = llm.account.bounds.budget, batch.payer(llm), 0.0
-    own = batch.submitter.bounds.budget if batch.submitter is not None else None
-    # By other prices, the submitter's budget keeps the most that the batch can cost.
-    told = cost if budget is payer or budget is not own else None
-    if budget is not None:  # else a folder that cannot be written is none of its business
-        with batch.alone() as now:
-            now.count_in(budget, told)
-            left = max(0.0, budget.usd - budget.taken)
-            now.note(budget, singly=0.0, being_asked=left)
-            if now.being_asked:
-                warnings.warn(_CUT_OFF.format(batch.path, now.being_asked), stacklevel=3)
-    runs: list[PersonaStream] = []
-    try:
-        yield runs
-    finally:
-        took = sum(one.cost or 0.0 for run in runs for one in (run.usage, run.judged))
-        if took or left:
-            with suppress(BatchPendingError), batch.alone() as now:
-                noted = now.note(budget, singly=took, being_asked=-left)
-                if budget is not None:
-                    noted.count_in(budget, told, took)
-                if payer is not None and payer is not budget:
-                    noted.count_in(payer, cost)
-
-
-_CUT_OFF = (
-    "another collect of {} has not ended, or was killed: the ${:.6g} that its single calls may take are"
-    " counted in the budget. A larger budget= allows more."
-)

@@ -20,8 +20,8 @@ from ..exceptions import (
 )
 from ..llm.client import LLM
 from ..local.atomic_files import atomic_writer
-from .job_folder import PersonaBatch, read_answers
-from .lines import MaskedLines, provider_words
+from .job_folder import PersonaBatch
+from .lines import MaskedLines, provider_words, read_answers
 from .provider import BatchAPI, batch_api
 
 _LONGEST_LINE = 2**24  # bytes of a file's last line that are looked at

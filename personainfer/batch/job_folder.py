@@ -15,20 +15,18 @@ or another folder in it is refused; other files may be there, and are left alone
 
 from __future__ import annotations
 
-import json
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from math import inf
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal, Self
-from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from pydantic import Field, ValidationError
 
-from ..api_keys import Secrets, StoredNumber, StoredText, as_stored, shown_address
+from ..api_keys import StoredNumber
 from ..data.file_formats import bounded_lines
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table_reader import StoredTable
@@ -39,19 +37,13 @@ from ..exceptions import (
     UnknownOptionError,
     visible,
 )
-from ..llm.client import LLM, MOST_CANDIDATES, OPTIONS, stored_options
-from ..llm.pricing import Budget, Price, most_tokens
-from ..llm.rate_limits import Account
+from ..llm.client import OPTIONS
 from ..local.atomic_files import as_path, atomic_folder, place_errors, read_small_file, write_file
-from ..local.cache import ReplyCache, default_cache_dir
-from ..local.weights import check_stored_model
 from ..personas.prompts import PersonaPrompt, Protocol
 from ..personas.requests import Plan
 from ..preferences.cells import read_json
 from ..records import Exemplar, Record, Side
-from .lines import Answer, read_line
 from .part import BatchPart
-from .provider import LiteLLMBatches
 from .request_files import CACHED, file_of
 
 MOST_SAMPLES = 1000  # candidates of a batch: a folder from a stranger names them, too
@@ -100,7 +92,7 @@ class PersonaBatch(Record):
     cached: int
     asked_singly: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     being_asked: float = Field(default=0.0, ge=0, allow_inf_nan=False)
-    digest: str  # of all rows and the keys of their requests: it shows whether these have changed
+    digest: str
     parts: tuple[BatchPart, ...]
 
     @classmethod
@@ -113,7 +105,7 @@ class PersonaBatch(Record):
                 batch has: a link, a pipe, a device, another folder, or a file that has a second name
                 elsewhere (a hard link).
         """
-        folder = as_folder(path)
+        folder = as_path(path, "folder")
         try:
             _check_own_files(folder)
             fields = read_json(read_small_file(cls.handle(folder)))
@@ -132,43 +124,19 @@ class PersonaBatch(Record):
                 hint="Was it written by another version, or by hand?",
             ) from None
 
-    def submitted_by(self, llm: LLM, *, made_here: bool) -> Self:
-        """Return a copy with `submitted_here`, and remember account and prices of the LLM that submitted it.
-
-        As long as something uses that account, `submitter` finds it, so that a later `collect_batch` in this
-        process counts what the batch cost in the same budget.
-        """
-        _submitters[self._name] = llm.account
-        _prices[self._name] = llm.batch_price
+    def as_submitted_here(self, *, made_here: bool) -> Self:
+        """Return a copy with `submitted_here`. Remember `made_here`, see there."""
         if made_here:
-            _made_here.add(self._name)
+            _made_here.add(self.identity)
         return self.model_copy(update={"submitted_here": True})
 
     @property
     def made_here(self) -> bool:
         """Whether this process submitted the batch and made its folder: all that is in it is the caller's."""
-        return self.submitted_here and self._name in _made_here
+        return self.submitted_here and self.identity in _made_here
 
     @property
-    def submitter(self) -> Account | None:
-        """The account of the LLM that submitted this batch: what it spent, and its budget.
-
-        None if another process submitted the batch, or if nothing in this process uses that account any more,
-        such as its LLM.
-        """
-        return _submitters.get(self._name)
-
-    def payer(self, llm: LLM) -> Budget | None:
-        """Return the budget of the LLM that submitted this batch, if the prices of `llm` are the same.
-
-        By other prices, or without any, what the batch cost is not known: the most that it can cost stays
-        counted there.
-        """
-        is_same = self.submitter is not None and _prices.get(self._name) == llm.batch_price
-        return self.submitter.bounds.budget if self.submitter is not None and is_same else None
-
-    @property
-    def _name(self) -> str:
+    def identity(self) -> str:
         """A text that no other batch has. It stays the same when a part is submitted again."""
         orders = (part.order for part in self.parts)
         return " ".join([str(self.path.resolve()), self.name, *orders])
@@ -215,123 +183,12 @@ class PersonaBatch(Record):
             f" {self.answered} of {self.sent} requests answered"
         )
 
-    def llm(
-        self,
-        given: Mapping[str, Any],
-        *,
-        submitted_here: bool = False,
-        calls: bool = False,
-        pays: bool = False,
-    ) -> LLM:
-        """Make the LLM that reads the replies of this batch, and calls the model for what is missing.
-
-        If the user's cache was off, or another process made the folder, the cache of this LLM is the one in
-        the folder (`replies_folder`). Somebody else may have written replies in such a folder. They must not
-        get into the user's cache, whose replies are trusted. What this process downloads itself may go
-        there: see `own_cache`.
-
-        If another process submitted the batch, whoever wrote the folder could choose where the key goes and
-        what calls cost. So the LLM takes from the folder only the options that are part of a request.
-        Address, cache directory, limits, prices and numbers of attempts are those in `given`, or the
-        defaults. The model of single calls, and options that make them cost more than usual, must be in
-        `given`. The folder's budget holds, because a budget can only forbid.
-
-        Args:
-            given: the options that the caller names, "model" among them. They replace those of the folder.
-            submitted_here: whether this process submitted the batch.
-            calls: whether the LLM calls the model for requests that the batch did not answer.
-            pays: whether the budget also pays for the calls of a judge.
-
-        Raises:
-            InvalidArgumentError: `given` names another model; or an option in it is wrong; or another process
-                submitted the batch, and `given` lacks an address, a model or an option that has to be given;
-                or another process submitted the batch, and the name of the model says from where it is
-                loaded, to which address it is sent, or a provider to which litellm may sign in.
-        """
-        options, given = dict(self.llm_options), dict(given)
-        named = given.pop("model", None)
-        self._check_model(named, needed=calls and not submitted_here)
-        # Marked, so that the table says so, too: it is not called again unless the caller names it.
-        model = self.model if submitted_here or named else StoredText(self.model)
-        stored = options.get("api_base")
-        if not submitted_here:
-            check_stored_model(self.model, self.path)
-            if stored is not None and given.get("api_base") is None:
-                raise InvalidArgumentError(
-                    f"{self.path} was submitted to {shown_address(str(stored))!r}.",
-                    hint="Your key would go there: give api_base= again.",
-                    argument="api_base",
-                )
-            if named is None:
-                self._check_provider(given.get("api_base"))
-            if calls:
-                self._check_candidates()
-            has_budget = "budget" in options and (calls or pays)
-            held = {"budget": options["budget"]} if has_budget else {}
-            options = stored_options(as_stored(options), given, self.path, calls=calls) | held
-        options |= given
-        if not self.made_here or not options.get("cache", True):
-            options |= {"cache": True, "cache_dir": self.replies_folder}
-        made = LLM(model, **options)
-        if submitted_here and self.submitter is not None and "budget" not in given:
-            made.account = self.submitter
-        return made
-
-    def _check_model(self, given: str | None, *, needed: bool) -> None:
-        if given == self.model or (given is None and not needed):
-            return
-        problem = "" if given is None else f", not to {given!r:.200}"
-        raise InvalidArgumentError(
-            f"{self.path} was submitted to the model {shown_address(self.model)!r}{problem}.",
-            hint="Whoever made the folder would decide which model you pay for: give model= again."
-            if given is None
-            else "Submit the data to another folder for another model.",
-            argument="model",
-        )
-
-    def _check_provider(self, api_base: str | None) -> None:
-        """Raise InvalidArgumentError if the folder names a provider that has no batches through litellm.
-
-        litellm signs in to some when a model is made.
-        """
-        name = self.model.strip()  # as `LLM` reads it
-        by_litellm = api_base is None or name.startswith("litellm/")
-        provider, slash, _ = name.removeprefix("litellm/").partition("/")
-        if by_litellm and slash and provider not in LiteLLMBatches.PROVIDERS:
-            raise InvalidArgumentError(
-                f"{self.path} names the model {shown_address(self.model)!r}.",
-                hint="A file does not decide what is called: name the model yourself (model=).",
-                argument="model",
-            )
-
-    def _check_candidates(self) -> None:
-        if self.candidates > MOST_CANDIDATES:
-            raise InvalidArgumentError(
-                f"{self.path} was made with candidates={self.candidates}.",
-                hint="Whoever made the folder would decide how many calls you pay for: leave out ask_missing="
-                f" and call retry_errors(table, candidates={self.candidates}, …) for what is missing.",
-                argument="ask_missing",
-            )
-
-    def own_cache(self, cache_dir: str | Path | None) -> ReplyCache | None:
-        """Return the user's cache in `cache_dir`, or None if the batch was submitted with `cache=False`.
-
-        Args:
-            cache_dir: the folder of the cache; None: the default one.
-
-        Raises:
-            CacheError: the cache cannot be opened.
-        """
-        if not self.llm_options.get("cache", True):
-            return None
-        return ReplyCache(Path(cache_dir) if cache_dir else default_cache_dir())
-
-    def plan(self, *, submitted_here: bool = True) -> Plan:
+    def plan(self) -> Plan:
         """Return what is asked about each row: protocol, exemplars, sides, and the number of candidates.
 
         If another process submitted the batch, the number of candidates is marked as one that a file says.
         """
-        count = self.candidates if submitted_here else StoredNumber(self.candidates)
+        count = self.candidates if self.submitted_here else StoredNumber(self.candidates)
         return Plan(PersonaPrompt(self.protocol, self.exemplars), self.sides, count)
 
     def source(self) -> PreferenceSource:
@@ -365,95 +222,32 @@ class PersonaBatch(Record):
         parts = enumerate(self.parts)
         return [number for number, part in parts if part.batch_id is None or part.refused]
 
-    def order(self, number: int) -> str:
-        """Return the name that a part has in the budget that pays for it; `number` counts from 0.
+    def reread(self) -> Self:
+        """Return this batch as its folder has it now.
 
-        The name stays the same when the part is submitted again.
-        """
-        return f"{self.path.resolve()} {number} {self.parts[number].order}"
-
-    def as_submitted(self, submitted: PersonaBatch) -> PersonaBatch:
-        """Return the batch that was submitted here, with its state in this one, which the folder holds.
-
-        The state is parts, `asked_singly` and `being_asked`, which change while the batch is processed.
-        Options of the LLM and `on_error` are those of `submitted`: another call with other ones may have
-        gone on with the folder since.
+        Of a batch that was submitted here, only the state is taken: parts, `asked_singly` and `being_asked`,
+        which change while the batch is processed. Options of the LLM and `on_error` stay as they are: another
+        call with other ones may have gone on with the folder since.
 
         Raises:
-            DataError: another field differs, or the address. So somebody replaced `batch.json`.
+            InvalidArgumentError, DataError: as `load`.
+            DataError: the batch was submitted here, and another field differs, or the address. So somebody
+                replaced `batch.json`.
         """
+        there = self.load(self.path)
+        if not self.submitted_here:
+            return there
         state = {"parts", "asked_singly", "being_asked"}
         both = [
             (one.llm_options.get("api_base"), one.model_dump(exclude={*state, *_OF_A_CALL}))
-            for one in (self, submitted)
+            for one in (self, there)
         ]
         if both[0] != both[1]:
             raise DataError(
                 f"{self.handle(self.path)} was replaced since the batch was submitted.",
                 hint="If you trust it, collect its folder, and give api_base= and model= again.",
             )
-        return submitted.model_copy(update={name: getattr(self, name) for name in state})
-
-    def count_in(self, budget: Budget, cost: float | None, spent: float = 0.0) -> None:
-        """Replace what a budget reserved for this batch by what the batch and its single calls took.
-
-        When a part was submitted, the budget counted the most that the part could cost. For all submitted
-        parts, that amount is taken out. A second call replaces the numbers of the first one.
-
-        Args:
-            budget: the budget, which is changed in place.
-            cost: USD that the batch took; None: by the prices of this budget it is not known, so what was
-                reserved stays.
-            spent: USD of the single calls that the budget already counts as spent. They are part of
-                `asked_singly`, and would otherwise count twice.
-        """
-        submitted = {*range(len(self.parts))}.difference(self.unsubmitted)
-        # What calls of this budget itself may take, it counts as they run.
-        own = _asking.get(budget, Counter[str]())[self._name]
-        singly = self.asked_singly + max(0.0, self.being_asked - own)
-        took = {f"{self._name}: single calls": singly}
-        if cost is not None:
-            took[f"{self._name}: batch"] = cost
-        orders = map(self.order, submitted if cost is not None else ())
-        budget.replace(orders, took, spent=spent)
-
-    def note(self, budget: Budget | None, *, singly: float, being_asked: float) -> PersonaBatch:
-        """Add USD to `asked_singly` and `being_asked`, save the handle, and return the new batch.
-
-        Args:
-            budget: the budget of the single calls; None: there is none.
-            singly: what single calls took.
-            being_asked: what single calls may take that have begun; less than 0 when they end.
-
-        Raises:
-            OSError: the handle cannot be written.
-        """
-        sums = {
-            "asked_singly": self.asked_singly + singly,
-            "being_asked": max(0.0, self.being_asked + being_asked),
-        }
-        noted = self.model_copy(update=sums)
-        noted.save()
-        if budget is not None:
-            _asking.setdefault(budget, Counter())[self._name] += being_asked  # type: ignore[assignment]
-        return noted
-
-    def most_cost(self, number: int, price: Price, max_tokens: int, added: int) -> float:
-        """Return the most USD that the requests of a part can cost, read from its file of requests.
-
-        Args:
-            number: the place of the part in `parts`, from 0.
-            price: the price of tokens in a batch.
-            max_tokens: the most tokens of each reply, if that is more than when the file was written.
-            added: the most tokens that the endpoint adds to each prompt, if that is more than then.
-
-        Raises:
-            DataError: the file cannot be read.
-        """
-        part = self.parts[number]
-        max_tokens, added = max(max_tokens, part.most_tokens), max(added, part.most_added)
-        with self._opened_requests(number) as file:
-            return sum(price.most(_prompt_tokens(line) + added, max_tokens) for line in file)
+        return self.model_copy(update={name: getattr(there, name) for name in state})
 
     def keys_of(self, number: int) -> list[bytes]:
         """Read the keys of the requests of a part from its file, in the order of the file.
@@ -461,11 +255,11 @@ class PersonaBatch(Record):
         Raises:
             DataError: the file cannot be read, or a line is not a request.
         """
-        with self._opened_requests(number) as file:
+        with self.opened_requests(number) as file:
             return [bytes.fromhex(read_json(line)["custom_id"]) for line in file]
 
     @contextmanager
-    def _opened_requests(self, number: int) -> Iterator[IO[bytes]]:
+    def opened_requests(self, number: int) -> Iterator[IO[bytes]]:
         """Open the file of requests of a part, to read lines of requests in the block.
 
         Raises:
@@ -530,15 +324,13 @@ class PersonaBatch(Record):
 
     @contextmanager
     def alone(self, *, within: float = inf) -> Iterator[PersonaBatch]:
-        """Lock this batch against other processes, and yield it as its folder has it now.
-
-        Of a batch that was submitted here, only the state is taken from the folder: see `as_submitted`.
+        """Lock this batch against other processes, and yield it as its folder has it now, see `reread`.
 
         It waits up to `within` seconds for the lock, at most 600, and frees it when the block ends.
 
         Raises:
             BatchPendingError: another process still holds the lock, or the lock cannot be written.
-            InvalidArgumentError, DataError: as `load`.
+            InvalidArgumentError, DataError: as `reread`.
         """
         from filelock import FileLock  # takes longer to load than a batch is read without it
 
@@ -551,8 +343,7 @@ class PersonaBatch(Record):
                 hint="Call again later, from a place where the folder can be written.",
             ) from None
         with held:
-            there = self.load(self.path)
-            yield there.as_submitted(self) if self.submitted_here else there
+            yield self.reread()
 
     def save(self) -> None:
         """Replace `batch.json` on the disk, atomically and flushed.
@@ -597,10 +388,6 @@ class PersonaBatch(Record):
 
 _made_here: set[str] = set()  # names of batches
 _OF_A_CALL = ("llm_options", "on_error")  # what each call of submit_batch says anew
-_submitters: WeakValueDictionary[str, Account] = WeakValueDictionary()
-_prices: dict[str, Price | None] = {}  # by the names of batches
-# By a budget and the name of a batch: USD that single calls of this process may yet take of the budget.
-_asking: WeakKeyDictionary[Budget, Counter[str]] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -619,18 +406,6 @@ def new_folder(folder: Path) -> Iterator[Path]:
         )
     with place_errors(folder, "folder"), atomic_folder(folder, private=True) as unfinished:
         yield unfinished  # for people's texts
-
-
-def read_answers(file: IO[bytes], secrets: Secrets) -> Iterator[Answer]:
-    """Yield the answers in a file of replies or errors. Lines that name no request are left out.
-
-    Args:
-        file: the file.
-        secrets: texts that are replaced by "[key]" in what errors quote.
-    """
-    for line in bounded_lines(file):
-        if line is not None and (answer := read_line(line, secrets)):
-            yield answer
 
 
 def _check_own_files(folder: Path) -> None:
@@ -666,23 +441,6 @@ def _states(folder: Path) -> dict[Path, os.stat_result]:
         with suppress(FileNotFoundError):
             found[path] = path.lstat()
     return found
-
-
-def as_folder(path: object) -> Path:
-    """Return the folder that an argument names. Raises InvalidArgumentError as `as_path` does."""
-    return as_path(path, "folder")
-
-
-def _prompt_tokens(line: bytes) -> int:
-    """Return the most tokens that the prompt of a request can have: one for each byte of its body.
-
-    If the line is not as it was written, all of its bytes count.
-    """
-    try:
-        body = read_json(line)["body"]
-    except (ValueError, KeyError, TypeError):  # not as it was written
-        return most_tokens(line)
-    return most_tokens(json.dumps(body, ensure_ascii=False).encode())
 
 
 def _has(path: Path, lines: int) -> bool:

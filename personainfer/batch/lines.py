@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import IO, Any, NamedTuple
 
 from ..api_keys import Secrets
-from ..data.file_formats import LONGEST_LINE
+from ..data.file_formats import LONGEST_LINE, bounded_lines
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..exceptions import ModelError, RequestRejectedError, reads
 from ..llm.client import LLM
@@ -54,7 +54,7 @@ class Answer(NamedTuple):
     key: bytes
     completion: Completion | None = None
     error: ModelError | None = None
-    called: bool = True  # whether the provider called the model
+    called: bool = True
 
 
 def wire_requests(llm: LLM, requests: Sequence[Request]) -> list[WireRequest]:
@@ -102,6 +102,18 @@ def read_line(line: bytes, secrets: Secrets) -> Answer | None:
         return _read_answer(key, said, secrets)
     except ModelError as error:
         return Answer(key, error.took, error)
+
+
+def read_answers(file: IO[bytes], secrets: Secrets) -> Iterator[Answer]:
+    """Yield the answers in a file of replies or errors. Lines that name no request are left out.
+
+    Args:
+        file: the file.
+        secrets: as for `read_line`.
+    """
+    for line in bounded_lines(file):
+        if line is not None and (answer := read_line(line, secrets)):
+            yield answer
 
 
 def _response(said: Mapping[str, Any]) -> tuple[int | None, Any]:

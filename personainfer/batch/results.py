@@ -22,8 +22,8 @@ from ..local.cache import ReplyCache
 from ..local.database_checks import BUSY_TIMEOUT
 from ..personas.infer import checked
 from ..records import Completion
-from .job_folder import PersonaBatch, read_answers
-from .lines import Answer
+from .job_folder import PersonaBatch
+from .lines import Answer, read_answers
 
 _GROUP = 500  # replies that are written to the cache in one transaction
 
@@ -54,7 +54,7 @@ def bring_in(batch: PersonaBatch, llm: LLM, keys: Mapping[bytes, int]) -> BatchO
     added = max([llm.account.added, *(part.most_added for part in batch.parts)])
     tally = Tally(llm.batch_price, cached=batch.cached)
     outcome = BatchOutcome(batch.plan().prompt.schema, llm.transport, tally, keys, most, added)
-    assert llm.cache is not None  # see `PersonaBatch.llm`
+    assert llm.cache is not None  # see `llm_of`
     before = (known for known in batch.cached_replies() if known[0] in keys)
     _write(before, outcome, llm.model, llm.cache, replace=False)
     replied = 0

@@ -28,12 +28,13 @@ from ..exceptions import (
     RequestRejectedError,
 )
 from ..llm.client import LLM
-from ..local.atomic_files import atomic_writer, remove_abandoned
+from ..local.atomic_files import as_path, atomic_writer, remove_abandoned
 from ..personas.infer import prepare
 from ..personas.options import PersonaOptions
 from ..personas.requests import Plan
 from ..records import PersonaRow
-from .job_folder import MOST_SAMPLES, PersonaBatch, as_folder, new_folder
+from .costs import charged, most_costs, order, remember_submitter
+from .job_folder import MOST_SAMPLES, PersonaBatch, new_folder
 from .lines import wired_rows
 from .part import MOST_TOKENS, BatchPart
 from .provider import BatchAPI, BatchState, batch_api
@@ -77,7 +78,7 @@ def submit_batch(
             there.
         OSError: the disk is full.
     """
-    folder = as_folder(path)
+    folder = as_path(path, "folder")
     remove_abandoned(folder)
     plan, source, llm = prepare(data, model, options, select_later=True)
     _check(plan, llm, options)
@@ -87,9 +88,9 @@ def submit_batch(
         if is_new:
             with new_folder(folder) as unfinished:
                 filled = _fill(unfinished, source, plan, llm, api, options)
-                costs = _most_costs(filled, llm)
-                # Of what costs too much, nothing is written.
-                _give_back(_charge(filled, llm, costs), llm)
+                costs = most_costs(filled, llm)
+                with charged(filled, llm, costs):
+                    pass  # of what costs too much, nothing is written
         with PersonaBatch.load(folder).alone() as batch:
             if not is_new:
                 parts = _written_anew(batch, source, plan, llm, api)
@@ -97,9 +98,10 @@ def submit_batch(
                 if told.model_dump() != batch.model_dump():
                     told.save()
                 batch = told
-            costs = _most_costs(batch, llm) if costs is None else costs
+            costs = most_costs(batch, llm) if costs is None else costs
             batch = _submitted(batch, api, llm, costs)
-            return batch.submitted_by(llm, made_here=is_new)
+            remember_submitter(batch, llm)
+            return batch.as_submitted_here(made_here=is_new)
 
 
 def _check(plan: Plan, llm: LLM, options: Mapping[str, Any]) -> None:
@@ -236,45 +238,6 @@ def _kept_options(llm: LLM) -> dict[str, Any]:
     return options | {"cache_dir": str(Path(place).expanduser().resolve()) if place else None}
 
 
-def _most_costs(batch: PersonaBatch, llm: LLM) -> dict[int, float]:
-    """Return the number of each part to be submitted -> the most USD that it can cost.
-
-    It reads the files of requests. It is empty if there is no budget, or no known price.
-    """
-    price = llm.batch_price
-    if llm.account.bounds.budget is None or price is None:
-        return {}
-    most = llm.most_tokens(), llm.account.added
-    return {number: batch.most_cost(number, price, *most) for number in batch.unsubmitted}
-
-
-def _charge(batch: PersonaBatch, llm: LLM, costs: Mapping[int, float]) -> set[str]:
-    """Count in the budget the most that the parts to be submitted can cost. A part counts only once.
-
-    Returns:
-        The names of the parts to be submitted (`PersonaBatch.order`) of which no batch can exist yet: if they
-        are not submitted, `_give_back` takes them. Empty without a budget.
-
-    Raises:
-        BudgetExceededError: it is more than what is left. Nothing is counted then.
-    """
-    if llm.account.bounds.budget is None or llm.batch_price is None:
-        return set()
-    numbers = batch.unsubmitted
-    count = sum(batch.parts[number].requests for number in numbers)
-    llm.account.bounds.budget.charge(
-        f"{count} requests", {batch.order(n): costs[n] for n in numbers}
-    )
-    parts = ((n, batch.parts[n]) for n in numbers)
-    return {batch.order(n) for n, part in parts if part.refused or part.file_id is None}
-
-
-def _give_back(orders: set[str], llm: LLM) -> None:
-    """Count parts no more in the budget, because they were not submitted."""
-    if llm.account.bounds.budget is not None:
-        llm.account.bounds.budget.give_back(orders)
-
-
 def _submitted(
     batch: PersonaBatch, api: BatchAPI, llm: LLM, costs: Mapping[int, float]
 ) -> PersonaBatch:
@@ -287,8 +250,8 @@ def _submitted(
         BudgetExceededError: the parts could cost more than what is left.
         ModelError: a step failed. The parts before are submitted.
     """
-    patience, unsent = llm.options["patience"], _charge(batch, llm, costs)
-    try:
+    patience = llm.options["patience"]
+    with charged(batch, llm, costs) as unsent:
         for number in batch.unsubmitted:
             part = batch.parts[number]
             if part.refused:
@@ -299,7 +262,7 @@ def _submitted(
                     file_id = until_deadline(patience)(api.upload, batch.requests_file(number))
                     part = part.model_copy(update={"file_id": file_id, "status": "uploaded"})
                     batch = batch.updated(number, part)
-                unsent.discard(batch.order(number))  # the answer may be lost, but not the order
+                unsent.discard(order(batch, number))  # the answer may be lost, but not the order
                 state = _created(api, str(part.file_id), patience, resumed)
             except ModelError as error:
                 raise type(error)(
@@ -307,8 +270,6 @@ def _submitted(
                     hint=f"{error.hint} Repeat the call to continue with {batch.path}.".strip(),
                 ) from None
             batch = batch.updated(number, part.at(state))
-    finally:
-        _give_back(unsent, llm)
     return batch
 
 

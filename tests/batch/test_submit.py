@@ -25,9 +25,10 @@ import pytest
 from pydantic import model_validator
 
 import personainfer as pi
+from personainfer.batch import costs, request_files
 from personainfer.batch import job_folder as batch_folder
-from personainfer.batch import request_files
 from personainfer.batch.job_folder import PersonaBatch
+from personainfer.batch.trust import llm_of
 from personainfer.exceptions import (
     AuthenticationError,
     BatchPendingError,
@@ -1092,13 +1093,13 @@ def test_what_a_batch_may_cost_is_read_from_its_files_once(
     provider: BatchServer, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[int] = []
-    most_cost = PersonaBatch.most_cost
+    most_cost = costs.most_cost
 
     def counted(batch: PersonaBatch, number: int, *others: Any) -> float:
         read.append(number)
         return most_cost(batch, number, *others)
 
-    monkeypatch.setattr(PersonaBatch, "most_cost", counted)
+    monkeypatch.setattr(costs, "most_cost", counted)
     submit(provider, pairs(3), place / "b", budget=1.0, prices=(1.0, 1.0))
     assert read == [0]
     submit(provider, pairs(3), place / "free", prices=(1.0, 1.0))
@@ -1522,7 +1523,7 @@ def test_a_folder_decides_only_what_its_requests_hold(
         seed=3,
         cache_dir=batch.replies_folder,
     )
-    assert batch.llm(here, calls=True).options == plain.options
+    assert llm_of(batch, here, calls=True).options == plain.options
     table = collect(place / "b", ask_missing=True, model="fake")
     assert (table.errors, table.usage.cost, provider.count(ASK)) == ([], None, 1)
 
