@@ -17,10 +17,7 @@ from typing import IO, Any
 from ..api_keys import hides_secrets
 from ..arguments import Seconds, check_argument
 from ..data.table import PersonaTable
-from ..exceptions import (
-    BatchPendingError,
-    DataError,
-)
+from ..exceptions import BatchPendingError, DataError
 from ..llm.client import LLM
 from ..llm.pricing import most_tokens
 from ..observability import progress_bar
@@ -33,13 +30,7 @@ from .job_folder import PersonaBatch
 from .lines import wired_rows
 from .provider import batch_api
 from .request_files import add_to_digest
-from .results import (
-    TwoCaches,
-    bring_in,
-    keep_replies,
-    run_without_calls,
-    writable_cache,
-)
+from .results import TwoCaches, bring_in, keep_replies, run_without_calls, writable_cache
 from .trust import llm_of, own_cache
 
 
@@ -150,8 +141,9 @@ def collect_batch(
         else:
             count_batch(batch, llm, usage.cost or 0.0)  # no longer the most that it could cost
         run = None if ask_missing else run_without_calls(batch, llm, outcome)
-        plan, on_error = batch.plan(), batch.on_error
-        rows = PersonaStream(batch.source(), llm, plan, on_error=on_error, select=select, run=run)
+        rows = PersonaStream(
+            batch.source(), llm, batch.plan(), on_error=batch.on_error, select=select, run=run
+        )
         runs.append(rows)
         table = rows.table(progress)
     table.usage = usage + table.usage.model_copy(update={"cached": 0})

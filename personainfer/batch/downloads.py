@@ -111,7 +111,7 @@ def looked_again(
 def _is_all_there(batch: PersonaBatch, number: int) -> bool:
     """Whether a part that is done has all files and lines that it has by the provider's counts."""
     part = batch.parts[number]
-    return part.whole and (part.settled or not batch.short(number))
+    return part.whole and (part.settled or not batch.fetched_early(number))
 
 
 def _with_more(
@@ -129,7 +129,7 @@ def _with_more(
     later = part.at(api.look(str(part.batch_id)))
     is_more = later.done and later.answered >= part.answered
     known = batch.with_part(number, later) if is_more else batch
-    short = [] if part.settled else known.short(number)
+    short = [] if part.settled else known.fetched_early(number)
     for file_id, place in short:
         with suppress(ReplyError):
             _fetch(api, file_id, place, secrets, part.requests, keep)

@@ -50,6 +50,8 @@ MOST_SAMPLES = 1000  # candidates of a batch: a folder from a stranger names the
 _REPLIES = "replies"
 _LOCK_PATIENCE = 600.0  # seconds: another process may be uploading
 
+_made_here: set[str] = set()  # identities of batches
+
 
 class PersonaBatch(Record):
     """A submitted batch, as stored in its folder: model, options, and the state of each part.
@@ -116,13 +118,91 @@ class PersonaBatch(Record):
             raise InvalidArgumentError(
                 f"{folder} holds no batch.", hint="Name the folder that was given to submit_batch."
             ) from None
-        except DataError:  # of another file
+        except DataError:  # of `_check_own_files`, whose words are better than those below
             raise
         except (ValidationError, ValueError, TypeError) as error:
             raise DataError(
                 f"{cls.handle(folder)} is not the handle of a batch: {error}",
                 hint="Was it written by another version, or by hand?",
             ) from None
+
+    def reread(self) -> Self:
+        """Return this batch as its folder has it now.
+
+        Of a batch that was submitted here, only the state is taken: parts, `asked_singly` and `being_asked`,
+        which change while the batch is processed. Options of the LLM and `on_error` stay as they are: another
+        call with other ones may have gone on with the folder since.
+
+        Raises:
+            InvalidArgumentError, DataError: as `load`.
+            DataError: the batch was submitted here, and another field differs, or the address. So somebody
+                replaced `batch.json`.
+        """
+        there = self.load(self.path)
+        if not self.submitted_here:
+            return there
+        state = {"parts", "asked_singly", "being_asked"}
+        may_differ = {*state, "llm_options", "on_error"}
+        both = [
+            (one.llm_options.get("api_base"), one.model_dump(exclude=may_differ))
+            for one in (self, there)
+        ]
+        if both[0] != both[1]:
+            raise DataError(
+                f"{self.handle(self.path)} was replaced since the batch was submitted.",
+                hint="If you trust it, collect its folder, and give api_base= and model= again.",
+            )
+        return self.model_copy(update={name: getattr(there, name) for name in state})
+
+    @contextmanager
+    def alone(self, *, within: float = inf) -> Iterator[PersonaBatch]:
+        """Lock this batch against other processes, and yield it as its folder has it now, see `reread`.
+
+        It waits up to `within` seconds for the lock, at most 600, and frees it when the block ends.
+
+        Raises:
+            BatchPendingError: another process still holds the lock, or the lock cannot be written.
+            InvalidArgumentError, DataError: as `reread`.
+        """
+        from filelock import FileLock  # takes longer to load than a batch is read without it
+
+        path, patience = self.path / "lock", min(within, _LOCK_PATIENCE)
+        try:
+            held = FileLock(path, timeout=patience, mode=0o600, poll_interval=0.1).acquire()
+        except (OSError, NotImplementedError) as error:
+            raise BatchPendingError(
+                f"{path} is held by another process, or cannot be written: {error}.",
+                hint="Call again later, from a place where the folder can be written.",
+            ) from None
+        with held:
+            yield self.reread()
+
+    def save(self) -> None:
+        """Replace `batch.json` on the disk, atomically and flushed.
+
+        Raises:
+            OSError: it cannot be written, or the disk is full.
+        """
+        path = self.handle(self.path)
+        write_file(path, self.model_dump_json(indent=2), private=True)
+
+    def updated(self, number: int, part: BatchPart) -> PersonaBatch:
+        """Return this batch with `part` at the place `number` of `parts`. Save `batch.json` if that is new.
+
+        Raises:
+            OSError: `batch.json` cannot be written, or the disk is full.
+        """
+        batch = self.with_part(number, part)
+        if batch is not self:
+            batch.save()
+        return batch
+
+    def with_part(self, number: int, part: BatchPart) -> PersonaBatch:
+        """Return this batch with `part` at the place `number` of `parts`, which is not saved."""
+        if self.parts[number] == part:
+            return self
+        parts = (*self.parts[:number], part, *self.parts[number + 1 :])
+        return self.model_copy(update={"parts": parts})
 
     def as_submitted_here(self, *, made_here: bool) -> Self:
         """Return a copy with `submitted_here`. Remember `made_here`, see there."""
@@ -140,21 +220,6 @@ class PersonaBatch(Record):
         """A text that no other batch has. It stays the same when a part is submitted again."""
         orders = (part.order for part in self.parts)
         return " ".join([str(self.path.resolve()), self.name, *orders])
-
-    @staticmethod
-    def handle(folder: Path) -> Path:
-        """Return the path of `batch.json`, whose presence marks a folder as a batch's."""
-        return folder / "batch.json"
-
-    @property
-    def rows_file(self) -> Path:
-        """The path of the Parquet file with the rows of the input."""
-        return self.path / "rows.parquet"
-
-    @property
-    def replies_folder(self) -> Path:
-        """The path of the folder's own cache of replies. See `llm` for when it is used."""
-        return self.path / _REPLIES
 
     @property
     def sent(self) -> int:
@@ -175,6 +240,12 @@ class PersonaBatch(Record):
     def is_fetched(self) -> bool:
         """Whether every part is done, and the folder has each file that the provider has named."""
         return self.done and not any(map(self.unfetched, range(len(self.parts))))
+
+    @property
+    def unsubmitted(self) -> list[int]:
+        """The numbers of the parts that are to be submitted: no batch of them is known, or it was refused."""
+        parts = enumerate(self.parts)
+        return [number for number, part in parts if part.batch_id is None or part.refused]
 
     def __str__(self) -> str:
         done = sum(part.done for part in self.parts)
@@ -212,51 +283,24 @@ class PersonaBatch(Record):
             summary=lambda: dict(saved.settings.get("read") or {}),
         )
 
+    @staticmethod
+    def handle(folder: Path) -> Path:
+        """Return the path of `batch.json`, whose presence marks a folder as a batch's."""
+        return folder / "batch.json"
+
+    @property
+    def rows_file(self) -> Path:
+        """The path of the Parquet file with the rows of the input."""
+        return self.path / "rows.parquet"
+
+    @property
+    def replies_folder(self) -> Path:
+        """The path of the folder's own cache of replies. See `trust.llm_of` for when it is used."""
+        return self.path / _REPLIES
+
     def requests_file(self, number: int) -> Path:
         """Return the path of the file of requests that is uploaded for a part; `number` counts from 0."""
         return file_of(self.path, "requests", number)
-
-    @property
-    def unsubmitted(self) -> list[int]:
-        """The numbers of the parts that are to be submitted: no batch of them is known, or it was refused."""
-        parts = enumerate(self.parts)
-        return [number for number, part in parts if part.batch_id is None or part.refused]
-
-    def reread(self) -> Self:
-        """Return this batch as its folder has it now.
-
-        Of a batch that was submitted here, only the state is taken: parts, `asked_singly` and `being_asked`,
-        which change while the batch is processed. Options of the LLM and `on_error` stay as they are: another
-        call with other ones may have gone on with the folder since.
-
-        Raises:
-            InvalidArgumentError, DataError: as `load`.
-            DataError: the batch was submitted here, and another field differs, or the address. So somebody
-                replaced `batch.json`.
-        """
-        there = self.load(self.path)
-        if not self.submitted_here:
-            return there
-        state = {"parts", "asked_singly", "being_asked"}
-        both = [
-            (one.llm_options.get("api_base"), one.model_dump(exclude={*state, *_OF_A_CALL}))
-            for one in (self, there)
-        ]
-        if both[0] != both[1]:
-            raise DataError(
-                f"{self.handle(self.path)} was replaced since the batch was submitted.",
-                hint="If you trust it, collect its folder, and give api_base= and model= again.",
-            )
-        return self.model_copy(update={name: getattr(there, name) for name in state})
-
-    def keys_of(self, number: int) -> list[bytes]:
-        """Read the keys of the requests of a part from its file, in the order of the file.
-
-        Raises:
-            DataError: the file cannot be read, or a line is not a request.
-        """
-        with self.opened_requests(number) as file:
-            return [bytes.fromhex(read_json(line)["custom_id"]) for line in file]
 
     @contextmanager
     def opened_requests(self, number: int) -> Iterator[IO[bytes]]:
@@ -275,31 +319,14 @@ class PersonaBatch(Record):
                 hint="Submit the batch to another folder.",
             ) from None
 
-    def unfetched(self, number: int) -> list[tuple[str, Path]]:
-        """Return which files of replies and of errors of a part have to be downloaded.
+    def keys_of(self, number: int) -> list[bytes]:
+        """Read the keys of the requests of a part from its file, in the order of the file.
 
-        Args:
-            number: the place of the part in `parts`, from 0.
-
-        Returns:
-            (the provider's id of a file, the path to write) for each file that the provider has named and the
-            folder lacks.
+        Raises:
+            DataError: the file cannot be read, or a line is not a request.
         """
-        part = self.parts[number]
-        named = {"output": part.output_file_id, "errors": part.error_file_id}
-        places = ((name, file_of(self.path, kind, number)) for kind, name in named.items())
-        return [(name, place) for name, place in places if name and not place.exists()]
-
-    def short(self, number: int) -> list[tuple[str, Path]]:
-        """Return the file of replies of a part, as `unfetched`, if it was downloaded before it was whole.
-
-        It then has fewer lines than the provider tells replies, and errors if these have no other file.
-        """
-        part, place = self.parts[number], file_of(self.path, "output", number)
-        least = (part.completed or 0) + (0 if part.error_file_id else part.failed or 0)
-        if part.output_file_id is None or not place.exists() or _has(place, least):
-            return []
-        return [(part.output_file_id, place)]
+        with self.opened_requests(number) as file:
+            return [bytes.fromhex(read_json(line)["custom_id"]) for line in file]
 
     def cached_replies(self) -> Iterator[tuple[bytes, str]]:
         """Read the replies that were in the cache when the batch was submitted.
@@ -322,72 +349,45 @@ class PersonaBatch(Record):
         files = [file_of(self.path, kind, n) for kind in ("output", "errors") for n in numbers]
         return [path for path in files if path.exists()]
 
-    @contextmanager
-    def alone(self, *, within: float = inf) -> Iterator[PersonaBatch]:
-        """Lock this batch against other processes, and yield it as its folder has it now, see `reread`.
+    def unfetched(self, number: int) -> list[tuple[str, Path]]:
+        """Return which files of replies and of errors of a part have to be downloaded.
 
-        It waits up to `within` seconds for the lock, at most 600, and frees it when the block ends.
+        Args:
+            number: the place of the part in `parts`, from 0.
 
-        Raises:
-            BatchPendingError: another process still holds the lock, or the lock cannot be written.
-            InvalidArgumentError, DataError: as `reread`.
+        Returns:
+            (the provider's id of a file, the path to write) for each file that the provider has named and the
+            folder lacks.
         """
-        from filelock import FileLock  # takes longer to load than a batch is read without it
+        part = self.parts[number]
+        named = {"output": part.output_file_id, "errors": part.error_file_id}
+        places = ((name, file_of(self.path, kind, number)) for kind, name in named.items())
+        return [(name, place) for name, place in places if name and not place.exists()]
 
-        path, patience = self.path / "lock", min(within, _LOCK_PATIENCE)
-        try:
-            held = FileLock(path, timeout=patience, mode=0o600, poll_interval=0.1).acquire()
-        except (OSError, NotImplementedError) as error:
-            raise BatchPendingError(
-                f"{path} is held by another process, or cannot be written: {error}.",
-                hint="Call again later, from a place where the folder can be written.",
-            ) from None
-        with held:
-            yield self.reread()
+    def fetched_early(self, number: int) -> list[tuple[str, Path]]:
+        """Return the file of replies of a part, as `unfetched`, if it was downloaded before it was whole.
 
-    def save(self) -> None:
-        """Replace `batch.json` on the disk, atomically and flushed.
-
-        Raises:
-            OSError: it cannot be written, or the disk is full.
+        It then has fewer lines than the provider tells replies, and errors if these have no other file.
         """
-        path = self.handle(self.path)
-        write_file(path, self.model_dump_json(indent=2), private=True)
+        part, place = self.parts[number], file_of(self.path, "output", number)
+        if part.output_file_id is None or not place.exists():
+            return []
+        least = (part.completed or 0) + (0 if part.error_file_id else part.failed or 0)
+        with place.open("rb") as file:
+            lines = sum(bool(line.strip()) for line in file)
+        return [(part.output_file_id, place)] if lines < least else []
 
     def afresh(self, number: int) -> BatchPart:
-        """Return a part as it was before it was uploaded. Delete the files that were downloaded for it.
+        """Delete the files that were downloaded for a part. Return the part as it was before it was uploaded.
 
-        The batch itself is not changed: pass the part to `updated`. The part keeps its `order`.
+        The batch itself is not changed: pass the part to `updated`.
 
         Args:
             number: the place of the part in `parts`, from 0.
         """
         for kind in ("output", "errors"):
             file_of(self.path, kind, number).unlink(missing_ok=True)
-        kept = {"requests", "order", "most_tokens", "most_added"}
-        return BatchPart(**self.parts[number].model_dump(include=kept))
-
-    def updated(self, number: int, part: BatchPart) -> PersonaBatch:
-        """Return this batch with `part` at the place `number` of `parts`. Save `batch.json` if that is new.
-
-        Raises:
-            OSError: `batch.json` cannot be written, or the disk is full.
-        """
-        batch = self.with_part(number, part)
-        if batch is not self:
-            batch.save()
-        return batch
-
-    def with_part(self, number: int, part: BatchPart) -> PersonaBatch:
-        """Return this batch with `part` at the place `number` of `parts`, which is not saved."""
-        if self.parts[number] == part:
-            return self
-        parts = (*self.parts[:number], part, *self.parts[number + 1 :])
-        return self.model_copy(update={"parts": parts})
-
-
-_made_here: set[str] = set()  # names of batches
-_OF_A_CALL = ("llm_options", "on_error")  # what each call of submit_batch says anew
+        return self.parts[number].before_upload()
 
 
 @contextmanager
@@ -405,7 +405,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
             f"{folder} exists, and holds no batch.", hint="Name a folder that does not exist."
         )
     with place_errors(folder, "folder"), atomic_folder(folder, private=True) as unfinished:
-        yield unfinished  # for people's texts
+        yield unfinished
 
 
 def _check_own_files(folder: Path) -> None:
@@ -441,9 +441,3 @@ def _states(folder: Path) -> dict[Path, os.stat_result]:
         with suppress(FileNotFoundError):
             found[path] = path.lstat()
     return found
-
-
-def _has(path: Path, lines: int) -> bool:
-    """Whether a file has at least so many lines that are not blank."""
-    with path.open("rb") as file:
-        return not lines or sum(map(bool, map(bytes.strip, file))) >= lines

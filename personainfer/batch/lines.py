@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import IO, Any, NamedTuple
 
@@ -19,7 +19,7 @@ from ..llm.client import LLM
 from ..llm.openai_protocol import read_answer
 from ..llm.refusals import error_text, redact, status_error
 from ..llm.replies import taken_by
-from ..llm.requests import Request, stored_texts
+from ..llm.requests import stored_texts
 from ..personas.infer import checked
 from ..personas.requests import Plan
 from ..preferences.cells import read_json
@@ -57,18 +57,14 @@ class Answer(NamedTuple):
     called: bool = True
 
 
-def wire_requests(llm: LLM, requests: Sequence[Request]) -> list[WireRequest]:
-    """Return the requests as `llm.run` would send them, in their order, each with its cached reply."""
-    jobs = [llm.job(request) for request in requests]
-    stored = stored_texts(jobs, llm.cache)
-    return [WireRequest(job.key, job.body, stored.get(job.key)) for job in jobs]
-
-
 def wired_rows(
     source: PreferenceSource, plan: Plan, llm: LLM
 ) -> Iterator[tuple[SourceRow, list[WireRequest]]]:
-    """Yield each row with its requests as they are sent."""
-    return ((row, wire_requests(llm, found)) for row, found in plan.asked(checked(source)))
+    """Yield each row with its requests as `llm.run` would send them, each with its cached reply."""
+    for row, requests in plan.asked(checked(source)):
+        jobs = [llm.job(request) for request in requests]
+        stored = stored_texts(jobs, llm.cache)
+        yield row, [WireRequest(job.key, job.body, stored.get(job.key)) for job in jobs]
 
 
 def request_line(name: str, url: str, body: bytes) -> bytes:
@@ -263,22 +259,11 @@ def _masked(
 
 
 _WRITTEN_BY_THE_MODEL = frozenset(
-    (
-        *("content", "text", "tool_calls", "function_call", "logprobs"),
-        *("reasoning", "reasoning_content", "reasoning_text", "reasoning_details", "thinking"),
-    )
+    "content text tool_calls function_call logprobs"
+    " reasoning reasoning_content reasoning_text reasoning_details thinking".split()
 )
-_NAMES_READ = (
-    _WRITTEN_BY_THE_MODEL
-    | {  # names of fields, which are no secrets whatever a header says
-        *("custom_id", "response", "status_code", "body", "error", "message", "code", "choices"),
-        *(
-            "refusal",
-            "finish_reason",
-            "usage",
-            "prompt_tokens",
-            "completion_tokens",
-            "total_tokens",
-        ),
-    }
+# Names of fields, which are no secrets whatever a header says.
+_NAMES_READ = _WRITTEN_BY_THE_MODEL | frozenset(
+    "custom_id response status_code body error message code choices refusal finish_reason"
+    " usage prompt_tokens completion_tokens total_tokens".split()
 )

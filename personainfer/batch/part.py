@@ -13,8 +13,7 @@ from .provider import FINAL, BatchState
 
 _NAMED_WITHIN = 600.0  # seconds
 MOST_TOKENS = 2**40  # of a reply
-# What the provider does not tell.
-_OF_THE_FILE = ("requests", "file_id", "order", "most_tokens", "most_added")
+_OF_THE_REQUESTS = ("requests", "order", "most_tokens", "most_added")  # what no upload changes
 
 
 class BatchPart(Record):
@@ -92,6 +91,10 @@ class BatchPart(Record):
         """Whether the provider refused the whole part: its batch failed, and there are no replies."""
         return self.status == "failed" and not (self.output_file_id or self.completed)
 
+    def before_upload(self) -> BatchPart:
+        """Return this part as it was before it was uploaded: the same requests, and the same order."""
+        return BatchPart(**self.model_dump(include={*_OF_THE_REQUESTS}))
+
     def at(self, state: BatchState) -> BatchPart:
         """Return this part with the state that the provider reports.
 
@@ -102,5 +105,5 @@ class BatchPart(Record):
         for name in ("batch_id", "output_file_id", "error_file_id"):
             found[name] = getattr(self, name) or found[name]
         now = time.time() if state.status in FINAL else 0.0
-        kept = {name: getattr(self, name) for name in _OF_THE_FILE}
+        kept = {name: getattr(self, name) for name in ("file_id", *_OF_THE_REQUESTS)}
         return BatchPart(**kept, **found, ended_at=self.ended_at or now, looked_at=now)

@@ -32,8 +32,8 @@ class RequestFiles:
     """
 
     def __init__(self, folder: Path, api: BatchAPI) -> None:
-        self.counts: list[int] = []  # of the requests in each file
-        self.keys: set[bytes] = set()  # of all requests, cached ones included
+        self.counts: list[int] = []
+        self.keys: set[bytes] = set()
         self._digest = hashlib.sha256()
         self._folder = folder
         self._api = api

@@ -55,12 +55,13 @@ def bring_in(batch: PersonaBatch, llm: LLM, keys: Mapping[bytes, int]) -> BatchO
     tally = Tally(llm.batch_price, cached=batch.cached)
     outcome = BatchOutcome(batch.plan().prompt.schema, llm.transport, tally, keys, most, added)
     assert llm.cache is not None  # see `llm_of`
+    form = _form(batch, llm)
     before = (known for known in batch.cached_replies() if known[0] in keys)
-    _write(before, outcome, llm.model, llm.cache, replace=False)
+    _write(before, form, llm.model, llm.cache, replace=False)
     replied = 0
     for path in batch.answer_files():
         with path.open("rb") as file:
-            _write(_good_replies(file, outcome), outcome, llm.model, llm.cache)
+            _write(_good_replies(file, outcome), form, llm.model, llm.cache)
         if path.name.startswith("output"):  # these come first
             replied = outcome.charged
     told = sum(part.completed or 0 for part in batch.parts)
@@ -82,7 +83,7 @@ def keep_replies(
     """
     most = dict.fromkeys(keys, 0)
     outcome = BatchOutcome(batch.plan().prompt.schema, llm.transport, Tally(None), most, 0)
-    _write(_good_replies(file, outcome), outcome, llm.model, cache)
+    _write(_good_replies(file, outcome), _form(batch, llm), llm.model, cache)
 
 
 class TwoCaches(ReplyCache):
@@ -122,7 +123,7 @@ def _good_replies(file: IO[bytes], outcome: BatchOutcome) -> Iterator[tuple[byte
 
 def _write(
     replies: Iterator[tuple[bytes, str]],
-    outcome: BatchOutcome,
+    form: Form,
     model: str,
     cache: ReplyCache,
     *,
@@ -130,10 +131,9 @@ def _write(
 ) -> None:
     """Write replies, as (key, text), to a cache, in transactions of `_GROUP` replies.
 
-    A reply to the same bytes in another schema stays where it is. With `replace=False` so does any other that
-    the cache has.
+    `form` is that of the requests. A reply to the same bytes in another schema stays where it is. With
+    `replace=False` so does any other that the cache has.
     """
-    form = Form(outcome.sender, Request([], outcome.schema), {})
     while group := list(islice(replies, _GROUP)):
         jobs = [Job(key, form, b"") for key, _ in group]
         there = stored_texts(jobs, cache)  # it finds the place of each
@@ -152,13 +152,16 @@ def writable_cache(
     Raises:
         CacheError: a cache fails.
     """
-    made = ReplyCache(place)
-    outcome = BatchOutcome(batch.plan().prompt.schema, llm.transport, Tally(None), {}, 0)
-    form, rest = Form(outcome.sender, Request([], outcome.schema), {}), iter(keys)
+    made, form, rest = ReplyCache(place), _form(batch, llm), iter(keys)
     while group := list(islice(rest, _GROUP)):
         there = stored_texts([Job(key, form, b"") for key in group], cache)
-        _write(iter(there.items()), outcome, llm.model, made)
+        _write(iter(there.items()), form, llm.model, made)
     return made
+
+
+def _form(batch: PersonaBatch, llm: LLM) -> Form:
+    """Return the form of the requests of a batch, by which a cache knows the schema of their replies."""
+    return Form(llm.transport, Request([], batch.plan().prompt.schema), {})
 
 
 def run_without_calls(batch: PersonaBatch, llm: LLM, outcome: BatchOutcome) -> Run[SourceRow]:
@@ -239,7 +242,7 @@ class BatchOutcome:
     schema: type[BaseModel] | None
     sender: Transport
     tally: Tally
-    most_prompt_tokens: Mapping[bytes, int]  # by the key of a request
+    most_prompt_tokens: Mapping[bytes, int]
     max_tokens: int
     added: int = 0
     failed: dict[bytes, ModelError] = field(default_factory=dict)
