@@ -627,17 +627,33 @@ def arrow_cells(column: Any) -> list[object]:
 
     A value that Python lacks becomes text: a date after the year 9999 as Arrow writes it, a text that is not
     UTF-8 with lone surrogates for its wrong bytes. Python's times of day end at microseconds: if one of a
-    column has a finer part, all times of that column become text.
+    column has a finer part, all times of that column become text, also within lists and structs.
     """
-    if str(column.type) == "time64[ns]":
-        try:
-            column = column.cast("time64[us]")
-        except ValueError:  # values would be cut
-            column = column.cast("string")
+    import pyarrow as pa
+
+    if "time64[ns]" in str(column.type):
+        for times in (pa.time64("us"), pa.string()):
+            with suppress(ValueError, TypeError, NotImplementedError):  # values would be cut
+                column = column.cast(_with_times(column.type, times))
+                break
     try:
         return list(column.to_pylist())
     except _NO_PYTHON_VALUE:
         return [_arrow_cell(scalar) for scalar in column]
+
+
+def _with_times(kind: Any, times: Any) -> Any:
+    """Return an Arrow type with `times` in place of each time of day with nanoseconds within it."""
+    import pyarrow as pa
+
+    if kind == pa.time64("ns"):
+        return times
+    if pa.types.is_struct(kind):
+        return pa.struct([one.with_type(_with_times(one.type, times)) for one in kind])
+    for is_list, made in ((pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list)):
+        if is_list(kind):
+            return made(kind.value_field.with_type(_with_times(kind.value_type, times)))
+    return kind
 
 
 # A year, a zone of time, names that are there twice, or a type that Python does not have.

@@ -877,3 +877,16 @@ def test_times_of_day_with_nanoseconds_are_texts(tmp_path: Path) -> None:
     found = [row.columns["t"] for row in read_preferences(tmp_path / "t.parquet")]
     assert found == ["00:00:00.000001000", None, "00:00:00.000001001"]
     assert file_formats.arrow_cells(times[:2]) == [time(0, 0, 0, 1), None]
+
+
+@pytest.mark.parametrize("kind", [pa.list_, pa.large_list, lambda of: pa.struct([("a", of)])])
+def test_times_of_day_with_nanoseconds_within_others_are_texts(kind: Callable[..., Any]) -> None:
+    deep = kind(kind(pa.time64("ns")))
+
+    def cells(nanoseconds: int) -> Any:
+        given: Any = {"a": {"a": nanoseconds}} if pa.types.is_struct(deep) else [[nanoseconds]]
+        found: Any = file_formats.arrow_cells(pa.array([given], deep))[0]
+        return found["a"]["a"] if isinstance(found, dict) else found[0][0]
+
+    assert cells(1_001) == "00:00:00.000001001"
+    assert cells(1_000) == time(0, 0, 0, 1)
