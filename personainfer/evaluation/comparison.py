@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from .. import event_loop
 from ..arguments import takes_options
-from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError, joined
+from ..exceptions import DataError, InvalidArgumentError, ModelError, UnknownOptionError, joined
 from ..llm.client import LLM, OPTIONS, LLMOptions
 from ..observability import progress_bar
 from ..personas.prompts import (
@@ -273,14 +273,24 @@ class _FunctionAsker:
         that nobody awaits.
         """
 
+        async def answered(said: Awaitable[Answer]) -> Answer:
+            try:
+                return await said
+            except asyncio.CancelledError as error:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise
+                # of a task of the function's own; the group would take this task for one that has ended
+                raise ModelError(f"{self.name} was cancelled from within.") from error
+
         async def ask_in_turn() -> None:
             for one in left:
                 said = self._judge(*one)
-                self._answers[one] = await said if inspect.isawaitable(said) else said
+                self._answers[one] = await answered(said) if inspect.isawaitable(said) else said
                 done()
 
         async def begin() -> None:
-            self._answers[question] = await answer
+            self._answers[question] = await answered(answer)
             done()
             await ask_in_turn()
 

@@ -388,6 +388,8 @@ def _read_file(
     found: dict[str, dict[str, float]] = {item: {} for item in keys}
     seen: set[str] = set()
     for row in open_rows(path)[0]:
+        if isinstance(row, dict) and not any(str(cell).strip() for cell in row.values()):
+            continue  # spreadsheets add such rows
         item = str(row.get("item", "")).strip() if isinstance(row, dict) else ""
         if item not in found or not isinstance(row, dict):
             raise DataError(f"{path} has a row that is not an item of this sheet: {row!r:.60}.")

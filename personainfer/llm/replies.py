@@ -107,7 +107,9 @@ def _joined_stream(content: bytes) -> Json:
             if chunk is None:
                 ended = True
                 continue
-            whole |= {key: chunk[key] for key in ("model", "usage", "error") if chunk.get(key)}
+            whole |= {key: chunk[key] for key in ("model", "error") if chunk.get(key)}
+            if usage := chunk.get("usage"):
+                whole["usage"] = _most_of(whole.get("usage"), usage)
             for choice in (chunk.get("choices") or ())[:1]:
                 finish = choice.get("finish_reason") or finish
                 _add_delta(texts, choice.get("delta") or choice.get("message") or {})
@@ -126,6 +128,20 @@ def _joined_stream(content: bytes) -> Json:
     if arguments := message.pop("arguments"):
         message["tool_calls"] = [{"function": {"arguments": arguments}}]
     return whole | {"choices": [{"message": message, "finish_reason": finish or "stop"}]}
+
+
+def _most_of(usage: Any, more: Any) -> Any:
+    """Join what two chunks tell of tokens: some streams tell a part in each, or less at the end."""
+    if not isinstance(usage, dict) or not isinstance(more, dict):
+        return more
+    joined = dict(usage)
+    for name, count in more.items():
+        old, are_counts = joined.get(name), isinstance(count, int | float)
+        if are_counts and isinstance(old, int | float):
+            joined[name] = max(count, old)
+        elif count is not None:
+            joined[name] = count
+    return joined
 
 
 def _events(content: bytes) -> Iterator[Json | None]:

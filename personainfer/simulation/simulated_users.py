@@ -9,7 +9,7 @@ their order.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,8 @@ class SimulatedUsers:
     """Users, each with weights over named reward models.
 
     Args:
-        weights: shape (users, models): not negative, and each row adds up to one.
+        weights: shape (users, models): not negative, and each row adds up to one. A frame whose columns are
+            the models is read by their names.
         models: the name of each model.
         names: the ids of the users in their histories; None: "0", "1", …
 
@@ -370,7 +371,11 @@ def _decide(
 # Arguments
 
 
-def _weights(given: npt.ArrayLike, models: Sequence[str]) -> FloatArray:
+def _weights(given: Any, models: Sequence[str]) -> FloatArray:
+    """Read weights, shape (users, models). A frame whose columns are the models is read by their names."""
+    columns = list(getattr(given, "columns", ()))
+    if all(isinstance(name, str) for name in columns) and sorted(columns) == sorted(models):
+        given = given[list(models)]
     weights = read_numbers("weights", given, dimensions=(0, 1, 2, 3), infinite=True)
     if weights.ndim != 2 or not len(weights) or weights.shape[1] != len(models):
         raise InvalidArgumentError(

@@ -17,6 +17,7 @@ from zlib import crc32
 import numpy as np
 import numpy.typing as npt
 
+from ..arguments import LARGEST
 from ..data.arrow_columns import own_names
 from ..data.containers import read_with_columns
 from ..exceptions import DataError, InvalidArgumentError
@@ -222,8 +223,8 @@ def score_hypotheses(
 ) -> None:
     """Score each hypothesis on other choices of its user, and write the scores into the hypotheses.
 
-    A score that is NaN or infinite is left out with a warning. A user gets a `problem` if more than half of
-    the scores are NaN.
+    A score that is NaN, infinite or beyond 1e100 is left out with a warning. A user gets a `problem` if more
+    than half of the scores are NaN.
 
     Args:
         users: the users with their hypotheses, which are replaced.
@@ -254,14 +255,14 @@ def score_hypotheses(
     scores, general = scores[: len(asked)], scores[len(asked) :]
     of_others: dict[tuple[str, int], list[float]] = {of: [] for of in tried}
     for (of, _), score in zip(elsewhere, general, strict=True):
-        of_others[of] += [score] if np.isfinite(score) else []
+        of_others[of] += [score] if abs(score) <= LARGEST else []
     mean = {of: float(np.mean(mine or [NEUTRAL])) for of, mine in of_others.items()}
     scores = scores - np.array([mean[one.name, place] for one, place, _ in asked])
-    finite = np.isfinite(scores)
+    finite = np.abs(scores) <= LARGEST
     if not finite.all():  # infinity would outweigh all others, and JSON has no NaN
         warnings.warn(
             f"{np.count_nonzero(~finite):,} of {len(scores):,} scores of select= are not finite"
-            " numbers; they are left out.",
+            f" numbers up to {LARGEST:g}; they are left out.",
             stacklevel=3,
         )
     checked = Counter(one.name for one, *_ in asked)

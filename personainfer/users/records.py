@@ -15,7 +15,7 @@ from ..arguments import Flag, check_argument, is_place, read_items
 from ..data.file_formats import bounded_lines, missing_file
 from ..data.table_display import result_text
 from ..data.table_reader import check_settings
-from ..exceptions import DataError, InvalidArgumentError, RowsFailedError, shown_when_made
+from ..exceptions import DataError, InvalidArgumentError, RowsFailedError, quoted, shown_when_made
 from ..local.atomic_files import as_path, check_file, check_replaced, place_errors, write_file
 from ..local.line_marks import NO_MARK, has_mark, marked_lines
 from ..preferences.cells import bounded_json
@@ -173,7 +173,7 @@ class UserPersonas(Sequence[UserRow]):
         lines += [f"{n:,} rows left out: {why.rstrip('.')}." for why, n in self.skipped.items()]
         for user, reason in list(self.errors.items())[:1]:
             count = f"{len(self.errors):,} of {len(self):,} users"
-            lines.append(f"{count} have an error, such as {user!r}: {reason}")
+            lines.append(f"{count} have an error, such as {quoted(user)}: {reason}")
         return result_text(lines)
 
     @property

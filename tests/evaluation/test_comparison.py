@@ -564,6 +564,16 @@ def test_what_an_async_function_raises_is_its_callers_to_see() -> None:
         two_prompts(judge)
 
 
+def test_an_async_function_that_is_cancelled_from_within_has_failed() -> None:
+    async def judge(prompt: Any, first: str, second: str, persona: Any) -> int:
+        if prompt == "p 1":
+            raise asyncio.CancelledError
+        return 1
+
+    with pytest.raises(ModelError, match="judge was cancelled from within"):
+        two_prompts(judge)
+
+
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_an_async_function_that_fails_leaves_no_answer_that_nobody_awaits() -> None:
     begun: list[Any] = []

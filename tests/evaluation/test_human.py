@@ -320,6 +320,15 @@ def test_what_the_page_saves_is_read_in_any_order(tmp_path: Path) -> None:
     assert read_rating_sheet(sheet.key, [path]).means["accuracy"]["both"].value == 1.0
 
 
+def test_rows_of_commas_which_spreadsheets_add_are_no_ratings(tmp_path: Path) -> None:
+    sheet = write_rating_sheet(table(4), tmp_path / "sheet")
+    ann = filled(sheet, "ann", right)
+    commas = "," * (len(read(ann)[0]) - 1)
+    with ann.open("a", encoding="utf-8") as file:
+        file.write(f"{commas}\r\n{commas}\r\n")
+    assert read_rating_sheet(sheet.key, [ann]).means["accuracy"]["both"].value == 1.0
+
+
 def test_ratings_of_another_sheet_are_refused(tmp_path: Path) -> None:
     sheet = write_rating_sheet(table(4), tmp_path / "sheet")
     ann = filled(sheet, "ann", right)

@@ -418,6 +418,26 @@ def test_an_event_stream_that_nobody_asked_for_is_read() -> None:
     assert (found.text, found.prompt_tokens, found.completion_tokens) == (GOOD, 3, 4)
 
 
+@pytest.mark.parametrize(
+    "told",
+    [
+        [
+            {"prompt_tokens": 9, "completion_tokens": 50},
+            {"prompt_tokens": 9, "completion_tokens": 1},
+        ],
+        [{"prompt_tokens": 9}, {"completion_tokens": 50, "prompt_tokens": None}],
+        [{"prompt_tokens": 9, "completion_tokens": 50}, {}],
+        ["much", {"prompt_tokens": 9, "completion_tokens": 50}],
+    ],
+    ids=["less at the end", "parts", "nothing at the end", "words at first"],
+)
+def test_of_what_the_chunks_of_a_stream_tell_of_tokens_the_most_counts(told: list[Any]) -> None:
+    chunks = [{"choices": [{"delta": {"content": "well"}}], "usage": usage} for usage in told]
+    body = "".join(f"data: {json.dumps(chunk)}\n\n" for chunk in chunks) + "data: [DONE]\n\n"
+    found = read_completion(decode(body.encode()), Secrets())
+    assert (found.prompt_tokens, found.completion_tokens) == (9, 50)
+
+
 def test_a_tool_call_and_reasoning_alone_are_put_together_from_a_stream() -> None:
     calls = [
         {"tool_calls": [{"index": 0, "function": {"name": "f", "arguments": part}}]}

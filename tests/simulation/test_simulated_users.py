@@ -6,6 +6,8 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -58,6 +60,14 @@ def test_weights_are_a_row_for_each_user_that_adds_up_to_one() -> None:
     assert users.models == MODELS
     assert_allclose(users.weights.sum(axis=1), 1.0)
     assert len(users) == 50
+
+
+@pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame])
+def test_weights_in_a_frame_are_read_by_the_names_of_the_models(frame: Any) -> None:
+    weights = frame({"b": [1.0, 0.25], "a": [0.0, 0.75]})
+    assert SimulatedUsers(weights, models=["a", "b"]).weights.tolist() == [[0, 1], [0.75, 0.25]]
+    others = frame({"one": [1.0, 0.25], "two": [0.0, 0.75]})
+    assert SimulatedUsers(others, models=["a", "b"]).weights.tolist() == [[1, 0], [0.25, 0.75]]
 
 
 def test_equal_seeds_give_equal_users_and_others_do_not() -> None:

@@ -632,7 +632,7 @@ class Odd(ByLength):
 
 
 @pytest.mark.parametrize("method", ["verified", "posterior"])
-@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), 1e308])
 def test_scores_that_are_not_finite_are_left_out(
     method: Any, odd: float, llm: FakeLLM, endpoint: dict[str, Any], tmp_path: Path
 ) -> None:

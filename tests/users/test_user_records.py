@@ -191,6 +191,11 @@ def test_what_is_not_used_is_told(llm: FakeLLM) -> None:
     assert "1 of 2 users have an error, such as 'bob': the user has 1 usable pairs" in told
 
 
+def test_a_long_name_of_a_user_is_cut_where_an_error_is_shown() -> None:
+    rows = (UserRow(user="u" * 100_000, error="it has no choice."),)
+    assert len(str(UserPersonas(rows))) < 1_000
+
+
 def test_records_have_the_column_user(llm: FakeLLM) -> None:
     data = [pi.Preference(prompt=f"{n}?", chosen="a", rejected="b", user="ann") for n in range(3)]
     for named in ("user_id", "user"):
