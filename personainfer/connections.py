@@ -152,7 +152,7 @@ class Connections:
         except (aiohttp.ClientError, OSError, ValueError) as error:
             failed = TransportError(
                 f"the connection to {name} failed ({type(error).__name__}).",
-                hint="Is the server running, and is api_base= its address (often ending in /v1)?",
+                hint="Is the server running, and is this its address (often ending in /v1)?",
             )
             failed.unanswered = not isinstance(error, aiohttp.ClientConnectorError | ValueError)
             self._lost += failed.unanswered

@@ -189,7 +189,8 @@ def estimate(
     say(f"{counted(found.rows, 'row')}, {found.unusable_rows:,} of which cannot be used")
     say(f"{counted(found.calls, 'call')} to make, {found.cached:,} replies in the cache")
     say(f"about {found.prompt_tokens:,} prompt and {found.completion_tokens:,} completion tokens")
-    say(f"cost {usd(found.cost)}")
+    told = "" if found.cost is not None else ": --prices says what a million tokens cost"
+    say(f"cost {usd(found.cost)}{told}")
     if found.rows:
         suggest(f"infer {shlex.quote(data)} -o personas.parquet …")
     return None
@@ -320,7 +321,7 @@ def export(
     rows = ", ".join(f"{name} {count:,}" for name, count in made.rows.items())
     note(f"{format}: {rows} rows" + ("" if output == "-" else f" in {output}"))
     for reason, count in made.left_out.items():
-        note(f"left out: {count:,} {reason}")
+        note(f"left out: {count:,} ({reason.replace('_', ' ')})")
     if made.long_prompts:
         note(f"{made.long_prompts:,} prompts of 1,024 tokens or more: raise TRL's max_length")
     if made.card is not None:

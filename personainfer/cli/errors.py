@@ -87,14 +87,16 @@ def _in_a_shell(error: PersonaInferError, command: Any) -> str:
         error: the error.
         command: the command, whose options are in `params`.
     """
-    name = _ARGUMENTS.get(error.argument or "", error.argument)
+    # An error that names no argument may begin with one: "path='rows.csv' is neither …".
+    wrong = error.argument or error.message.partition("=")[0]
+    name = _ARGUMENTS.get(wrong, wrong)
     option = next((one.opts[0] for one in command.params if one.name == name), None)
     if option is None:
         return str(error)
     if error.example is not None:
         written = (f"{option} {shlex.quote(f'{a}={b}')}" for a, b in error.example.items())
         return f"{error.message} {error.advice} {' '.join(written)}"
-    start = f"{error.argument}="
+    start = f"{wrong}="
     if error.message.startswith(start):
         return f"{option} {error.message.removeprefix(start).strip()} {error.hint}".strip()
     return f"{option}: {error}"

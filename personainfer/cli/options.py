@@ -22,8 +22,8 @@ Data = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="Preference data: .jsonl, .json, .csv (also with .gz), .parquet; - for JSONL on standard"
-        " input.",
+        help="Preference data: .jsonl, .json, .csv (also with .gz), .parquet, hf:owner/name:split; - for"
+        " JSONL on standard input.",
     ),
 ]
 AnyTable = Annotated[

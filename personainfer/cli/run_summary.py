@@ -28,7 +28,8 @@ class Done(NamedTuple):
     Attributes:
         rows, failed, unexplained: how many rows in all, with an error, and with a side that no candidate
             explains.
-        errors: "row N: …", for at most the first three rows with an error.
+        asked: whether any of the failed rows was asked for, and could be again. The others have bad data.
+        errors: the position in the input and the error, for at most the first three rows with one.
         usage: the calls, tokens and cost.
         read: how the data was read, as `settings["read"]` of a table; empty: nothing is known.
     """
@@ -36,7 +37,8 @@ class Done(NamedTuple):
     rows: int
     failed: int
     unexplained: int
-    errors: list[str]
+    asked: bool
+    errors: list[tuple[int, str]]
     usage: Usage
     read: Mapping[str, Any]
 
@@ -48,23 +50,25 @@ class Done(NamedTuple):
             rows: the rows of the stream, such as an iterator that also writes them.
             stream: the stream, which knows the usage once all rows are read.
         """
-        count, failed, unexplained, errors = 0, 0, 0, list[str]()
+        count, failed, unexplained, asked, errors = 0, 0, 0, False, list[tuple[int, str]]()
         for row in rows:
             count += 1
             unexplained += bool(row.unexplained)
             if row.error is not None:
                 failed += 1
-                errors += [f"row {row.index}: {row.error}"][: _SHOWN - len(errors)]
+                asked |= row.preference is not None
+                errors += [(row.index, row.error)][: _SHOWN - len(errors)]
         read = stream.source.summary
-        return cls(count, failed, unexplained, errors, stream.usage, read)
+        return cls(count, failed, unexplained, asked, errors, stream.usage, read)
 
     @classmethod
     def of(cls, table: PersonaTable) -> Done:
         """Count the rows of a table that infer made."""
         places = table.failed_places()
-        errors = [f"row {table[n].index}: {table[n].error}" for n in places[:_SHOWN]]
+        asked = any(table[n].preference is not None for n in places)
+        errors = [(table[n].index, table[n].error or "") for n in places[:_SHOWN]]
         read, unexplained = table.settings.get("read") or {}, table.count_unexplained()
-        return cls(len(table), len(places), unexplained, errors, table.usage, read)
+        return cls(len(table), len(places), unexplained, asked, errors, table.usage, read)
 
 
 def finish(
@@ -89,7 +93,8 @@ def finish(
     """
     if as_json:
         told: dict[str, Any] = {"rows": done.rows, "failed": done.failed}
-        told |= {"unexplained": done.unexplained, "errors": done.errors}
+        errors = [f"row {index}: {error}" for index, error in done.errors]
+        told |= {"unexplained": done.unexplained, "errors": errors}
         told |= {"read": done.read, "output": str(path or "-"), "usage": done.usage.model_dump()}
         if judge is not None:
             told["judge_usage"] = judge.usage.model_dump()
@@ -105,16 +110,25 @@ def finish(
             note(f"the judge: {_calls(judge.usage)}")
         for line in filter(None, (how_read(done.read), *remarks(done.read))):
             note(line)
-        for error in done.errors:
-            note(f"  {error}")
+        for error, rows in _by_error(done.errors).items():
+            note(f"  row{'s' * (len(rows) > 1)} {', '.join(map(str, rows))}: {error}")
         if more := done.failed - len(done.errors):
             note(f"  … and {more:,} more; persona_error says why")
-        if path is not None and path.suffix == ".parquet" and done.failed:
+        if done.failed == done.rows:
+            following = ()
+        if path is not None and path.suffix == ".parquet" and done.asked:
             following = (f"infer --retry {shlex.quote(str(path))} …", *following)
-        if done.rows:
-            suggest(*following)
+        suggest(*following)
     if done.failed:
         raise typer.Exit(FAILED)
+
+
+def _by_error(errors: Iterable[tuple[int, str]]) -> dict[str, list[int]]:
+    """Return error -> the positions of its rows."""
+    found: dict[str, list[int]] = {}
+    for index, error in errors:
+        found.setdefault(error, []).append(index)
+    return found
 
 
 def _calls(usage: Usage) -> str:

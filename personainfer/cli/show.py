@@ -91,7 +91,9 @@ def formats(as_json: AsJson = False) -> None:
             n: {"columns": f.columns, "trainers": f.trainers} for n, f in EXPORT_FORMATS.items()
         }
         return print_json({"files": FILES, "rows": rows, "exports": exports})
-    files = f"{', '.join(FILES)} (the text ones also with .gz), and - for JSONL"
+    files = (
+        f"{', '.join(FILES)} (the text ones also with .gz), hf:owner/name:split, and - for JSONL"
+    )
     say(f"Files that infer and estimate read: {files}")
     say("Rows of preference data that are recognised, one of each kind:")
     for name, row in rows.items():

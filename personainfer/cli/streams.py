@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import typer
 
-from ..exceptions import InvalidArgumentError, visible, visible_in_json
+from ..exceptions import InvalidArgumentError, MissingFileError, visible, visible_in_json
 from ..local.atomic_files import atomic_text_writer, check_replaced, place_errors
 from ..local.line_marks import NO_MARK, has_mark, marked
 
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from ..records import PersonaRow
 
 _SUPPORTED = (
-    "Supported are .jsonl, .json, .csv (also with .gz), .parquet, and - for JSONL on a pipe."
+    "Supported are .jsonl, .json, .csv (also with .gz), .parquet, hf:owner/name:split, and - for JSONL on a"
+    " pipe."
 )
 
 
@@ -56,6 +57,8 @@ def rows_of(data: str, limit: int | None) -> Any:
         return islice(jsonl_rows(bounded_lines(sys.stdin.buffer), "standard input"), limit)
     try:
         check_file(data)  # first, so that a missing file is found before a fault of the model
+    except MissingFileError:
+        raise
     except InvalidArgumentError as error:
         raise InvalidArgumentError(error.message, hint=_SUPPORTED) from None
     return data if limit is None else list(islice(open_rows(data)[0], limit))

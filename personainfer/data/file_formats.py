@@ -184,7 +184,7 @@ def _hub_rows(data: str) -> tuple[Iterable[object], int | None]:
         found = datasets.load_dataset(name, config, streaming=True)
     except Exception as error:  # of the hub, the network, or the files: each has its own classes
         raise DataError(
-            f"{data!r:.200} cannot be loaded: {error}".rstrip("."),
+            f"{data!r:.200} cannot be loaded: {str(error).rstrip('.')}.",
             hint="Check the name, the connection, and HF_TOKEN if the data set is gated.",
         ) from error
     if split is None:

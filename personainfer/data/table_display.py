@@ -29,6 +29,7 @@ _LABEL = 24  # columns of a row's name
 _SIDE = 12  # columns of "  rejected  "
 _NO_TERMINAL = 100  # columns of what is written to a file or a notebook
 _WIDEST = 160  # columns: longer lines are hard to read
+_NO_END = 1 << 30  # columns: a file and a notebook take lines of any length
 LEAST_WIDTH = 24  # columns; narrower than that nothing can be read
 _NARROW = 60  # below, a persona stands under its response, not beside it
 _EXCERPT_LINES = 2  # of a response, or as many as its persona has
@@ -227,15 +228,36 @@ def result_text(
 ) -> str:
     """Write a result as text: lines, a grid whose columns are aligned to the left, and sentences.
 
-    Names and reasons in it may come from an endpoint or the data, so control characters are escaped.
+    In a terminal, sentences are wrapped, and a grid that is too wide is written in parts, one below the
+    other, each with the first column. Names and reasons in it may come from an endpoint or the data, so
+    control characters are escaped.
     """
-    cells = [[visible(cell) for cell in line] for line in grid]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in cells
-    ]
-    return visible("\n".join([*head, *lines, *remarks]))
+    width = shutil.get_terminal_size((_NO_END, 24)).columns
+    said = [line for remark in remarks for line in visible(remark).split("\n")]
+    fitted = [part for line in said for part in _fitted(line, width)]
+    return visible("\n".join([*head, *_grid_lines(grid, width), *fitted]))
+
+
+def _fitted(line: str, width: int) -> list[str]:
+    return [line] if cell_len(line) <= width else wrapped(line, max(width, LEAST_WIDTH))
+
+
+def _grid_lines(grid: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Write a grid as lines of at most `width` columns, or of the first column and one other."""
+    padded: list[list[str]] = []
+    for texts in zip(*grid, strict=True):
+        cells = [visible(cell) for cell in texts]
+        widest = max(map(len, cells))
+        padded.append([cell.ljust(widest) for cell in cells])
+    first, *others = padded or [[]]
+    parts = [first]
+    for column in others:
+        wider = [f"{line}  {cell}" for line, cell in zip(parts[-1], column, strict=True)]
+        if parts[-1] is first or len(wider[0]) <= width:
+            parts[-1] = wider
+        else:
+            parts.append([f"{name}  {cell}" for name, cell in zip(first, column, strict=True)])
+    return [line.rstrip() for part in parts for line in part]
 
 
 def _html_row(label: str, row: PersonaRow) -> str:

@@ -680,7 +680,7 @@ class LiteLLMTransport(Transport):
             raise AuthenticationError(
                 f"the environment's key for {self.provider} cannot be sent: it has a line break, a space or a"
                 " letter that is not ASCII.",
-                hint="Set the variable to the key alone, or pass api_key=.",
+                hint="Set the variable to the key alone, or give another key.",
             )
         if self.key or _environment_texts(self.provider, "KEY|TOKEN"):
             return
@@ -689,7 +689,7 @@ class LiteLLMTransport(Transport):
         if is_one and not self._has_key_of_litellm():
             raise AuthenticationError(
                 f"no key for {self.model}: {missing[0]} is not set.",
-                hint=f'Set {missing[0]}, pass api_key=, or try model="local", which needs none.',
+                hint=f'Set {missing[0]}, give a key (api_key), or try the model "local", which needs none.',
             )
 
 

@@ -162,7 +162,7 @@ RULES = (
         r"|access to (the )?model|try pulling it|no available channel",
         ModelNotFoundError,
         "the endpoint does not serve this model",
-        "Check model=: the endpoint lists its models under /models.",
+        "Check the model's name: the endpoint lists its models under /models.",
     ),
     Rule(
         "key",
@@ -172,7 +172,7 @@ RULES = (
         r"|(invalid|incorrect|missing|no|expired).{0,12}api.?key|invalid_api_key|unauthori[sz]ed",
         AuthenticationError,
         "the endpoint refuses the key",
-        "Check api_key=.",
+        "Check the key.",
     ),
     Rule(
         "key, by its status",
@@ -181,7 +181,7 @@ RULES = (
         "",
         AuthenticationError,
         "the endpoint refuses the key",
-        "Check api_key=, and whether it may use this model.",
+        "Check the key, and whether it may use this model.",
     ),
     Rule(
         "unsupported form",
@@ -200,7 +200,7 @@ RULES = (
         "",
         ModelNotFoundError,
         "not found",
-        "Check model= and api_base= (often ending in /v1).",
+        "Check the model's name and the address (often ending in /v1).",
     ),
     Rule(
         "wrong path, said with a 200",
@@ -209,7 +209,7 @@ RULES = (
         r"unexpected endpoint|no route|invalid url|unknown (url|path|endpoint)|method not allowed",
         ModelNotFoundError,
         "not found",
-        "Check api_base= (often ending in /v1).",
+        "Check the address (often ending in /v1).",
     ),
     Rule(
         "failed server",

@@ -228,7 +228,7 @@ class Transport:
         if content[:50].lstrip().startswith(b"<"):
             raise ReplyError(
                 "the reply is not JSON, but a web page.",
-                hint="Check api_base= (often ending in /v1).",
+                hint="Check the address (often ending in /v1).",
             )
         reply = decode(content)
         if reply.get("model") not in (self.model, self.name):

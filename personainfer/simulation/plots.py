@@ -19,6 +19,7 @@ from ..evaluation.salience import FLOOR, SalientWord, salient_words
 from ..evaluation.statistics import Estimate, bootstrap_mean
 from ..evaluation.summary import SIDES, TableSummary, score_range, summarise
 from ..exceptions import DataError, MissingExtraError
+from ..records import Usage
 from ..users.records import UserPersonas
 from .heterogeneity import FeatureRegression, Votes, WordEntropy
 from .persona_groups import PersonaGroup
@@ -330,7 +331,7 @@ def tiles(table: PersonaTable, found: TableSummary) -> list[Json]:
         ("with an error", f"{found.errors:,}"),
         *([("unexplained", f"{found.unexplained:,}")] if found.unexplained else []),
         *([("flagged", f"{found.flagged:,}")] if inferred or found.flagged else []),
-        *([("calls", f"{table.usage.calls:,}")] if inferred else []),
+        *([_calls(table.usage)] if inferred else []),
     ]
     if table.usage.cost:
         tiles.append(("cost", f"${table.usage.cost:,.2f}"))
@@ -347,9 +348,14 @@ def user_tiles(found: UserPersonas) -> list[Json]:
             ("with a persona", f"{len(made):,}"),
             ("with an error", f"{sum(row.error is not None for row in found):,}"),
             ("choices behind a persona (median)", choices),
-            ("calls", f"{found.usage.calls:,}"),
+            _calls(found.usage),
         ]
     )
+
+
+def _calls(usage: Usage) -> tuple[str, str]:
+    stored = f", and {usage.cached:,} replies from the cache" if usage.cached else ""
+    return f"calls{stored}", f"{usage.calls:,}"
 
 
 def _tiles(values: Sequence[tuple[str, str]]) -> list[Json]:

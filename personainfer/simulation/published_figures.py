@@ -295,7 +295,9 @@ def _with_personas(
         return PersonaTable.from_data(rows), ["personas of the data, by whoever wrote them"]
     if model is None:
         raise InvalidArgumentError(
-            "the data has no personas, and no model= is named to infer them.", hint="Name a model."
+            "the data has no personas, and no model is named to infer them.",
+            hint="Name a model.",
+            argument="model",
         )
     return infer_personas(rows, model, **options), [f"personas by {model}, not by Llama-3.1-405B"]
 
@@ -355,8 +357,9 @@ def _persona_tailoring(
     elif "chosen_persona_gold" in names:
         if model is None:
             raise InvalidArgumentError(
-                "the data has no responses, and no model= is named to write them.",
+                "the data has no responses, and no model is named to write them.",
                 hint="Name a model.",
+                argument="model",
             )
         figures = _few_shot(rows, model, judging, options)
         differs = [f"{model}, not Llama-3.1-8B, with 5 worked examples from half of the rows"]
@@ -447,7 +450,9 @@ def _wikipersonas(
 ) -> Reproduction:
     """Measure how well each prefix predicts the choices of famous people."""
     if model is None:
-        raise InvalidArgumentError("wikipersonas needs model=, which writes the personas.")
+        raise InvalidArgumentError(
+            "wikipersonas needs a model, which writes the personas.", argument="model"
+        )
     train, test = (read_famous_persona(data, split=split) for split in ("train", "test"))
     people = set(list(train.users)[:limit])
     history, asked = (

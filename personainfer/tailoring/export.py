@@ -105,7 +105,10 @@ class Export:
             for name, n in self.rows.items()
         ]
         lines += [f"card: {self.card}"] if self.card else []
-        lines += [f"left out: {count:,} {reason}" for reason, count in self.left_out.items()]
+        lines += [
+            f"left out: {count:,} ({reason.replace('_', ' ')})"
+            for reason, count in self.left_out.items()
+        ]
         if self.long_prompts:
             lines.append(
                 f"{self.long_prompts:,} prompts of 1,024 tokens or more: raise TRL's max_length"

@@ -174,7 +174,7 @@ class UserPersonas(Sequence[UserRow]):
         for user, reason in list(self.errors.items())[:1]:
             count = f"{len(self.errors):,} of {len(self):,} users"
             lines.append(f"{count} have an error, such as {quoted(user)}: {reason}")
-        return result_text(lines)
+        return result_text(lines[:1], remarks=lines[1:])
 
     @property
     def personas(self) -> dict[str, UserPersona]:
@@ -298,7 +298,7 @@ def _read_row(line: bytes | None, place: str) -> tuple[UserRow, dict[str, Any]]:
     except ValueError:
         raise DataError(
             f"{place}: this is not a row of UserPersonas.save.",
-            hint="A persona as text is a line with user and persona alone.",
+            hint='Personas from elsewhere are lines such as {"user": …, "persona": "…"}.',
         ) from None
     fields = dict(saved)
     settings = as_stored(fields.pop("settings"))

@@ -427,12 +427,25 @@ def test_rows_that_failed_are_named_up_to_three_and_then_counted(run: Run) -> No
     reach = ["--model", "fake", "--api-base", "http://127.0.0.1:1/v1", "--max-attempts", "1"]
     one = run("infer", written(pairs(1)), "-o", "out.parquet", *reach)
     assert one.stderr.startswith("1 row in out.parquet, 1 failed\n0 calls, 0 from the cache")
-    assert "is api_base= its address" in one.stderr
+    assert "  row 0: the connection to" in one.stderr
+    assert "is this its address" in one.stderr
     assert "more" not in one.stderr
     five = run("infer", written(pairs(5)), *reach)
     assert five.exit_code == 3
     assert five.stderr.endswith("\n  … and 2 more; persona_error says why\n")
-    assert "is api_base= its address" in lines(five.stdout)[0]["persona_error"]
+    assert five.stderr.count("  rows 0, 1, 2: the connection to") == 1
+    assert "is this its address" in lines(five.stdout)[0]["persona_error"]
+
+
+def test_what_cannot_help_is_not_suggested_next(run: Run, reach: list[str]) -> None:
+    same = {"prompt": "Q?", "chosen": "A", "rejected": "A"}
+    bad = run("infer", written([*pairs(1), same]), "-o", "out.parquet", *reach)
+    assert "--retry" not in bad.stderr
+    assert "Next: personainfer show out.parquet" in bad.stderr
+    reach = ["--model", "fake", "--api-base", "http://127.0.0.1:1/v1", "--max-attempts", "1"]
+    unreached = run("infer", written(pairs(1)), "-o", "out.parquet", *reach)
+    assert "Next: personainfer infer --retry out.parquet" in unreached.stderr
+    assert "personainfer show" not in unreached.stderr
 
 
 # Mistakes
@@ -443,7 +456,12 @@ def test_rows_that_failed_are_named_up_to_three_and_then_counted(run: Run) -> No
     [
         ("infer", "Missing argument 'DATA'"),
         ("infer nowhere.jsonl", "file not found"),
-        ("infer pairs.jsnol", "Supported are .jsonl, .json, .csv (also with .gz), .parquet, and -"),
+        ("infer pears.jsonl", "file not found: 'pears.jsonl'. Nearest in '.' is 'pairs.jsonl'."),
+        (
+            "infer pairs.jsnol",
+            "Supported are .jsonl, .json, .csv (also with .gz), .parquet, hf:own",
+        ),
+        ("estimate pairs.jsonl --model local:none", "--model 'local:none'"),
         ("infer nowhere.jsonl --model nonsense", "file not found"),
         ("infer pairs.jsonl -o out.csv", "'out.csv' is neither"),
         ("infer pairs.jsonl -o no/out.jsonl", "in a folder that exists"),
@@ -477,14 +495,15 @@ def test_rows_that_failed_are_named_up_to_three_and_then_counted(run: Run) -> No
         ("export nowhere.parquet", "does not exist"),
         ("export pairs.jsonl", "is not a table of personas"),
         ("export table.parquet --format trl-dop", "Did you mean 'trl-dpo'?"),
-        ("export table.parquet -o rows.csv", "neither a folder nor"),
+        ("export table.parquet -o rows.csv", "--output 'rows.csv' is neither a folder nor"),
+        ("export table.parquet --format dpo", "--format 'dpo' is not known"),
         ("export table.parquet -o table.parquet", "is a table of personas"),
         ("export table.parquet -o set --split train", "'train' is not NAME=VALUE"),
         ("export table.parquet -o set --split train=most", "could not convert"),
         ("export table.parquet -o set --split train=0.5", "add up to 0.5"),
         ("export table.parquet --drop-flag refused", "--drop-flag 'refused'"),
         ("export table.parquet --template nothing", "--template 'nothing'"),
-        ("report table.parquet -o page.pdf", "a report is an .html file"),
+        ("report table.parquet -o page.pdf", "--output 'page.pdf': a report is an .html file"),
         ("verify table.parquet", "Missing option '--judge'"),
         ("verify table.parquet --judge fake -o out.csv", "not a path that ends in .parquet"),
         ("cache --model fake", "it is for --clear"),
@@ -531,7 +550,7 @@ def test_estimate(run: Run, reach: list[str], llm: FakeLLM) -> None:
     assert found == direct.model_dump()
     text = run("estimate", data, *reach).stdout
     assert "4 rows, 1 of which cannot be used" in text
-    assert "cost unknown" in text
+    assert "cost unknown: --prices says" in text
     assert json.loads(run("estimate", data, "--limit", "1", "--json", *reach).stdout)["rows"] == 1
     assert llm.calls == 0
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import sys
 import tempfile
 from collections.abc import Callable
 from decimal import Decimal
@@ -22,6 +24,7 @@ from hypothesis import strategies as st
 import personainfer as pi
 from personainfer.data import arrow_columns
 from personainfer.data import table_writer as writing
+from personainfer.data.table_display import result_text
 from personainfer.data.table_reader import StoredTable
 from personainfer.data.table_rows import at_places
 from personainfer.exceptions import InvalidArgumentError
@@ -474,6 +477,32 @@ def test_print_is_as_wide_as_the_terminal(
     long = Preference(prompt="why " * 90, chosen="a " * 90, rejected="b " * 90)
     lines = str(pi.PersonaTable([PersonaRow(0, long, error="no " * 90)])).splitlines()
     assert width - 4 < max(map(len, lines)) <= width
+
+
+def test_a_result_is_fitted_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    grid = [["", "first one", "the second"], ["name", "0.1 [0.0, 0.2]", "0.3"]]
+    said = ["A sentence of more than twenty-four columns."]
+    monkeypatch.setenv("COLUMNS", "24")
+    assert result_text(["head"], grid, said).splitlines() == [
+        "head",
+        "      first one",
+        "name  0.1 [0.0, 0.2]",
+        "      the second",
+        "name  0.3",
+        "A sentence of more than",
+        "twenty-four columns.",
+    ]
+    monkeypatch.setenv("COLUMNS", "80")
+    assert len(result_text(["head"], grid, said).splitlines()) == 4
+
+
+def test_a_result_that_is_written_to_a_file_keeps_its_lines(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    monkeypatch.setattr(sys, "__stdout__", io.StringIO())  # no terminal
+    said = "word " * 100 + "end."
+    assert result_text(["head"], [["a", "b " * 200 + "c"]], [said]).count("\n") == 2
 
 
 def test_a_place_that_is_none_is_refused() -> None:

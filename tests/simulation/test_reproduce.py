@@ -101,7 +101,7 @@ def test_personas_that_are_not_there_are_inferred() -> None:
         found = reproduce("pi", pairs(3), model="writer", judge="judge", api_base=server.api_base)
     assert found.figures[0].ours.n == 3
     assert any("personas by writer" in one for one in found.differs)
-    with pytest.raises(InvalidArgumentError, match="no model= is named"):
+    with pytest.raises(InvalidArgumentError, match="no model is named"):
         reproduce("pi", pairs(3), judge="judge")
 
 
@@ -208,7 +208,7 @@ def test_responses_that_are_not_there_are_written_by_the_model() -> None:
     assert [figure.published for figure in found.figures] == [46.3, 55.0]
     assert {figure.ours.n for figure in found.figures} == {4}
     assert any("5 worked examples" in one for one in found.differs)
-    with pytest.raises(InvalidArgumentError, match="no model= is named"):
+    with pytest.raises(InvalidArgumentError, match="no model is named"):
         reproduce("pt", published(), judge="judge")
 
 
@@ -305,7 +305,7 @@ def test_a_response_without_a_score_has_no_verdict() -> None:
         ("pi", [], {"judge": "judge"}, "no rows"),
         ("pi", "folder", {"judge": "judge"}, "not a file that is read"),
         ("pt", [{"prompt": "q", "chosen": "a", "rejected": "b"}], {"judge": "judge"}, "neither"),
-        ("wikipersonas", "x", {"judge": "judge"}, "needs model="),
+        ("wikipersonas", "x", {"judge": "judge"}, "needs a model"),
     ],
 )
 def test_what_cannot_be_reproduced_is_refused(
