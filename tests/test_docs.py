@@ -91,6 +91,18 @@ def test_block(
         assert out.getvalue() == printed
 
 
+def test_a_page_has_one_title_in_the_navigation_on_the_page_and_among_all_guides() -> None:
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    listed = index.partition("\n## All guides\n")[2]
+    guides = dict(re.findall(r"\| \[([^]]+)\]\((\w+\.md)\) \|$", listed, re.MULTILINE))
+    named = re.findall(r"^ +- (.+): (\w+\.md)$", navigation, re.MULTILINE)
+    assert {name: page for name, page in named if page != "index.md"} == guides
+    for name, page in guides.items():
+        text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+        assert text.startswith(f"# {name}\n"), page
+
+
 SPAN = re.compile(r"`([A-Za-z_]\w*)(\(|`|\.)")
 IMPORT = re.compile(r"from (personainfer[\w.]*) import (\w+(?:, \w+)*|\([\w\s,]+\))")
 
