@@ -96,7 +96,7 @@ def written_rows(
 
 def _line(row: PersonaRow, details: bool) -> str:
     """Return a row as a line of JSON: the user's own columns, then the personas. Raises as `written_rows`."""
-    from ..data.arrow_columns import own_values
+    from ..data.own_columns import own_values
     from ..data.table_reader import DETAILS, detail_columns, persona_columns
 
     own = own_values(row)

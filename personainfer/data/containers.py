@@ -20,11 +20,10 @@ from ..preferences.pairing import check_pairing
 from ..preferences.recognition import LOOK_AHEAD, recognise, settle
 from ..preferences.schemas import Mapped, Schema
 from ..records import Preference
-from .arrow_columns import NOT_OF_VALUES, cells_of
+from .arrow_columns import NOT_OF_VALUES, arrow_cells, cells_of, in_narwhals
 from .file_formats import (
     SUPPORTED,
     StreamedRows,
-    arrow_cells,
     check_readable,
     open_rows,
     refuse_twins,
@@ -172,12 +171,10 @@ Batch = Iterable[Sequence[object]]
 
 
 def _from_frame(data: Any, told: Mapped) -> PreferenceSource:
-    import narwhals as nw
-
     native = data.collect() if "polars.LazyFrame" in _kinds(data) else _held(data)
     names = list(native.columns)
     refuse_twins(names)
-    frame: Any = nw.from_native(native, eager_only=True)
+    frame = in_narwhals(native)
     known = {name for name in names if isinstance(name, str)}  # pandas' NA equals nothing
 
     def batches(wanted: Sequence[str]) -> Iterator[Batch]:

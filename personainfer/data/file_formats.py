@@ -23,9 +23,10 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, MissingFileError
+from ..local.parquet import parquet_batches, small_batches, written_out
 from ..preferences import cells
 from ..preferences.cells import TooManyValuesError, TwinKeysError, read_json
-from .parquet import parquet_batches, small_batches, written_out
+from .arrow_columns import arrow_cells
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -620,61 +621,6 @@ def _csv_row(number: int, header: list[str], fields: list[str]) -> object:
         f"line {number} has {len(fields)} fields where the header has {len(header)}. "
         "Put fields that hold commas in quotes."
     )
-
-
-def arrow_cells(column: Any) -> list[object]:
-    """Return the values of an Arrow column as Python values; null is None.
-
-    A value that Python lacks becomes text: a date after the year 9999 as Arrow writes it, a text that is not
-    UTF-8 with lone surrogates for its wrong bytes. Python's times of day end at microseconds: if one of a
-    column has a finer part, all times of that column become text, also within lists and structs.
-    """
-    import pyarrow as pa
-
-    if "time64[ns]" in str(column.type):
-        for times in (pa.time64("us"), pa.string()):
-            with suppress(ValueError, TypeError, NotImplementedError):  # values would be cut
-                column = column.cast(_with_times(column.type, times))
-                break
-    try:
-        return list(column.to_pylist())
-    except _NO_PYTHON_VALUE:
-        return [_arrow_cell(scalar) for scalar in column]
-
-
-def _with_times(kind: Any, times: Any) -> Any:
-    """Return an Arrow type with `times` in place of each time of day with nanoseconds within it."""
-    import pyarrow as pa
-
-    if kind == pa.time64("ns"):
-        return times
-    if pa.types.is_struct(kind):
-        return pa.struct([one.with_type(_with_times(one.type, times)) for one in kind])
-    for is_list, made in ((pa.types.is_list, pa.list_), (pa.types.is_large_list, pa.large_list)):
-        if is_list(kind):
-            return made(kind.value_field.with_type(_with_times(kind.value_type, times)))
-    return kind
-
-
-# A year, a zone of time, names that are there twice, or a type that Python does not have.
-_NO_PYTHON_VALUE = (ArithmeticError, LookupError, ValueError, NotImplementedError)
-
-
-def _arrow_cell(scalar: Any) -> object:
-    """Return the value of one cell, as `arrow_cells`."""
-    import pyarrow as pa
-
-    try:
-        return scalar.as_py()
-    except UnicodeDecodeError:
-        if not isinstance(scalar, pa.StringScalar | pa.LargeStringScalar):
-            return "\udcff"
-        return scalar.as_buffer().to_pybytes().decode("utf-8", "surrogateescape")
-    except _NO_PYTHON_VALUE:
-        try:
-            return scalar.cast(pa.string()).as_py()
-        except _NO_PYTHON_VALUE:
-            return f"a value of {scalar.type} that Python lacks"
 
 
 def _parquet(path: Path) -> Iterator[object]:

@@ -12,10 +12,11 @@ from pydantic import ValidationError
 from ..exceptions import DataError, InvalidArgumentError
 from ..preferences.cells import is_null, parse_cell
 from ..records import Persona, PersonaRow
-from .arrow_columns import cells_of, in_narwhals, own_names, package_of
+from .arrow_columns import arrow_cells, cells_of, in_narwhals, package_of
 from .column_values import COLUMNS
 from .containers import read_with_columns
-from .file_formats import CSV_NULLS, arrow_cells
+from .file_formats import CSV_NULLS
+from .own_columns import own_names
 from .source_rows import PreferenceSource, SourceRow
 
 Names = Mapping[str, str | None]  # side -> the column of its personas

@@ -15,7 +15,6 @@ from ..arguments import Flag, check_argument, is_place
 from ..exceptions import (
     InvalidArgumentError,
     MissingExtraError,
-    PersonaInferError,
     RowsFailedError,
     shown_when_made,
 )
@@ -26,26 +25,24 @@ from .arrow_columns import (
     LISTS_OF_TEXT,
     NOT_OF_VALUES,
     ColumnType,
-    WithAdded,
     added_array,
-    arrow_names,
-    in_narwhals,
-    is_failure,
-    not_convertible,
-    own_columns,
-    own_values,
+    arrow_cells,
+    conversion_errors,
     package_of,
-    pandas_errors,
-    pandas_of,
     plain_values,
     type_of,
     with_arrays,
-    with_whole_numbers,
-    without,
 )
-from .column_values import COLUMNS, TAKEN_NAMES, in_utf_8, name_as_text
-from .file_formats import arrow_cells
+from .column_values import COLUMNS, TAKEN_NAMES, name_as_text
 from .given_personas import read_personas
+from .own_columns import (
+    OwnColumns,
+    WithAdded,
+    arrow_names,
+    own_columns,
+    own_values,
+    pandas_frame,
+)
 from .table_display import (
     LEAST_WIDTH,
     figures,
@@ -161,9 +158,13 @@ class PersonaTable(Sequence[PersonaRow]):
             write_table(output, ((row.index, row) for row in rows), columns, about)
             file = StoredTable(output)
             made, original = file.rows, file.columns if original is None else original
+        if dropped and not isinstance(
+            original, OwnColumns
+        ):  # a file has only the rows that were kept
+            count = len(made) + len(dropped)
+            original = at_places(original, [n for n in range(count) if n not in dropped])
         usage, settings = about()
-        left = without(original, dropped or (), len(made))
-        return cls(made, original=left, usage=usage, settings=settings)
+        return cls(made, original=original, usage=usage, settings=settings)
 
     def __getstate__(self) -> dict[str, Any]:
         # Where the table is unpickled, the file may not be.
@@ -419,8 +420,8 @@ class PersonaTable(Sequence[PersonaRow]):
             own = [own_values(row) for row in self._rows]
         elif package_of(own) == "datasets" or isinstance(own, StoredColumns):
             own = self._own_arrow()
-        with pandas_errors():
-            frame = _frame_of(own, len(self))
+        with conversion_errors("pandas"):
+            frame = pandas_frame(own, len(self))
         new = {  # an array instead of a series would become text or not with its values
             name: pd.Series(array.to_pylist(), index=frame.index, dtype=kind.pandas)
             for name, (array, kind) in self._new_columns(details).items()
@@ -444,14 +445,8 @@ class PersonaTable(Sequence[PersonaRow]):
                 pl.Series(name, array) for name, (array, _) in self._new_columns(details).items()
             ]
             return self._original.with_columns(new)  # type: ignore[no-any-return]
-        try:
+        with conversion_errors("polars"):
             return pl.from_arrow(self.to_arrow(details=details))  # type: ignore[no-any-return]
-        except (PersonaInferError, *NOT_OF_VALUES):
-            raise
-        except BaseException as error:
-            if not is_failure(error):
-                raise
-            raise not_convertible("polars", error) from None
 
     def to_arrow(self, *, details: bool = False) -> pyarrow.Table:
         """Return an Arrow table: the input's columns, both personas, the error, and `added`.
@@ -485,17 +480,13 @@ class PersonaTable(Sequence[PersonaRow]):
         hf = MissingExtraError.require("datasets")
         if package_of(self._original) != "datasets":
             table = self.to_arrow(details=details)
-            try:
-                return hf.Dataset(table)
-            except NOT_OF_VALUES:
-                raise
-            except Exception:  # the features of a file that this version of datasets does not know
+            with conversion_errors("datasets"):
                 try:
-                    return hf.Dataset(table.replace_schema_metadata(None))
+                    return hf.Dataset(table)
                 except NOT_OF_VALUES:
                     raise
-                except Exception as error:
-                    raise not_convertible("datasets", error) from None
+                except Exception:  # features of a file that this version of datasets does not know
+                    return hf.Dataset(table.replace_schema_metadata(None))
         result = self._original
         for name, (array, _) in self._new_columns(details).items():
             if name in result.column_names:
@@ -682,23 +673,6 @@ class PersonaTable(Sequence[PersonaRow]):
 
     def _own_arrow(self) -> pyarrow.Table:
         return own_columns(self._original).piece(range(len(self)), self._rows)
-
-
-def _frame_of(own: Any, count: int) -> pandas.DataFrame:
-    """Return the user's own columns of `count` rows (dicts, a frame or an Arrow table) as a pandas frame."""
-    import pandas as pd
-
-    if isinstance(own, list):
-        try:
-            frame = pd.DataFrame(own)
-        except UnicodeEncodeError:  # as in all that is saved
-            own = in_utf_8(own)
-            frame = pd.DataFrame(own)
-        return with_whole_numbers(frame, own)  # type: ignore[no-any-return]
-    if package_of(own) not in ("polars", "pyarrow"):
-        return in_narwhals(own).to_pandas()  # type: ignore[no-any-return]
-    no_columns = package_of(own) == "pyarrow" and not own.num_columns
-    return pd.DataFrame(index=range(count)) if no_columns else pandas_of(own)
 
 
 def _check_columns(columns: object) -> None:

@@ -21,21 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..exceptions import DataError, InvalidArgumentError, quoted
 from ..local.atomic_files import check_file
-from ..preferences.cells import read_json
-from ..records import Candidate, Persona, PersonaRow, Preference, Usage
-from .arrow_columns import (
-    ColumnType,
-    OwnColumns,
-    index_columns,
-    pandas_errors,
-    pandas_of,
-    stored_type,
-    taken,
-    with_index_column,
-)
-from .column_values import COLUMNS, RECORD, TAKEN_NAMES, fits_utf_8, has_other_keys, in_utf_8
-from .file_formats import missing_file
-from .parquet import (
+from ..local.parquet import (
     least_bytes,
     listed_bytes,
     most_unpacked,
@@ -43,12 +29,16 @@ from .parquet import (
     whole_group,
     with_dictionaries,
 )
+from ..preferences.cells import read_json
+from ..records import Candidate, Persona, PersonaRow, Preference, Usage
+from .arrow_columns import ColumnType, conversion_errors, stored_type, taken
+from .column_values import COLUMNS, RECORD, TAKEN_NAMES, fits_utf_8, has_other_keys, in_utf_8
+from .file_formats import missing_file
+from .own_columns import OwnColumns, index_columns, pandas_of, with_index_column
 from .table_display import unexplained_texts
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow
-    from numpy.typing import NDArray
 
 UNEXPLAINED = "persona_unexplained"
 DETAILS = (
@@ -204,12 +194,10 @@ class StoredTable:
         size = 0
         for number, (start, stop) in enumerate(pairwise(bounds)):
             if start < stop:
-                pieces.append(_picked(group(number), rising[start:stop] - self.ends[number]))
+                pieces.append(taken(group(number), rising[start:stop] - self.ends[number]))
                 size += pieces[-1].nbytes
             self._check_bytes(size)
         found = pyarrow.concat_tables(pieces or [group(0).slice(0, 0)])
-        if np.array_equal(rising, wanted):
-            return found
         return taken(found, np.argsort(order))
 
     def group(self, number: int, names: Sequence[str]) -> pyarrow.Table:
@@ -266,13 +254,6 @@ class StoredTable:
                 f"{self.path} unpacks to more than {self._most_bytes:,} bytes.",
                 hint="No real table packs that well: check where the file comes from.",
             )
-
-
-def _picked(group: pyarrow.Table, places: NDArray[np.int64]) -> pyarrow.Table:
-    """Return the rows of a row group at rising positions; without gaps, as a slice, which copies nothing."""
-    if places[-1] - places[0] + 1 == len(places):
-        return group.slice(int(places[0]), len(places))
-    return taken(group, places)
 
 
 class StoredRows(Sequence[PersonaRow]):
@@ -442,7 +423,7 @@ class StoredColumns(OwnColumns):
             return None
         places = range(self._file.ends[-1]) if self._places is None else self._places
         found = self._file.rows_at(places, lambda number: self._file.group(number, wanted))
-        with pandas_errors():
+        with conversion_errors("pandas"):
             return pandas_of(self._labelled(found, places)).index
 
     def _labelled(self, rows: pyarrow.Table, places: Sequence[int]) -> pyarrow.Table:

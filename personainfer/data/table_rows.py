@@ -16,16 +16,12 @@ from ..preferences.cells import is_null
 from ..records import Candidate, Persona, PersonaRow, Preference, Record
 from .arrow_columns import (
     NOT_OF_VALUES,
-    OwnColumns,
+    conversion_errors,
     in_narwhals,
-    index_columns,
-    level_columns,
     package_of,
-    pandas_errors,
-    pandas_of,
-    picked_rows,
     plain_values,
 )
+from .own_columns import OwnColumns, index_columns, level_columns, pandas_of, picked_rows
 from .table_reader import StoredColumns, persona_columns
 
 R = TypeVar("R", bound=Record)
@@ -173,7 +169,7 @@ def in_row_order(name: str, values: Any, original: Any, count: int) -> Any:
     if isinstance(original, StoredColumns):
         index = original.index()
     elif package_of(original) == "pyarrow":
-        with pandas_errors():
+        with conversion_errors("pandas"):
             names = index_columns(original)
             index = pandas_of(original.select(names)).index if names else None
     index = pd.RangeIndex(count) if index is None else index

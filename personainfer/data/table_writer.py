@@ -26,11 +26,19 @@ from ..local.atomic_files import (
     put_in_place,
     unfinished_folder,
 )
+from ..local.parquet import written_bytes
 from ..records import PersonaRow, Preference, Usage
-from .arrow_columns import OwnColumns, as_json, is_json, json_array, text_array, with_arrays
+from .arrow_columns import (
+    arrow_cells,
+    is_json,
+    json_array,
+    json_field,
+    text_array,
+    with_arrays,
+)
 from .column_values import COLUMNS, MOST_FIELDS, RECORD, TAKEN_NAMES, fields_of, is_kept
-from .file_formats import arrow_cells, refuse_twins
-from .parquet import written_bytes
+from .file_formats import refuse_twins
+from .own_columns import OwnColumns
 from .table_reader import StoredTable, check_settings, persona_columns, record_of
 
 if TYPE_CHECKING:
@@ -334,22 +342,22 @@ def _common(one: pyarrow.Field[Any], other: pyarrow.Field[Any]) -> pyarrow.Field
     if one.equals(other, check_metadata=True):
         return one
     if is_json(one) or is_json(other):
-        return as_json(one)
+        return json_field(one.name)
     schemas = [pyarrow.schema([field.remove_metadata()]) for field in (one, other)]
     try:
         merged = pyarrow.unify_schemas(schemas, promote_options="permissive")
     except pyarrow.ArrowException:
-        return as_json(one)
+        return json_field(one.name)
     if fields_of(merged.field(0).type) > max(
         MOST_FIELDS, fields_of(one.type), fields_of(other.type)
     ):
-        return as_json(one)  # each part of the file may have dicts with other keys
+        return json_field(one.name)  # each part of the file may have dicts with other keys
     return _storable(merged.field(0))
 
 
 def _storable(field: pyarrow.Field[Any]) -> pyarrow.Field[Any]:
     """Return the field; JSON text for a type that Parquet lacks (empty structs, intervals of months)."""
-    return field if _has_parquet(field.type) else as_json(field)
+    return field if _has_parquet(field.type) else json_field(field.name)
 
 
 @lru_cache(maxsize=4096)
@@ -385,7 +393,7 @@ def _fitted(
     for field in schema:
         column = _fit(table, field, left_out)
         if column is None or not (is_json(field) or _can_be_written(column)):
-            field = as_json(field)
+            field = json_field(field.name)
             column = _fit(table, field, left_out)
         fields.append(field)
         columns.append(column)

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, Unpack
 
 from ..arguments import takes_options
-from ..data.arrow_columns import own_names
 from ..data.column_values import TAKEN_NAMES
 from ..data.containers import read_preferences
+from ..data.own_columns import own_names
 from ..data.source_rows import PreferenceSource, SourceRow
 from ..data.table import PersonaTable
 from ..data.table_writer import check_free_names, check_output

@@ -9,10 +9,10 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence, Set
 from typing import Any, NamedTuple
 
-from ..data.arrow_columns import cells_of, in_narwhals, own_names, package_of
+from ..data.arrow_columns import arrow_cells, cells_of, in_narwhals, package_of
 from ..data.column_values import COLUMNS
 from ..data.containers import KnownSchemas, read_cells
-from ..data.file_formats import arrow_cells
+from ..data.own_columns import own_names
 from ..data.source_rows import SourceRow
 from ..data.table import PersonaTable
 from ..data.table_reader import persona_columns

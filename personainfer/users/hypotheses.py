@@ -18,8 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..arguments import LARGEST
-from ..data.arrow_columns import own_names
 from ..data.containers import read_with_columns
+from ..data.own_columns import own_names
 from ..exceptions import DataError, InvalidArgumentError
 from ..llm.client import LLM
 from ..personas.infer import infer_personas

@@ -28,9 +28,8 @@ from hypothesis import strategies as st
 import personainfer as pi
 from personainfer.data import column_values
 from personainfer.data import table_writer as writing
-from personainfer.data.arrow_columns import is_json
+from personainfer.data.arrow_columns import arrow_cells, is_json
 from personainfer.data.column_values import kept_in_arrow
-from personainfer.data.file_formats import arrow_cells
 from personainfer.exceptions import DataError
 
 from ..builders import PAIR, examples

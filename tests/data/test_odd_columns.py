@@ -120,7 +120,7 @@ def test_no_memory_and_no_package_are_not_errors_of_columns(
 
     data = pa.table({**PAIRS, "chosen_persona": ["x", "y"]})
     table = pi.PersonaTable.from_data(data, rejected_persona=None)
-    for place in ("personainfer.data.table._frame_of", "polars.from_arrow", "datasets.Dataset"):
+    for place in ("personainfer.data.table.pandas_frame", "polars.from_arrow", "datasets.Dataset"):
         monkeypatch.setattr(place, fails)
     with pytest.raises(error, match="of the process"):
         getattr(table, method)()

@@ -24,6 +24,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from personainfer.data import file_formats
+from personainfer.data.arrow_columns import arrow_cells
 from personainfer.data.containers import read_preferences
 from personainfer.data.file_formats import CSV_NULLS, open_rows
 from personainfer.data.source_rows import PreferenceSource
@@ -876,7 +877,7 @@ def test_times_of_day_with_nanoseconds_are_texts(tmp_path: Path) -> None:
     pq.write_table(pa.table({**rows, "t": times, "u": times.fill_null(0)}), tmp_path / "t.parquet")
     found = [row.columns["t"] for row in read_preferences(tmp_path / "t.parquet")]
     assert found == ["00:00:00.000001000", None, "00:00:00.000001001"]
-    assert file_formats.arrow_cells(times[:2]) == [time(0, 0, 0, 1), None]
+    assert arrow_cells(times[:2]) == [time(0, 0, 0, 1), None]
 
 
 @pytest.mark.parametrize("kind", [pa.list_, pa.large_list, lambda of: pa.struct([("a", of)])])
@@ -885,7 +886,7 @@ def test_times_of_day_with_nanoseconds_within_others_are_texts(kind: Callable[..
 
     def cells(nanoseconds: int) -> Any:
         given: Any = {"a": {"a": nanoseconds}} if pa.types.is_struct(deep) else [[nanoseconds]]
-        found: Any = file_formats.arrow_cells(pa.array([given], deep))[0]
+        found: Any = arrow_cells(pa.array([given], deep))[0]
         return found["a"]["a"] if isinstance(found, dict) else found[0][0]
 
     assert cells(1_001) == "00:00:00.000001001"

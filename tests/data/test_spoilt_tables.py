@@ -355,7 +355,7 @@ def packed(good: pa.Table, table: pa.Table, path: Path, group: int | None = None
 def test_a_text_that_all_rows_of_a_table_share_does_not_fill_the_memory(
     good: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr("personainfer.data.parquet._WRITTEN_BYTES", 2**20)
+    monkeypatch.setattr("personainfer.local.parquet._WRITTEN_BYTES", 2**20)
     rows, long = 128, "a" * 2**17
     table = pa.concat_tables([good] * (rows // 2))
     if name == "personainfer":
@@ -397,7 +397,7 @@ def test_categories_of_long_texts_are_saved_and_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Their rows share a text, in memory as in the file."""
-    monkeypatch.setattr("personainfer.data.parquet._WRITTEN_BYTES", 2**18)
+    monkeypatch.setattr("personainfer.local.parquet._WRITTEN_BYTES", 2**18)
     monkeypatch.setattr("personainfer.data.table_writer.GROUP_BYTES", 2**18)
     pair = Preference(prompt="p", chosen="a", rejected="b")
     long = "n" * 2**12
@@ -416,8 +416,8 @@ def test_categories_of_long_texts_are_saved_and_loaded(
 def test_a_table_whose_groups_unpack_to_much_more_than_the_file_is_refused(
     good: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("personainfer.data.parquet._LARGE_GROUP", 2**20)
-    monkeypatch.setattr("personainfer.data.parquet._MOST_PACKED", 2)
+    monkeypatch.setattr("personainfer.local.parquet._LARGE_GROUP", 2**20)
+    monkeypatch.setattr("personainfer.local.parquet._MOST_PACKED", 2)
     table = pa.concat_tables([good] * 64).append_column("notes", shared("a" * 2**14, 128))
     path = packed(good, table, tmp_path / "t.parquet", 16)
     PersonaTable.load(path).head(8).to_pandas()
@@ -429,8 +429,8 @@ def test_a_table_whose_groups_unpack_to_much_more_than_the_file_is_refused(
 def test_numbers_that_all_rows_of_a_table_share_are_refused_before_they_are_read(
     good: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nested: bool
 ) -> None:
-    monkeypatch.setattr("personainfer.data.parquet._LARGE_GROUP", 2**20)
-    monkeypatch.setattr("personainfer.data.parquet._MOST_PACKED", 2)
+    monkeypatch.setattr("personainfer.local.parquet._LARGE_GROUP", 2**20)
+    monkeypatch.setattr("personainfer.local.parquet._MOST_PACKED", 2)
     table, columns = pa.concat_tables([good] * 2_000), 40
     zeros: pa.Array[Any] = pa.array([0] * len(table), pa.int64())
     if nested:
@@ -449,8 +449,8 @@ def test_numbers_that_all_rows_of_a_table_share_are_refused_before_they_are_read
 def test_values_in_lists_of_a_table_are_counted_before_they_are_read(
     good: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nested: bool
 ) -> None:
-    monkeypatch.setattr("personainfer.data.parquet._LARGE_GROUP", 2**20)
-    monkeypatch.setattr("personainfer.data.parquet._MOST_PACKED", 2)
+    monkeypatch.setattr("personainfer.local.parquet._LARGE_GROUP", 2**20)
+    monkeypatch.setattr("personainfer.local.parquet._MOST_PACKED", 2)
     ends: Any = pa.array([0, *[100_000] * len(good)], pa.int32())
     lists: pa.Array[Any] = pa.ListArray.from_arrays(ends, pa.nulls(100_000, pa.int64()))
     if nested:

@@ -17,8 +17,8 @@ import personainfer as pi
 from personainfer import PersonaRow, PersonaTable, Preference
 from personainfer.data import column_values
 from personainfer.data import table_writer as writing
-from personainfer.data.arrow_columns import _RowColumns, own_columns, pandas_of
 from personainfer.data.column_values import json_text, json_texts, kept_in_arrow
+from personainfer.data.own_columns import _RowColumns, own_columns, pandas_of
 from personainfer.data.table_writer import write_table
 from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.records import Usage

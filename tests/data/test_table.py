@@ -18,7 +18,7 @@ import pytest
 
 from personainfer.data import arrow_columns as added
 from personainfer.data import table_writer as writing
-from personainfer.data.arrow_columns import own_columns
+from personainfer.data.own_columns import own_columns
 from personainfer.data.table import PersonaTable
 from personainfer.data.table_writer import write_table
 from personainfer.exceptions import DataError, InvalidArgumentError, RowsFailedError

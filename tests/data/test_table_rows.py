@@ -22,7 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import personainfer as pi
-from personainfer.data import arrow_columns
+from personainfer.data import own_columns
 from personainfer.data import table_writer as writing
 from personainfer.data.table_display import result_text
 from personainfer.data.table_reader import StoredTable
@@ -246,7 +246,7 @@ def test_labels_that_every_frame_has_are_no_column_of_a_part_of_an_arrow_table(c
 def test_a_slice_of_an_arrow_table_with_such_labels_looks_at_no_row(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(arrow_columns, "with_index_column", None)
+    monkeypatch.setattr(own_columns, "with_index_column", None)
     table = pa.Table.from_pandas(frame())
     assert at_places(table, range(2, 5)).equals(table.slice(2, 3))
 

@@ -28,7 +28,8 @@ from hypothesis import strategies as st
 
 import personainfer as pi
 from personainfer.data import table_writer as writing
-from personainfer.data.arrow_columns import is_json, own_columns
+from personainfer.data.arrow_columns import is_json
+from personainfer.data.own_columns import own_columns
 from personainfer.data.table_writer import write_table
 from personainfer.exceptions import InvalidArgumentError
 from personainfer.records import PersonaRow, Preference, Usage
