@@ -365,6 +365,7 @@ MORE: dict[str, tuple[Callable[..., Any], dict[str, Any]]] = {
         lambda beta: implicit_rewards(Sums(), Sums(), ["q"], ["calm"], ["a"], beta=beta),
         {"beta": 0.1},
     ),
+    "format": (lambda **given: table(3).format(**given), {"limit": 2, "width": 80}),
     "reproduce": (lambda limit: reproduce("pt", [], limit=limit), {"limit": 1}),
     "plot_salient_words": (lambda limit: plot_salient_words([], limit=limit), {"limit": 1}),
     "a request": (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 from ..api_keys import as_stored
-from ..arguments import Flag, check_argument, is_place
+from ..arguments import Flag, WholeNumber, check_argument, is_place
 from ..exceptions import (
     InvalidArgumentError,
     MissingExtraError,
@@ -45,6 +45,7 @@ from .own_columns import (
 )
 from .table_display import (
     LEAST_WIDTH,
+    MOST_WIDTH,
     figures,
     html_page,
     terminal_width,
@@ -626,13 +627,14 @@ class PersonaTable(Sequence[PersonaRow]):
 
         Args:
             limit: the most rows to show; None: all.
-            width: the columns of a line at most; less than 24 counts as 24.
+            width: the columns of a line at most; less than 24 counts as 24, and more than 10,000 as 10,000.
 
         Raises:
-            InvalidArgumentError: `limit` is not a whole number from 0 up.
+            InvalidArgumentError: `limit` is not a whole number from 0 up, or `width` no whole number.
         """
         first = self._rows if limit is None else self._rows[: check_count("format", limit)]
-        width = max(width, LEAST_WIDTH)
+        width = check_argument("width", width, WholeNumber)
+        width = min(max(width, LEAST_WIDTH), MOST_WIDTH)
         labels: Iterable[str | None] = index_labels(self._original, first) or repeat(None)
         named = zip(first, labels, strict=False)
         lines = [line for row, label in named for line in (*text_lines(row, width, label), "")]

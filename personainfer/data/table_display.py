@@ -31,6 +31,7 @@ _NO_TERMINAL = 100  # columns of what is written to a file or a notebook
 _WIDEST = 160  # columns: longer lines are hard to read
 _NO_END = 1 << 30  # columns: a file and a notebook take lines of any length
 LEAST_WIDTH = 24  # columns; narrower than that nothing can be read
+MOST_WIDTH = 10_000  # a line is filled up with blanks to two fifths of it
 _NARROW = 60  # below, a persona stands under its response, not beside it
 _EXCERPT_LINES = 2  # of a response, or as many as its persona has
 

@@ -508,6 +508,14 @@ def test_a_table_is_as_wide_as_can_be_read(width: int) -> None:
     assert 20 < max(map(len, lines)) <= 24
 
 
+def test_a_table_is_no_wider_than_a_screen_can_be() -> None:
+    table = PersonaTable(rows())
+    assert table.format(width=2**62) == table.format(width=10_000)
+    for wrong in (float("inf"), "80", None):
+        with pytest.raises(InvalidArgumentError, match=r"width=.* must be a whole number"):
+            table.format(width=wrong)  # type: ignore[arg-type]
+
+
 def test_a_number_of_rows_below_zero_is_refused() -> None:
     table = PersonaTable(rows())
     assert table.format(limit=0).startswith("… and 3 rows more\n")
