@@ -13,7 +13,7 @@ import math
 import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any, Final, TypeVar
 
@@ -152,6 +152,30 @@ def surrogate_problem(name: str) -> str:
     )
 
 
+def listed_dicts(value: object, keys: Iterable[str]) -> object:
+    """Return a dict of lists as the list of dicts that it was: `datasets` writes a Sequence of dicts so.
+
+    Args:
+        value: the cell.
+        keys: one of them must be in the dict. Its list and all others must be of one length.
+
+    Returns:
+        The list; any other value unchanged.
+    """
+    if not isinstance(value, Mapping) or value.keys().isdisjoint(keys):
+        return value
+    lists = [plain(each) for each in value.values()]
+    if not all(isinstance(each, list | tuple) for each in lists):
+        return value
+    columns: list[Any] = lists
+    is_one_length = len({len(each) for each in columns}) == 1
+    return (
+        [dict(zip(value, each, strict=True)) for each in zip(*columns, strict=True)]
+        if is_one_length
+        else value
+    )
+
+
 def looks_like_turns(value: object) -> bool:
     """Whether a value is text that begins like one or several messages, in JSON or as Python prints them.
 
@@ -168,7 +192,8 @@ def parse_cell(name: str, value: object) -> object:
         value: the cell.
 
     Returns:
-        The parsed value. A blank text, and a value that is not text, is returned unchanged.
+        The parsed value. A blank text, and a value that is not text, is returned unchanged. Turns that were
+        written as JSON twice are parsed twice.
 
     Raises:
         DataError: the text is in neither notation, is nested too deep, or holds more than `MOST_VALUES`
@@ -177,11 +202,13 @@ def parse_cell(name: str, value: object) -> object:
     if not isinstance(value, str) or not value.strip():
         return value
     try:
-        return read_json(value, is_data=True)
+        found = read_json(value, is_data=True)
     except (TooManyValuesError, TwinKeysError) as error:
         raise DataError(f"{name!r}: {error}", hint=LEAVE_OUT) from None
     except ValueError:
         pass
+    else:
+        return parse_cell(name, found) if looks_like_turns(found) else found
     try:
         return _of_python(bounded_json(value, _MOST_PRINTED).strip())
     except TooManyValuesError as error:
@@ -200,7 +227,19 @@ class _WithNan(ast.NodeTransformer):
         return ast.Constant(float(node.id)) if node.id in ("nan", "inf") else node
 
 
+# White space between two values, where NumPy prints no comma: ['a' 'b'].
+_NUMPY_GAP = re.compile(
+    r"""('(?:[^'\\]|\\.)*+'?|"(?:[^"\\]|\\.)*+"?)|(?<=[\]}'"\w.])\s+(?=[\[{'"\w.-])""", re.DOTALL
+)
+
+
+def with_commas(printed: str) -> str:
+    """Return a list as NumPy prints it, and so pandas writes it to a CSV file, with Python's commas."""
+    return _NUMPY_GAP.sub(lambda found: found[1] or ", ", printed)
+
+
 def _of_python(printed: str) -> object:
+    printed = with_commas(printed)
     try:
         return ast.literal_eval(printed)
     except ValueError:

@@ -187,10 +187,12 @@ def _with_and_without_more(schema: Schema) -> Iterator[Schema]:
 
 
 def prompt_columns(found: Iterable[object]) -> list[str]:
-    """Return the columns that have a usual name of prompts, in the order of `found`."""
-    return [
-        name for name in found if isinstance(name, str) and usual.plain_name(name) in usual.PROMPTS
-    ]
+    """Return the columns that have a usual name of prompts, or of what prompts are about.
+
+    They come in the order of `found`.
+    """
+    known = {*usual.PROMPTS, *usual.HISTORIES, *usual.SUBJECTS}
+    return [name for name in found if isinstance(name, str) and usual.plain_name(name) in known]
 
 
 def _pair_schemas(names: _Names) -> Iterator[Schema]:

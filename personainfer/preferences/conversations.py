@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from pydantic import ValidationError
@@ -155,8 +155,13 @@ def _split(
     return turns[:end], "\n\n".join(turn.content for turn in turns[end:])
 
 
-def _stripped(turns: Turns) -> tuple[Turn, ...]:
-    return tuple(Turn(turn.role, turn.content.strip(), turn.extra) for turn in turns)
+def _stripped(turns: Turns) -> list[tuple[object, ...]]:
+    """Return what makes turns the same: role, text and calls. Counts, times and ids may differ."""
+    return [(turn.role, turn.content.strip(), turn.extra and _calls(turn.extra)) for turn in turns]
+
+
+def _calls(extra: Mapping[str, object]) -> object:
+    return {key: extra[key] for key in TOOL_KEYS if key in extra} or None
 
 
 def _context(name: str, asked: Turns, head: Turns) -> Turns:
@@ -165,7 +170,8 @@ def _context(name: str, asked: Turns, head: Turns) -> Turns:
     Args:
         name: the response's column, for errors.
         asked: the turns of the prompt.
-        head: the turns before the response, which may repeat or extend the prompt; () if there are none.
+        head: the turns before the response, which may repeat or extend the prompt, or follow it without a
+            turn of the user; () if there are none.
 
     Raises:
         DataError: `head` neither begins nor ends with the prompt, or `head` and the prompt have different
@@ -181,12 +187,15 @@ def _context(name: str, asked: Turns, head: Turns) -> Turns:
     if not body:
         return system + question
     size, whole, part = len(question), _stripped(body), _stripped(question)
+    own = system or asked[: len(asked) - size]
+    if part and {turn.role for turn in body} <= {"assistant", "tool"}:
+        return own + question + body  # a response that calls tools before it answers
     if not part or part not in (whole[:size], whole[-size:]):
         raise DataError(
             f"{name!r} is a conversation that does not begin with the prompt.",
             hint="Give the response alone, or the same conversation as in the prompt.",
         )
-    return (system or asked[: len(asked) - size]) + body
+    return own + body
 
 
 def _same_start(names: tuple[str, str], first: Turns, second: Turns) -> Turns:
@@ -250,16 +259,19 @@ def read_pair(
         question = _without_answer(question, texts)
     contexts = [_context(name, question, head) for name, head in zip(names[1:], heads, strict=True)]
     context = _same_start((names[1], names[2]), contexts[0], contexts[1])
-    return preference_of(_preceded(names[0], before, context), texts[0], texts[1], id, user)
+    prompt_turns = _preceded(names[0], before, context, texts)
+    return preference_of(prompt_turns, texts[0], texts[1], id, user)
 
 
-def _preceded(name: str, before: Turns, context: Turns) -> Turns:
+def _preceded(name: str, before: Turns, context: Turns, responses: Sequence[str]) -> Turns:
     """Return a conversation with the turns of other columns before it.
 
     Args:
         name: the column of the conversation, for errors.
-        before: the turns of other columns: a system message, then earlier turns.
+        before: the turns of other columns: a system message, then earlier turns. They may go on with the
+            last turn of the conversation and one of the responses, which are left out.
         context: the conversation. Turns of `before` with which it begins are not added again.
+        responses: the texts of the two responses.
 
     Raises:
         DataError: `before` and `context` have different system messages.
@@ -271,6 +283,9 @@ def _preceded(name: str, before: Turns, context: Turns) -> Turns:
     if system and own:
         _check_same_system(system[0], own[0], "the row has a system message of its own", name)
         system = ()
+    if len(history) > 1 and history[-1].content.strip() in map(str.strip, responses):
+        is_whole = _stripped(history[-2:-1]) == _stripped(said[-1:])
+        history = history[:-2] if is_whole else history
     if _stripped(said[: len(history)]) == _stripped(history):
         history = ()
     elif history[-1].role == "user" and _stripped(history[-1:]) == _stripped(said[:1]):
@@ -342,7 +357,8 @@ def read_conversations(
     context = heads[0] or heads[1] if alone else _same_start(names, heads[0], heads[1])
     if not context:
         raise DataError(f"{names[0]!r} holds no turn before the response.", hint=LEAVE_OUT)
-    return preference_of(_preceded(names[0], before, context), texts[0], texts[1], id, user)
+    prompt_turns = _preceded(names[0], before, context, texts)
+    return preference_of(prompt_turns, texts[0], texts[1], id, user)
 
 
 # Records

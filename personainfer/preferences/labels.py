@@ -201,7 +201,7 @@ class LabelCoding:
             raise wrong_type(self.column, value, "a label")
         key = label_key(value)
         if self.is_given:
-            found = self.numbers.get(key)
+            found = self.numbers.get(key) or self._of_twin(key)
         elif (found := word_verdict(key, self.names)) is None:
             found = self._of_number(label_number(key), value)
         if found is None:
@@ -220,6 +220,12 @@ class LabelCoding:
         except DataError:
             return False
         return True
+
+    def _of_twin(self, key: str) -> Verdict | None:
+        """Read a boolean by labels= of 0 and 1, or 0 and 1 by those of booleans: they are equal."""
+        twins = ("0", "1") if key in ("false", "true") else ("false", "true")
+        twin = {"false": "0", "true": "1", "0": "false", "1": "true"}.get(key, "")
+        return self.numbers.get(twin) if self.numbers.keys() >= {*twins} else None
 
     def _of_number(self, number: str | None, value: object) -> Verdict | None:
         if number is None:
@@ -411,6 +417,13 @@ def uncertain(column: str, seen: Counter[str]) -> DataError:
         argument="labels",
         example=_labels_example(seen),
     )
+
+
+def are_reversed(one: str, other: str) -> bool:
+    """Whether the names of two columns say that the first is the second response, as "b" and "a" do."""
+    keys = label_key(one), label_key(other)
+    sides = tuple(word_verdict(key, ("", "")) or label_number(key) for key in keys)
+    return sides in (("second", "first"), ("2", "1"), ("1", "0"))
 
 
 def tie_error(column: str) -> NoPreferenceError:

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from ..arguments import NumberFromZero, check_argument
 from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
-from .cells import is_null, plain, wrong_type
+from .cells import is_null, listed_dicts, plain, wrong_type
 
 PAIR_RULES: Final = ("best-worst", "all", "adjacent")
 # Of one prompt, since they are in memory at once: all pairs of 447 responses.
@@ -121,7 +121,7 @@ def candidates_of(
             does not have one score for each response.
         InvalidArgumentError: `score_name` may mean ranks or scores.
     """
-    items = plain(value)
+    items = listed_dicts(plain(value), _TEXT_KEYS)
     if not isinstance(items, list | tuple):
         raise wrong_type(name, items, "a list of responses")
     given = plain(scores)

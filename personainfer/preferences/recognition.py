@@ -27,17 +27,18 @@ from .column_names import (
     vague_prompt,
 )
 from .conversations import encoding_problem, pair_problem
-from .labels import is_strength, label_key, may_be_labels, name_both_sides
+from .labels import are_reversed, is_strength, label_key, may_be_labels, name_both_sides
 from .named_responses import Head, without_names
 from .pairing import by_rater, is_ranked
 from .rows import read_all, read_group
 from .schemas import Mapped, Schema
-from .turns import is_history
+from .turns import is_history, texts_of
 
 LOOK_AHEAD: Final = 200  # schema and coding are recognised from so many first rows
 FEW: Final = 20  # so many rows may all lack a preference by chance
 _NO_CHOICE = ("other_label", "responses")  # with these roles, labels are names or places
 _SEVERAL = ("list", "group")  # kinds of schemas with several responses to a prompt
+_BY_NAME = ("label", "one-hot", "votes")  # kinds whose labels may name a response
 _ENOUGH = 5  # what so many rows have in common is no chance
 _MANY = 0.1  # so large a share of rows is no mistake in single rows
 _NEARLY_ALL = 0.95
@@ -278,7 +279,7 @@ def _of_other_texts(
 
 
 def _adds_text(rows: Sequence[Sequence[object]], place: int, known: int, least_words: int) -> bool:
-    """Whether the cells at `place` are mostly texts that differ, and that are in no prompt or response.
+    """Whether the cells at `place` are mostly texts or turns that differ, and are in no prompt or response.
 
     Args:
         rows: the values of each row.
@@ -288,12 +289,11 @@ def _adds_text(rows: Sequence[Sequence[object]], place: int, known: int, least_w
     """
     found = set()
     for row in rows:
-        cell = row[place]
-        if not isinstance(cell, str) or len(cell.split()) < least_words:
-            continue  # before str(): a list may contain itself
-        text, others = cell.strip(), [str(other) for other in row[:known]]
-        if not any(text in each or each in text for each in others):
-            found.add(text)
+        texts = [text for text in texts_of(row[place]) if len(text.split()) >= least_words]
+        others = [text for cell in row[:known] for text in texts_of(cell)]
+        new = [t for t in texts if not any(t in each or each in t for each in others)]
+        if new:
+            found.add("\n".join(new))
     return len(found) > len(rows) / 2
 
 
@@ -317,8 +317,17 @@ def check_options(schema: Schema, rows: Sequence[Sequence[object]]) -> None:
         rows: the first rows, as values in the order of the schema's columns.
     """
     told, columns = schema.told, schema.columns
-    for role in ("score", "scores"):
+    for role in ("score", "scores", "score_1"):
         is_ranked(columns.get(role, ""))  # which raises if the name may mean ranks or scores
+    if schema.kind in _BY_NAME and not told.labels:
+        named = [columns.get(role, "") for role in ("response_1", "response_2")]
+        if are_reversed(named[0], named[1]):
+            raise InvalidArgumentError(
+                f"columns= gives {named[0]!r} as the first response and {named[1]!r} as the second, and"
+                " labels go by these names.",
+                hint="Swap response_1 and response_2.",
+                argument="columns",
+            )
     scored = {"score_1", "score_chosen", "score"}
     has_scores = schema.kind == "list" or bool(scored & columns.keys())
     wrong = {

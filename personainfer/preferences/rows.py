@@ -28,6 +28,7 @@ from .turns import (
     check_text,
     read_history,
     read_responses,
+    read_system,
     with_tools,
 )
 
@@ -94,7 +95,8 @@ def read_all(schema: Schema, values: Sequence[object]) -> list[Preference]:
         return _of_list(schema, row)
     if schema.kind == "pair" and schema.told.pairs and are_lists(row["chosen"], row["rejected"]):
         names = (schema.columns["chosen"], schema.columns["rejected"])
-        lists: list[Any] = [plain(row["chosen"]), plain(row["rejected"])]
+        cells = [plain(row["chosen"]), plain(row["rejected"])]
+        lists: list[Any] = [[cell] if isinstance(cell, str) else cell for cell in cells]
         both = list(zip_lists(names, lists[0], lists[1], schema.told.pairs))
         return _numbered(schema, row, [(names, one, other) for one, other in both])
     return [read_one(schema, values)]
@@ -150,6 +152,8 @@ def _score_or_flag(name: str, value: object) -> float | None:
 
 _PLAIN_TYPES = frozenset((str, int, float, bool, list, dict, type(None), type(ABSENT)))
 _LISTS = frozenset(("responses", "scores", "history"))  # text in these roles can only be JSON
+_OF_ROUNDS = ("prompt", "chosen", "rejected", "response_1", "response_2")
+_VOTES = _LISTS | {"label", "label_2"}
 
 
 def _cells(schema: Schema, values: Sequence[object]) -> dict[str, Any]:
@@ -161,12 +165,13 @@ def _cells(schema: Schema, values: Sequence[object]) -> dict[str, Any]:
     if not _PLAIN_TYPES.issuperset(map(type, values)):
         values = [plain(value) for value in values]
     row = schema.row(values)
-    for role in schema.json_roles.union(_LISTS & row.keys()):
+    lists = _VOTES if schema.kind == "votes" else _LISTS
+    for role in schema.json_roles.union(lists & row.keys()):
         row[role] = parse_cell(schema.columns[role], row[role])
     if schema.kind == "label" and "responses" in row:
         row |= _two_of(schema.columns["responses"], row["responses"])
     if schema.is_rounds:
-        row |= _rounds({role: row[role] for role in ("prompt", "response_1", "response_2")})
+        row |= _rounds({role: row[role] for role in _OF_ROUNDS if role in row})
     return row
 
 
@@ -236,7 +241,8 @@ def _preference(
             names, good, bad, before=before, id=id, user=user, counts=schema.counts
         )
         _check_prompt(schema, row, pair, is_sure=not is_usual)
-        return with_tools(pair, row["tools"]) if "tools" in row else pair
+        tools = row.get("tools")
+        return pair if is_null(tools) else with_tools(pair, tools, schema.counts)
     prompt = row["prompt"]
     if type(prompt) is str:
         check_text(schema.columns["prompt"], prompt, is_response=False)
@@ -253,7 +259,7 @@ def _preference(
     tools = row.get("tools")
     if is_null(tools) and isinstance(asked := plain(row["prompt"]), Mapping):
         tools = asked.get(TOOL_DEFINITIONS)
-    return pair if is_null(tools) else with_tools(pair, tools)
+    return pair if is_null(tools) else with_tools(pair, tools, schema.counts)
 
 
 def _without_repeats(
@@ -324,12 +330,11 @@ def _with_input(schema: Schema, row: Mapping[str, Any], prompt: Any) -> Any:
 
 def _before(schema: Schema, row: Mapping[str, Any]) -> Turns:
     """Return the turns that the columns of system message and history hold, in this order."""
-    before: Turns = ()
     system = row.get("system")
-    if not is_null(system) and system != "":
-        if not isinstance(system, str):
-            raise wrong_type(schema.columns["system"], system, "text")
-        before = (Turn("system", system),) if system.strip() else ()
+    before: Turns = ()
+    if not is_null(system):
+        text = system if type(system) is str else read_system(schema.columns["system"], system)
+        before = (Turn("system", text),) if text.strip() else ()
     if "history" in row:
         before += read_history(schema.columns["history"], row["history"])
     return before
@@ -384,6 +389,8 @@ def _verdict(schema: Schema, row: Mapping[str, Any]) -> Verdict:
     if scores[0] is None or scores[1] is None:
         raise NoPreferenceError(f"{_label_name(schema)!r} or its counterpart is missing (null).")
     gap = difference(scores[0], scores[1])
+    if is_ranked(schema.columns["score_1"]):
+        gap = -gap
     _check_gap(schema, abs(gap))
     return "tie" if gap == 0 else "first" if gap > 0 else "second"
 
@@ -484,7 +491,8 @@ def _filter(schema: Schema, row: Mapping[str, Any], bad: str) -> None:
 
 
 def _refuse_lists(columns: Mapping[str, str], row: Mapping[str, Any]) -> None:
-    if type(row["chosen"]) is not str and are_lists(row["chosen"], row["rejected"]):
+    is_text = type(row["chosen"]) is type(row["rejected"]) is str
+    if not is_text and are_lists(row["chosen"], row["rejected"]):
         raise DataError(
             f"{columns['chosen']!r} and {columns['rejected']!r} are lists of responses.",
             hint='Say which make a pair: pairs="all" (each with each) or pairs="adjacent".',

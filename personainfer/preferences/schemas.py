@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import chain
 from typing import Any, NamedTuple
 
 from ..exceptions import DataError
-from .cells import is_null, looks_like_turns, plain
+from .cells import is_null, looks_like_turns, parse_cell, plain
 from .conversations import is_exchange, is_transcript
 from .labels import (
     LabelCoding,
@@ -175,8 +174,7 @@ class Schema:
             coding=found._find_coding(rows, is_batch=is_open),
             compared=found.compared_coding(rows),
             json_roles=self._find_json(texts),
-            is_rounds=self.kind == "one-hot"
-            and _share(_is_json_list, chain.from_iterable(texts.values())) > 1 / 2,
+            is_rounds=_are_rounds(cells, least=1 / 2 if self.kind == "one-hot" else 1 - _FEW),
             has_transcripts=_share(is_transcript, texts.get("prompt", ())) > _FEW,
             has_exchanges=self.kind == "pair"
             and all(_are_exchanges(cells.get(role, ())) for role in ("chosen", "rejected")),
@@ -394,14 +392,43 @@ def _repeat_prompt(cells: Mapping[str, Sequence[object]]) -> bool | None:
     return True if len(told) >= _ENOUGH and repeated >= 0.9 * len(told) else None
 
 
-def _is_json_list(text: str) -> bool:
-    return text.lstrip().startswith("[")
+def _are_rounds(cells: Mapping[str, Sequence[object]], least: float) -> bool:
+    """Whether prompts and both responses are lists of texts, or JSON of some, in a share above `least`.
+
+    Args:
+        cells: role -> the values of all rows.
+        least: the share of the values of each role that must be exceeded. Nulls do not count.
+    """
+    roles = [role for role in _TEXT_ROLES if role in cells]
+    told = [[value for value in cells[role] if not is_null(value)] for role in roles]
+    return len(roles) == 3 and all(
+        values and sum(map(_is_list_of_texts, values)) > least * len(values) for values in told
+    )
+
+
+def _is_list_of_texts(value: object) -> bool:
+    if isinstance(value, str):
+        if not value.startswith("["):
+            return False
+        try:
+            value = parse_cell("", value)
+        except DataError:
+            return False
+    value = plain(value)
+    return (
+        isinstance(value, list | tuple)
+        and bool(value)
+        and all(isinstance(text, str | None) for text in value)
+        and not looks_like_turns(value[0])
+    )
 
 
 def are_lists(*values: object) -> bool:
-    """Whether each value is a list that begins with a text which is no turn: a list of responses."""
-    lists = [plain(value) for value in values]
-    return all(
-        isinstance(v, list | tuple) and v and isinstance(v[0], str) and not looks_like_turns(v[0])
-        for v in lists
-    )
+    """Whether one value or more is a list of responses, and each other one is a text.
+
+    A list of responses begins with a text which is no turn.
+    """
+    cells = [plain(value) for value in values]
+    lists = [cell for cell in cells if isinstance(cell, list | tuple)]
+    are_texts = all(v and isinstance(v[0], str) and not looks_like_turns(v[0]) for v in lists)
+    return bool(lists) and are_texts and all(isinstance(v, str | list | tuple) for v in cells)

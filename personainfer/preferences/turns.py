@@ -7,13 +7,23 @@ Data writes turns in many ways: with `role`/`content`, with `from`/`value` (Shar
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ..exceptions import DataError, NoPreferenceError
 from ..records import Message, Preference
-from .cells import LEAVE_OUT, is_null, looks_like_turns, parse_cell, plain, wrong_type
+from .cells import (
+    LEAVE_OUT,
+    is_null,
+    listed_dicts,
+    looks_like_turns,
+    parse_cell,
+    plain,
+    with_commas,
+    wrong_type,
+)
 
 
 class Turn(NamedTuple):
@@ -69,6 +79,8 @@ def text_or_turns(name: str, value: object) -> str | Turns:
     if isinstance(value, Message):
         return (_turn(name, value),)
     if isinstance(value, Mapping):
+        value = listed_dicts(value, _ROLE_KEYS)
+    if isinstance(value, Mapping):
         return _of_mapping(name, value)
     if isinstance(value, str):
         return value
@@ -76,12 +88,25 @@ def text_or_turns(name: str, value: object) -> str | Turns:
         raise wrong_type(name, value, "text or a list of messages")
     if not value:
         raise NoPreferenceError(f"{name!r} is an empty list of messages.", hint=LEAVE_OUT)
-    return tuple(_turn(name, item) for item in value)
+    turns = tuple(_turn(name, item) for item in value)
+    first = turns[0]
+    is_blank = first.role == "system" and not first.content.strip() and not first.extra
+    return (turns[1:] or turns) if is_blank else turns
+
+
+def texts_of(value: object) -> list[str]:
+    """Return the texts in a cell of text or turns, without white space around; [] for any other cell."""
+    try:
+        found = text_or_turns("", parse_cell("", value) if looks_like_turns(value) else value)
+    except DataError:
+        return []
+    texts = [found] if isinstance(found, str) else [turn.content for turn in found]
+    return [text.strip() for text in texts if text.strip()]
 
 
 def may_be_turns(text: str) -> bool:
     """Whether a text is messages in JSON or as Python prints them, of any roles, and perhaps cut off."""
-    if not looks_like_turns(text):
+    if not looks_like_turns(text) and not text.startswith(('"[', '"{')):
         return False
     try:
         value = parse_cell("", text)
@@ -106,7 +131,7 @@ def printed(text: str) -> type[dict[str, Any]] | type[list[str]] | None:
         value = parse_cell("", text)
     except DataError:
         return None
-    if repr(value) != text.strip():
+    if repr(value) != with_commas(text.strip()):
         return None
     if isinstance(value, dict):
         return dict if any(isinstance(value.get(key), str) for key in _TEXT_KEYS) else None
@@ -211,8 +236,10 @@ def _turn(name: str, item: object) -> Turn:
     content_key = _first(item, _CONTENT_KEYS)
     others = {key: v for key, v in item.items() if key not in (role_key, content_key)}
     extra = _extra(name, others)
-    content = _content(name, item[content_key] if content_key else None, extra)
-    return Turn(_known_role(name, role), content, extra)
+    known = _known_role(name, role)
+    if content_key is None and known == "system":  # data sets with system messages in some rows
+        return Turn(known, "", extra)
+    return Turn(known, _content(name, item[content_key] if content_key else None, extra), extra)
 
 
 def _no_turn(name: str) -> DataError:
@@ -268,7 +295,7 @@ def _extra(name: str, others: Mapping[Any, Any]) -> dict[str, Any] | None:
     Raises:
         DataError: JSON cannot hold a field, which contains itself or is nested too deep, for example.
     """
-    kept = {str(key): v for key, v in others.items() if not is_null(v) and not _is_empty(v)}
+    kept = {str(key): v for key, v in others.items() if not _is_nothing(v)}
     if not kept:
         return None
     try:
@@ -280,32 +307,50 @@ def _extra(name: str, others: Mapping[Any, Any]) -> dict[str, Any] | None:
         ) from None
 
 
-def with_tools(preference: Preference, tools: object) -> Preference:
+def with_tools(preference: Preference, tools: object, counts: Counter[str]) -> Preference:
     """Return a copy of a preference with tool definitions in `extra["tools"]` of its prompt's first message.
 
     A prompt that is a text becomes a message of the user.
 
     Args:
         preference: the preference of a row.
-        tools: a list of definitions, or JSON text of one. For any other value, `preference` itself is
-            returned.
+        tools: a definition or a list of some, each a dict or JSON text; or JSON text of the list. For any
+            other value, `preference` itself is returned.
+        counts: `counts["tools_left_out"]` is increased by 1 if `tools` holds something else.
 
     Raises:
         DataError: JSON cannot hold a definition, which contains itself or is nested too deep, for example.
     """
     try:
-        found = parse_cell(TOOL_DEFINITIONS, plain(tools))
+        found = _definitions(tools)
     except DataError:
+        counts["tools_left_out"] += 1
         return preference
-    if not (
-        isinstance(found, list | tuple) and found and all(isinstance(t, Mapping) for t in found)
-    ):
+    if not found:
         return preference
     prompt = preference.prompt
     turns = (Message(role="user", content=prompt),) if isinstance(prompt, str) else prompt
     extra = {**(turns[0].extra or {}), **(_extra("prompt", {TOOL_DEFINITIONS: found}) or {})}
     first = turns[0].model_copy(update={"extra": extra})
     return preference.model_copy(update={"prompt": (first, *turns[1:])})
+
+
+def _definitions(tools: object) -> list[object]:
+    """Return the tool definitions in a cell; [] if it is empty.
+
+    Raises:
+        DataError: it holds something else.
+    """
+    cell = parse_cell(TOOL_DEFINITIONS, plain(tools))
+    if _is_nothing(cell):
+        return []
+    if isinstance(cell, Mapping) and not cell.keys().isdisjoint(("name", "function")):
+        return [cell]
+    each = cell if isinstance(cell, list | tuple) else [0]
+    found = [parse_cell(TOOL_DEFINITIONS, tool) for tool in each if not _is_nothing(tool)]
+    if not all(isinstance(tool, Mapping) for tool in found):
+        raise wrong_type(TOOL_DEFINITIONS, tools, "a list of definitions")
+    return found
 
 
 def _json_default(value: object) -> object:
@@ -315,6 +360,28 @@ def _json_default(value: object) -> object:
 
 def _is_empty(value: object) -> bool:
     return isinstance(value, str | list | tuple | dict) and not value
+
+
+def _is_nothing(value: object) -> bool:
+    return is_null(value) or _is_empty(value)
+
+
+def read_system(name: str, value: object) -> str:
+    """Read a system message: a text, the parts of one, or messages of the role system.
+
+    Raises:
+        DataError: the cell holds something else.
+    """
+    value = plain(value)
+    if isinstance(value, str):
+        return value
+    each = value if isinstance(value, list | tuple) else [value]
+    if any(isinstance(item, Mapping) and _first(item, _ROLE_KEYS) for item in each):
+        turns = text_or_turns(name, value)
+        if isinstance(turns, tuple) and all(turn.role == "system" for turn in turns):
+            return "\n\n".join(turn.content for turn in turns)
+        raise DataError(f"{name!r} holds a turn of another role than system.", hint=LEAVE_OUT)
+    return _content(name, value, None)
 
 
 def read_history(name: str, value: object) -> Turns:

@@ -17,6 +17,8 @@ PROMPTS: Final = (
     *VAGUE_PROMPTS,
     *"user_query user_message user_input prompt_text question_text problem".split(),
 )
+# Texts that a prompt may be about.
+SUBJECTS: Final = ("passage", "document", "article", "background", "body", "selftext")
 ASKS: Final = frozenset(  # last words of names of columns that may hold the prompt
     "prompt prompts question questions query instruction instructions problem task request ask message"
     " utterance user human".split()
@@ -24,7 +26,8 @@ ASKS: Final = frozenset(  # last words of names of columns that may hold the pro
 THINGS = "response output answer completion conversation candidate summary text reply generation"
 _OPPOSITES = (
     "chosen rejected|preferred dispreferred|preferred non_preferred|accepted rejected|positive negative"
-    "|pos neg|better worse|best worst|good bad|winner loser|win lose|w l"
+    "|pos neg|better worse|best worst|good bad|winner loser|win lose|w l|chosen reject|selected rejected"
+    "|preferred rejected|winning losing|accept reject"
 )
 
 
@@ -109,7 +112,13 @@ LISTS: Final = tuple(
 LIST_SCORES: Final = ("scores", "ratings", "rankings", "ranks", "rewards")
 RESPONSES: Final = ("response", "model_response", "completion", "answer", "output")
 SCORES: Final = ("score", "rating", "helpfulness", "overall_score", "reward", "rank")
-SYSTEMS: Final = ("system", "system_prompt", "system_message")
+SYSTEMS: Final = tuple(
+    "system system_prompt system_message system_instruction system_instructions sys_prompt".split()
+)
+HISTORIES: Final = tuple(
+    "history chat_history conversation_history dialogue_history dialog_history previous_turns"
+    " previous_messages".split()
+)
 # The person who chose, as in PRISM and OpenAssistant (user_id), Community Alignment (annotator_id), TL;DR
 # comparisons (worker), DICES (rater_id), and on platforms for crowd work.
 USERS: Final = tuple(
@@ -136,8 +145,8 @@ LATER: Final = {
     "id": ("id",),
     "user": USERS,
     "system": SYSTEMS,
-    "tools": ("tools",),
-    "history": ("history",),
+    "tools": ("tools", "functions"),
+    "history": HISTORIES,
     "input": ("input",),
 }
 OF_ANY_NAME: Final = ("system", "user")  # merged data has several columns for these roles

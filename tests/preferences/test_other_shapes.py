@@ -1,0 +1,296 @@
+"""Data as other tools write it: the same cells in another notation, or under another usual name."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from personainfer.data import read_preferences
+from personainfer.exceptions import DataError, InvalidArgumentError
+from personainfer.preferences.remarks import remarks
+from personainfer.records import Message, Preference
+
+from ..builders import EXPLICIT, PAIR, USER, read, say
+
+AB = {"prompt": "q", "response_a": "a", "response_b": "b"}
+TOOL = {"name": "clock", "parameters": {}}
+EARLIER = [say("hello", "user"), say("hi")]
+
+
+def turns_of(found: Preference | str) -> list[tuple[str, str]]:
+    """The roles and texts of the prompt's turns."""
+    assert isinstance(found, Preference), found
+    return [(turn.role, turn.content) for turn in found.prompt if isinstance(turn, Message)]
+
+
+def read_csv(folder: Path, rows: list[dict[str, Any]], **options: Any) -> list[Preference | str]:
+    """What rows are read as, once pandas read them from Parquet and wrote them to a CSV file."""
+    pd.DataFrame(rows).to_parquet(folder / "rows.parquet")
+    pd.read_parquet(folder / "rows.parquet").to_csv(folder / "rows.csv", index=False)
+    found = read_preferences(folder / "rows.csv", **options)
+    return [row.preference or str(row.error) for row in found]
+
+
+# Which response is the better one
+
+
+def test_of_two_ranks_the_lower_one_is_the_better() -> None:
+    names = {"prompt": "prompt", "response_1": "response_a", "response_2": "response_b"}
+    names |= {"score_1": "rank_a", "score_2": "rank_b"}
+    rows = [{**AB, "rank_a": one, "rank_b": other} for one, other in ((1, 2), (3, 1))]
+    assert read(*rows, columns=names) == [PAIR, PAIR.swapped]
+    assert read(rows[1], columns=names, min_gap=2) == [PAIR.swapped]
+
+
+@pytest.mark.parametrize(
+    ("one", "two", "label"),
+    [
+        ("response_b", "response_a", "a"),
+        ("output_2", "output_1", 1),
+        ("model_b_text", "model_a_text", "model_a"),
+        ("right", "left", "left"),
+    ],
+)
+def test_responses_whose_names_say_another_order_than_columns_are_refused(
+    one: str, two: str, label: object
+) -> None:
+    """The label "a" means response_a, whatever its place in `columns=`."""
+    rows: list[dict[str, Any]] = [{"prompt": "q", one: "b", two: "a", "best": label}] * 2
+    names = {"prompt": "prompt", "response_1": one, "response_2": two, "label": "best"}
+    with pytest.raises(InvalidArgumentError, match="Swap response_1 and response_2"):
+        read(*rows, columns=names)
+    swapped = {**names, "response_1": two, "response_2": one}
+    if label != 1:  # a column that never holds a 2 is not certain
+        assert read(*rows, columns=swapped) == [PAIR, PAIR]
+    assert read(*rows, columns=names, labels={label: "second"}) == [PAIR, PAIR]
+
+
+def test_labels_of_zero_and_one_read_booleans_and_the_other_way_round() -> None:
+    rows = [{**AB, "label": label} for label in (True, False, "True")]
+    assert read(*rows, labels={1: "first", 0: "second"}) == [PAIR, PAIR.swapped, PAIR]
+    numbers = [{**AB, "label": label} for label in (1, 0, 1.0)]
+    assert read(*numbers, labels={True: "first", False: "second"}) == [PAIR, PAIR.swapped, PAIR]
+    with pytest.raises(DataError, match="is True, which is none of"):
+        read({**AB, "label": True}, labels={1: "first", 2: "second"})
+
+
+# System messages, earlier turns and tools
+
+
+@pytest.mark.parametrize(
+    "name", ["system_instruction", "systemInstruction", "System Instructions", "sys_prompt"]
+)
+def test_other_usual_names_of_the_system_message(name: str) -> None:
+    (found,) = read({**EXPLICIT, name: "Be brief."})
+    assert turns_of(found) == [("system", "Be brief."), ("user", "q")]
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        {"parts": [{"text": "Be brief."}]},
+        [{"type": "text", "text": "Be brief."}],
+        say("Be brief.", "system"),
+        [say("Be ", "system", name="a"), say("brief.", "developer")],
+        np.array(["Be brief."]),
+    ],
+    ids=["Gemini", "Anthropic", "a message", "two messages", "parts"],
+)
+def test_system_messages_that_are_no_text(system: Any) -> None:
+    (found,) = read({**EXPLICIT, "system": system})
+    ((role, text), question) = turns_of(found)
+    assert (role, text.replace("\n\n", ""), question) == ("system", "Be brief.", ("user", "q"))
+
+
+def test_a_system_column_without_a_system_message() -> None:
+    nothing: list[object] = [[], None, " "]
+    assert read(*({**EXPLICIT, "system": each} for each in nothing)) == [PAIR] * 3
+    rows = [{**EXPLICIT, "system": each} for each in ([USER], 7, {"a": 1}, "Be brief.")]
+    assert [isinstance(each, str) for each in read(*rows)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("nothing", [None, "", " "])
+def test_a_system_turn_without_words_is_none(nothing: str | None) -> None:
+    blank = say(nothing, "system")
+    row = {"chosen": [blank, USER, say("a")], "rejected": [USER, say("b")]}
+    assert read(row) == read({**EXPLICIT, "prompt": [blank, USER]}) == [PAIR]
+    (found,) = read({**EXPLICIT, "prompt": [blank]})
+    assert "ends with a system message" in str(found)
+
+
+@pytest.mark.parametrize("name", ["chat_history", "conversation_history", "previous_messages"])
+def test_earlier_turns_in_a_column_of_another_usual_name(name: str) -> None:
+    whole = [*EARLIER, USER, say("a")]
+    for earlier in (EARLIER, [*EARLIER, USER], whole, [["hello", "hi"]], json.dumps(EARLIER)):
+        (found,) = read({**EXPLICIT, name: earlier})
+        assert turns_of(found) == [("user", "hello"), ("assistant", "hi"), ("user", "q")]
+
+
+def test_turns_and_texts_beside_the_prompt_are_told() -> None:
+    rows = [
+        {
+            "prompt": f"What of the {n}th?",
+            "chosen": "Drink tea.",
+            "rejected": "Drink coffee.",
+            "context": [say(f"the {n}th of May", "user"), say("yes")],
+            "passage": f"A text, number {n}.",
+            "messages": [say(f"What of the {n}th?", "user"), say("Drink tea.")],  # nothing else
+        }
+        for n in range(10, 15)
+    ]
+    source = read_preferences(rows)
+    assert all(row.preference for row in source)
+    assert source.summary["not_in_prompt"] == ["context", "passage"]
+    assert len(remarks(source.summary)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "tools"),
+    [
+        ("tools", [json.dumps(TOOL)]),  # nvidia/When2Call
+        ("tools", TOOL),
+        ("tools", json.dumps(TOOL)),
+        ("functions", [TOOL]),
+    ],
+)
+def test_definitions_of_tools_in_other_notations(name: str, tools: object) -> None:
+    (found,) = read({**EXPLICIT, name: tools})
+    assert isinstance(found, Preference)
+    assert isinstance(found.prompt[0], Message)
+    assert found.prompt[0].extra == {"tools": [TOOL]}
+
+
+def test_tools_that_cannot_be_read_are_counted() -> None:
+    cells: list[object] = [["search"], "search", {"a": 1}, 3, [], "", None, "[]", [TOOL]]
+    source = read_preferences([{**EXPLICIT, "tools": cell} for cell in cells])
+    assert all(row.preference for row in source)
+    assert source.summary["tools_left_out"] == 4
+
+
+# Conversations
+
+
+def test_fields_of_shared_turns_may_differ_unless_they_are_calls() -> None:
+    """Counts of tokens, ids and times differ between two conversations about the same."""
+    row = {
+        "chosen": [{**USER, "id": "x", "num_tokens": 1}, say("a", id="y")],
+        "rejected": [{**USER, "id": "z"}, say("b")],
+    }
+    (found,) = read(row)
+    assert turns_of(found) == [("user", "q")]
+    call = {"type": "function", "function": {"name": "clock", "arguments": "{}"}}
+    called = [USER, say(None, tool_calls=[call]), say("12:00", "tool")]
+    other = {"chosen": [*called, say("a")], "rejected": [USER, say(""), called[2], say("b")]}
+    assert "do not share a prompt" in str(read(row, other)[1])
+
+
+def test_responses_that_call_a_tool_before_they_answer() -> None:
+    call = {"type": "function", "function": {"name": "clock", "arguments": "{}"}}
+    steps = [say(None, tool_calls=[call]), say("12:00", "tool")]
+    row = {"prompt": [USER], "chosen": [*steps, say("a")], "rejected": [*steps, say("b")]}
+    found, other = read(row, {**row, "rejected": [say("b")]})
+    assert [role for role, _ in turns_of(found)] == ["user", "assistant", "tool"]
+    assert isinstance(found, Preference)
+    assert (found.chosen, found.rejected) == ("a", "b")
+    assert "do not share a prompt" in str(other)
+
+
+def test_turns_as_a_dict_of_lists() -> None:
+    """`datasets` reads a Sequence of dicts so; ELI5 has its answers so."""
+    chosen, rejected = (
+        {"role": ["user", "assistant"], "content": np.array(["q", text])} for text in "ab"
+    )
+    assert read({"chosen": chosen, "rejected": rejected}) == [PAIR]
+    answers = {"id": ["x", "y"], "text": ["b", "a"], "score": [3, 9]}
+    assert read({"prompt": "q", "answers": answers}, pairs="all") == [PAIR]
+
+
+def test_turns_that_were_written_as_json_twice() -> None:
+    twice = {
+        side: json.dumps(json.dumps([USER, say(text)]))
+        for side, text in zip(SIDES, "ab", strict=True)
+    }
+    assert read(*[twice] * 2) == [PAIR, PAIR]
+    assert read(*[{"prompt": json.dumps(json.dumps([USER])), **twice}] * 2) == [PAIR, PAIR]
+    quoted = {**EXPLICIT, "chosen": '"[yes]"', "rejected": json.dumps('{"no": 1}')}
+    (found,) = read(quoted)
+    assert isinstance(found, Preference)
+    assert found.chosen == '"[yes]"'
+
+
+SIDES = ("chosen", "rejected")
+ROUNDS = {"prompt": ["q"], "chosen": ["a"], "rejected": ["b"]}
+
+
+@pytest.mark.parametrize("write", [json.dumps, list], ids=["JSON", "lists"])
+@pytest.mark.parametrize("is_labelled", [True, False])
+def test_lists_of_rounds_with_any_kind_of_choice(write: Any, is_labelled: bool) -> None:
+    """Arena 55k has JSON lists; people add a `winner` to it, or make chosen and rejected of it."""
+    row = {name: write(texts) for name, texts in ROUNDS.items()}
+    more = {name: write([*texts, "x"]) for name, texts in ROUNDS.items()}
+    if is_labelled:
+        names = dict(zip(("prompt", *SIDES), ("prompt", "response_a", "response_b"), strict=True))
+        row, more = ({names[k]: v for k, v in r.items()} | {"winner": "a"} for r in (row, more))
+    one, two = read(row, more)
+    assert one == PAIR
+    assert "differ before their responses" in str(two)
+
+
+def test_answers_in_json_to_a_plain_prompt_stay_texts() -> None:
+    row = {"prompt": "List a drink.", "chosen": '["tea"]', "rejected": '["milk"]'}
+    (found,) = read(row)
+    assert isinstance(found, Preference)
+    assert found.chosen == '["tea"]'
+
+
+# Several responses
+
+
+def test_one_chosen_response_and_a_list_of_rejected_ones() -> None:
+    row = {"prompt": "q", "chosen": "a", "rejected": ["b", "c"]}
+    with pytest.raises(DataError, match="lists of responses"):
+        read(row)
+    found = read(row, {**row, "chosen": ["a"], "rejected": "b"}, pairs="all")
+    assert found == [PAIR, PAIR.model_copy(update={"rejected": "c"}), PAIR]
+
+
+# Files that pandas wrote
+
+
+def test_lists_of_numpy_in_csv_files(tmp_path: Path) -> None:
+    """Cells that pandas reads of Parquet are arrays, which have no commas in a CSV file."""
+    question = say('isn\'t } { "so"?', "user")
+    both = {side: [question, say(f"{side} isn't")] for side in SIDES}
+    found = read_csv(tmp_path, [both] * 5)
+    assert found == read(*[both] * 5)
+    rows = [{"prompt": "q", "responses": ["b", "a"], "scores": [-1.5, 2.0]}] * 5
+    assert read_csv(tmp_path, rows, pairs="all") == [PAIR] * 5
+    lists = [{"prompt": "q", "chosen": ["a", "it's"], "rejected": ["b", "no"]}] * 5
+    with pytest.raises(DataError, match="lists of responses"):
+        read_csv(tmp_path, lists)
+    assert read_csv(tmp_path, lists[:1] * 5, pairs="adjacent")[0] == PAIR
+
+
+def test_annotations_in_csv_files(tmp_path: Path) -> None:
+    votes = [{"overall_pref": "A-is-clearly-better"}, {"overall_pref": "Tie"}]
+    row: dict[str, Any] = {"text": "q", "completion_a": "a", "completion_b": "b"}
+    row |= {"normal_worker_annotations": votes, "expert_worker_annotations": votes[:1]}
+    assert read_csv(tmp_path, [row] * 2) == [PAIR, PAIR]
+
+
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ("chosen", "reject"),
+        ("selected", "rejected"),
+        ("preferred_response", "rejected_response"),
+        ("winning_answer", "losing_answer"),
+    ],
+)
+def test_further_usual_names_of_the_two_sides(good: str, bad: str) -> None:
+    assert read({"prompt": "q", good: "a", bad: "b"}) == [PAIR]
