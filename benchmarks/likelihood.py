@@ -29,7 +29,7 @@ from unittest import mock
 import numpy as np
 
 import personainfer as pi
-from personainfer.llm.llamacpp import SLOTS
+from personainfer.local.local_models import SLOTS
 from personainfer.local.weights import find_weights
 from personainfer.personas import place_persona, prompt_messages
 from personainfer.scoring import transformers_scorer as torch_scoring

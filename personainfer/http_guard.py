@@ -314,7 +314,7 @@ class _Sending:
         response.encoding = "utf-8"
         if 300 <= response.status_code < 400:
             place = exchange.masked(response.headers.get("location", ""))
-            self.refuse(redirect_error(response.status_code, {"location": place}))
+            self.refuse(redirect_error(response.status_code, place))
         packing = response.headers.get("content-encoding", "")
         if exchange.largest is not None and packing.lower() not in _UNPACKED:
             packing = exchange.masked(packing)[:40]
@@ -433,14 +433,13 @@ def guarded_http(**rules: Unpack[Rules]) -> Iterator[Exchange]:
         _exchange.reset(token)
 
 
-def redirect_error(status: int, headers: Mapping[str, str]) -> ModelNotFoundError:
+def redirect_error(status: int, place: str) -> ModelNotFoundError:
     """Make the error for a redirect, which names the other address. It is returned, not raised.
 
     Args:
         status: the HTTP status.
-        headers: the headers of the response, of which "Location" is used.
+        place: the other address; "": the endpoint names none.
     """
-    place = headers.get("Location") or headers.get("location") or ""
     to = f" to {shown_address(place)[:_LONGEST_ADDRESS]}" if place else ""
     error = ModelNotFoundError(
         f"the endpoint redirects{to} ({status}), and redirects are not followed.",

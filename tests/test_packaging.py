@@ -23,7 +23,7 @@ EXTRAS = sorted(PROJECT["optional-dependencies"])
 # Of the extras that are small, what each of them is for.
 SMALL = {
     "hf": "import datasets",
-    "local": "import xllamacpp, personainfer.llm.llamacpp",
+    "local": "import xllamacpp, personainfer.local.local_models",
     "otel": "import opentelemetry.trace, opentelemetry.metrics",
     "report": "import personainfer.simulation.plots, matplotlib",
 }

@@ -17,7 +17,8 @@ import personainfer as pi
 
 from .attack import PAIRS, attack, broken_if, error_of, internal, is_ours, named
 
-ENGINE = ("llm.llamacpp", "embedded")  # where the module is, and where it was
+# Where the module was, and where it is.
+ENGINE = ("llm.llamacpp", "embedded", "llm.transports")
 WEIGHTS = ("local.weights", "llm.weights", "weights")
 SMALL = "smollm2"
 

@@ -34,9 +34,8 @@ from ..exceptions import (
 )
 from ..http_guard import Rules
 from ..llm.litellm_transport import LiteLLMTransport
-from ..llm.llamacpp import EmbeddedTransport
 from ..llm.refusals import provider_errors, redact
-from ..llm.transports import EndpointTransport, Transport
+from ..llm.transports import EmbeddedTransport, EndpointTransport, Transport
 from ..observability import silent_libraries
 from .lines import provider_words, request_line
 

@@ -49,11 +49,10 @@ from ..local.weights import find_weights, whole_name
 from ..preferences.cells import surrogate_problem
 from ..records import Message, Usage
 from .litellm_transport import LiteLLMTransport
-from .llamacpp import EmbeddedTransport
 from .pricing import Budget, Price, ReplySize, Tally, find_batch_price, find_price
 from .rate_limits import Account, Bounds
 from .requests import Form, Job, Reply, Request, Run
-from .transports import EndpointTransport, Transport
+from .transports import EmbeddedTransport, EndpointTransport, Transport
 from .workers import CallSettings, Workers
 
 T = TypeVar("T")

@@ -1,22 +1,20 @@
-"""Send one request through litellm, to any provider that it knows, in the form that instructor asks for."""
+"""Send one request through litellm, to any provider that it knows."""
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache, partial
 from itertools import combinations
 from typing import Any
 from urllib.request import getproxies
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
-from .. import event_loop
 from ..api_keys import (
     Address,
     Secrets,
@@ -42,7 +40,8 @@ from ..exceptions import (
 from ..http_guard import Exchange, Rules, guarded_http
 from ..observability import silent_libraries
 from ..records import Completion
-from .dialect import FORMS, Dialect, fold_system
+from .dialect import FORMS, Dialect
+from .instructor_client import InstructorClient
 from .openai_protocol import (
     Json,
     check_was_read,
@@ -51,13 +50,10 @@ from .openai_protocol import (
     response_format,
     taken,
     tool_call,
-    wire_schema,
 )
 from .refusals import library_error
 from .replies import last_bad_reply, taken_by
 from .transports import Sent, Transport
-
-Call = Callable[..., Awaitable[Any]]
 
 _LATER = 3600.0  # seconds beyond our own deadline, after which litellm gives up
 _FOR_THREADS = 1.0  # seconds after our own deadline that ends no thread, until the thread ends
@@ -69,7 +65,7 @@ _DIRECTLY = 'Give the address of an OpenAI-compatible endpoint as api_base=, wit
 
 
 class LiteLLMTransport(Transport):
-    """Any provider that litellm knows. instructor asks for the form, and for a better reply.
+    """Any provider that litellm knows. `InstructorClient` makes the calls.
 
     Making one imports litellm, which takes seconds. litellm may sign in to a provider, or ask a server what
     its model can do.
@@ -116,7 +112,7 @@ class LiteLLMTransport(Transport):
         self._addresses = tuple(map(Address, address.split()))
         shown = shown_address(address.rstrip("/"))
         self.endpoint = f"litellm:{self.provider}:{shown}"
-        self._place = shown or model  # for errors
+        self._shown_name = shown or model  # in errors
         self.limits_thinking = self.provider in ("openai", "azure") and all(
             map(is_openai, self._addresses)
         )
@@ -131,15 +127,16 @@ class LiteLLMTransport(Transport):
                 hint=_DIRECTLY,
                 argument="model",
             )
-        self._models: dict[str, _InstructorModels] = {}
-        self._clients: dict[str, Any] = {}
-        self._takes: list[str] | None = None  # not known
+        self._instructor = InstructorClient(self._litellm)
+        self._known_params: list[str] | None = None  # not known
         with guarded_http(largest=LARGEST_REPLY):  # litellm may ask a server what its model can do
             # Found out now, and not learned later: it is part of the key of a reply.
             with suppress(
                 Exception
             ):  # of a provider that has no such list, litellm raises anything
-                self._takes = self._litellm.get_supported_openai_params(self.name, self.provider)
+                self._known_params = self._litellm.get_supported_openai_params(
+                    self.name, self.provider
+                )
             self._asks_by_tool_call = not self._litellm.supports_response_schema(model) and (
                 self._litellm.supports_function_calling(model)
             )
@@ -161,7 +158,7 @@ class LiteLLMTransport(Transport):
             return {}
         fields = response_format(schema, strict=True)
         asked = fields["response_format"]["json_schema"]
-        self._models[json.dumps(asked["schema"])] = _InstructorModels(schema)
+        self._instructor.learn(schema, asked["schema"])
         return tool_call(asked) if self._asks_by_tool_call else fields
 
     @keeps_no_cause
@@ -182,6 +179,7 @@ class LiteLLMTransport(Transport):
         bad = last_bad_reply(fields["messages"])
         if bad is not None:
             del fields["messages"][-2:]
+        delivers = _sends_as_it_came(self._litellm)
         rules: Rules = {
             "largest": LARGEST_REPLY,
             "seconds": timeout + _FOR_THREADS,
@@ -189,17 +187,15 @@ class LiteLLMTransport(Transport):
             "hidden": self.secrets,
             "base": None if self.provider in self._own() else self.options.get("api_base"),
             "prepare": partial(self._prepare, is_sent, _limit(fields)),
-            "deliver": partial(self._deliver, is_sent),
+            "deliver": partial(self._deliver, is_sent) if delivers else None,
         }
-        if not _sends_as_it_came(self._litellm):
-            rules["deliver"] = None
-        if rules["deliver"] is None or self.provider in _IN_PROCESS | self._own():
+        if not delivers or self.provider in _IN_PROCESS | self._own():
             is_sent()  # it is not known when
         reply, failure = None, None
         with silent_libraries(), guarded_http(**rules) as exchange:
-            asking = self._ask(fields, bad, dialect)
+            asking = self._instructor.ask(fields, bad, dialect)
             try:
-                reply = await self._in_time(timeout, self._place, asking)
+                reply = await self._in_time(timeout, self._shown_name, asking)
             except Exception as error:
                 failure = error
             finally:  # also of a call that was cancelled
@@ -217,9 +213,9 @@ class LiteLLMTransport(Transport):
 
     def _kept_limits(self, fields: Json) -> Json:
         """Return the argument by which litellm drops no limit of a reply that it knows no translation for."""
-        if self._takes is None:
+        if self._known_params is None:
             return {}
-        lost = sorted({*_LIMITS} & fields.keys() - {*self._takes})
+        lost = sorted({*_LIMITS} & fields.keys() - {*self._known_params})
         return {"allowed_openai_params": lost} if lost else {}
 
     def _prepare(self, is_sent: Sent, limit: int, request: Any, client: Any, may_be: bool) -> bool:
@@ -271,7 +267,7 @@ class LiteLLMTransport(Transport):
                 f"litellm called {called} for {self.provider}, and not {self._called} as before",
                 "the reply is not used",
             )
-            error.took = self._told(exchange, reply)
+            error.took = self._taken(exchange, reply)
             raise error
         if exchange.answers == 1:
             self._called = called
@@ -298,7 +294,9 @@ class LiteLLMTransport(Transport):
         known to belong there. Its client has others of the environment, as that was when it was made, which
         may be long ago and by other code. The user's own headers take the place of others, in the call alone.
         """
-        headers, is_sdks = request.headers, _is_of_openais_sdk(request)
+        headers = request.headers
+        # The environment changes the headers of the SDK, but takes out none.
+        is_sdks = any(name.startswith("x-stainless-") for name in headers)
         added = self.options.get("extra_headers") or {} if is_call else {}
         if self.options["api_base"] is not None:
             known = {name.lower() for name in added}
@@ -370,13 +368,13 @@ class LiteLLMTransport(Transport):
             address,
             headers,
             request.content,
-            name=self._place,
+            name=self._shown_name,
             is_sent=is_sent,
         )
 
     @reads(
         "the reply",
-        took=lambda self, body, timeout, exchange, reply, failure: self._told(exchange, reply),
+        took=lambda self, body, timeout, exchange, reply, failure: self._taken(exchange, reply),
     )
     def _read_exchange(
         self,
@@ -405,23 +403,21 @@ class LiteLLMTransport(Transport):
                 return self._read_completion(
                     body, answer.status_code, answer.headers, exchange.content
                 )
-        asked = message_texts(json.loads(body)["messages"])
         if failure is None:
             completion = read_answer(
-                self._as_told(exchange, reply),
+                self._with_real_counts(exchange, reply),
                 self.secrets,
                 lambda status, words: self._refusal(body, status, {}, words),
             )
             check_was_read(completion, body)
             return completion
-        if not isinstance(failure, PersonaInferError) or exchange.error is not None:
-            found = library_error(
-                self._place, timeout, failure, exchange, self.secrets, asked
-            ) or unreadable("the reply", failure)
-            failure = found
-        raise failure
+        if isinstance(failure, PersonaInferError) and exchange.error is None:
+            raise failure
+        asked = message_texts(json.loads(body)["messages"])
+        found = library_error(self._shown_name, timeout, failure, exchange, self.secrets, asked)
+        raise found or unreadable("the reply", failure)
 
-    def _as_told(self, exchange: Exchange, reply: Any) -> Json:
+    def _with_real_counts(self, exchange: Exchange, reply: Any) -> Json:
         """Return a reply of litellm without the counts of tokens that it made up.
 
         Where an answer has no counts, litellm counts the words that it sees by a tokenizer of its own.
@@ -434,109 +430,13 @@ class LiteLLMTransport(Transport):
             found["usage"] = {n: count for n, count in usage.items() if n not in made_up}
         return found
 
-    def _told(self, exchange: Exchange, reply: Any) -> Completion | None:
+    def _taken(self, exchange: Exchange, reply: Any) -> Completion | None:
         """Return what a call has taken, by what came over HTTP or what litellm made of it; None: unknown."""
         if exchange.answer is not None:
             found = taken_by(exchange.content, exchange.answer.status_code)
             if reply is None or (found is not None and found.counted):
                 return found
-        return None if reply is None else taken(self._as_told(exchange, reply))
-
-    def _asked_models(self, fields: Json) -> _InstructorModels | None:
-        """Take the schema that a request asks for out of its fields, and return its models for instructor.
-
-        instructor puts the schema in again. None: no schema is asked for.
-        """
-        asked = fields.pop("response_format", None)
-        tools = fields.pop("tools", None)
-        fields.pop("tool_choice", None)
-        if not (asked or tools):
-            return None
-        # Not by its name: two schemas may have one name.
-        schema = asked["json_schema"]["schema"] if asked else tools[0]["function"]["parameters"]
-        return self._models[json.dumps(schema)]
-
-    async def _ask(self, fields: Json, bad: str | None, dialect: Dialect) -> Any:
-        """Make one call, through instructor if a schema is asked for. Return litellm's reply.
-
-        If this is a re-ask, the retry policy has added the bad reply as the last turn. instructor is given it
-        as its first attempt, refuses it, and asks again in its own words.
-
-        Args:
-            fields: the arguments of litellm's call.
-            bad: the bad reply, which is no longer in `fields`; None: there is none.
-            dialect: how the request is written.
-        """
-        models, form = self._asked_models(fields), FORMS[dialect.form]
-        call = self._call_without_system if dialect.folds_system else self._call
-        if models is None:
-            return await call(**fields)
-        from instructor.core.exceptions import IncompleteOutputException, InstructorRetryException
-        from openai import OpenAIError
-
-        schema, client = models.first, self._client(call, form)
-        if bad is not None:
-            schema, client = models.again, self._client(self._after(bad, call, form), form)
-        try:
-            _, reply = await client.create_with_completion(
-                response_model=schema, max_retries=0 if bad is None else 1, **fields
-            )
-        except IncompleteOutputException as error:
-            return error.last_completion
-        except InstructorRetryException as error:
-            cause = error.__cause__
-            is_of_the_call = isinstance(cause, OpenAIError | PersonaInferError)
-            if cause is not None and (is_of_the_call or error.last_completion is None):
-                raise cause from None
-            return error.last_completion  # read again by our own reader, which takes more
-        return reply
-
-    def _after(self, bad: str, then: Call, form: str) -> Call:
-        """Return a completion function whose first reply is the bad one that the model gave before."""
-        earlier = [self._reply_of(bad, form)]
-
-        async def call(**fields: Any) -> Any:
-            return earlier.pop() if earlier else await then(**fields)
-
-        return call
-
-    def _reply_of(self, text: str, form: str) -> Any:
-        message: Json = {"role": "assistant", "content": text}
-        if form == "tools":
-            function = {"name": "reply", "arguments": text}
-            message = {"role": "assistant", "content": None}
-            message["tool_calls"] = [{"id": "call_1", "type": "function", "function": function}]
-        return self._litellm.ModelResponse(choices=[{"message": message, "finish_reason": "stop"}])
-
-    def _client(self, call: Call, form: str) -> Any:
-        """Return instructor's client around a call of litellm, in the mode for this form.
-
-        The client around `_call` is made once for each form.
-        """
-        import instructor
-
-        if call == self._call and form in self._clients:
-            return self._clients[form]
-        mode = {
-            "json_schema": instructor.Mode.JSON_SCHEMA,
-            "json_object": instructor.Mode.JSON,
-            "tools": instructor.Mode.TOOLS,
-            "text": instructor.Mode.MD_JSON,
-        }[form]
-        client = instructor.from_litellm(call, mode=mode, async_client=True)
-        if call == self._call:
-            _keep_replies_out_of_logs()
-            self._clients[form] = client
-        return client
-
-    async def _call(self, **fields: Any) -> Any:
-        return await self._litellm.acompletion(
-            **fields, num_retries=0, max_retries=0, caching=False
-        )
-
-    async def _call_without_system(self, **fields: Any) -> Any:
-        fold_system(fields["messages"])
-        return await self._call(**fields)
+        return None if reply is None else taken(self._with_real_counts(exchange, reply))
 
     def _check_is_in_this_process(self) -> None:
         """Raise ModelError unless litellm runs the model in this process, or the user wrote its provider.
@@ -544,12 +444,9 @@ class LiteLLMTransport(Transport):
         A reply came without a request that `guarded_http` saw: redirects may have been followed.
         """
         if self.provider not in _IN_PROCESS | self._own():
-            error = ModelError(
-                f"litellm calls {self.provider} by a client that may follow redirects.",
-                hint=_DIRECTLY,
+            raise _fatal(
+                f"litellm calls {self.provider} by a client that may follow redirects.", _DIRECTLY
             )
-            error.fatal = True
-            raise error
 
     def _own(self) -> set[str]:
         return {handler["provider"] for handler in self._litellm.custom_provider_map}
@@ -567,12 +464,10 @@ class LiteLLMTransport(Transport):
         except self._litellm.BadRequestError:
             raise
         except Exception as error:  # its words may hold a key
-            found = ModelError(
+            raise _fatal(
                 f"litellm could not find out where {self.model} is ({type(error).__name__}).",
-                hint="Give the address as api_base=, or see what litellm.get_llm_provider says.",
-            )
-            found.fatal = True
-            raise found from None
+                "Give the address as api_base=, or see what litellm.get_llm_provider says.",
+            ) from None
         return name, provider, key, address
 
     def _found(self) -> tuple[str | None, str | None]:
@@ -590,8 +485,17 @@ class LiteLLMTransport(Transport):
         return hash((told, frozenset(os.environ.items())))
 
     def _told_address(self) -> str:
-        """Return the address that litellm would call now without an `api_base=`; "": nothing tells it one."""
-        return _environment_address(self.provider, self._found()[1], self._litellm.api_base)
+        """Return where litellm would call now without an `api_base=`, by OPENAI_BASE_URL, OLLAMA_API_BASE, …
+
+        Returns:
+            The addresses that the environment or the program tells, sorted, with a space between them;
+            litellm finds some only when it calls them. "": there is none.
+        """
+        _, found = self._found()
+        told = _environment_texts(self.provider, "BASE|URL|ENDPOINT", of_keys=False)
+        if found and found in os.environ.values():  # else it is an address of litellm's own
+            told.add(found)
+        return " ".join(sorted(filter(None, {*told, self._litellm.api_base})))
 
     def _told_places(self) -> list[tuple[str, str]]:
         """Return what else decides where litellm calls now: regions, accounts and projects, by variable."""
@@ -618,12 +522,10 @@ class LiteLLMTransport(Transport):
         """
         alias = (self._litellm.model_alias_map or {}).get(self.model)
         if alias is not None:
-            error = ModelError(
+            raise _fatal(
                 f"litellm.model_alias_map has another model for {self.model!r}: nothing was sent.",
-                hint=f"Name {alias!r} itself.",
+                f"Name {alias!r} itself.",
             )
-            error.fatal = True
-            raise error
         if self.options["api_base"] is not None:
             self._check_global()
             return
@@ -655,12 +557,10 @@ class LiteLLMTransport(Transport):
         told = self._litellm.api_base
         if self.provider not in _GLOBAL_FIRST or told in (None, "", self.options["api_base"]):
             return
-        error = ModelError(
+        raise _fatal(
             f"litellm.api_base takes the place of api_base= for {self.provider}: nothing was sent.",
-            hint="Set litellm.api_base to None.",
+            "Set litellm.api_base to None.",
         )
-        error.fatal = True
-        raise error
 
     def open(self) -> None:
         """Note that a run begins to use this transport. The run has to call `close` once.
@@ -777,51 +677,12 @@ _OF_EACH_CALL = ("host", "accept", "content-type", "content-length", "x-stainles
 _SDK = re.compile(r"(Async)?(Azure)?OpenAI/Python [\w.+-]+")  # its `User-Agent`
 
 
-def _is_of_openais_sdk(request: Any) -> bool:
-    """Whether the openai SDK wrote a request. The environment changes its headers, but takes out none."""
-    return any(name.startswith("x-stainless-") for name in request.headers)
-
-
-class _NotOnTheLoop(logging.Filter):
-    """Keeps a logger silent about our own calls: instructor logs replies and refusals, which hold texts."""
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        thread = event_loop.thread()
-        return thread is None or record.thread != thread.ident
-
-
-_not_on_the_loop = _NotOnTheLoop()
-
-
-def _keep_replies_out_of_logs() -> None:
-    for name in ("instructor", *logging.root.manager.loggerDict):
-        if (
-            name.split(".")[0] == "instructor"
-        ):  # the filter of a logger does not hold for those below it
-            logging.getLogger(name).addFilter(_not_on_the_loop)
-
-
-def _environment_address(provider: str, found: str | None, set_for_all: str | None) -> str:
-    """Return where the environment says that a provider is, by OPENAI_BASE_URL, OLLAMA_API_BASE, …
-
-    Args:
-        provider: as litellm names it.
-        found: the address that litellm has for the provider, of the environment or its own; None: it has
-            none. It has some, and finds others when it calls them.
-        set_for_all: the address that the program gave to litellm, for all providers; None: it gave none.
-
-    Returns:
-        The addresses that are told, sorted, with a space between them; "": there is none.
-    """
-    told = _environment_texts(provider, "BASE|URL|ENDPOINT", of_keys=False)
-    told.update(text for text in os.environ.values() if found and text == found)
-    return " ".join(sorted({*told, *filter(None, [set_for_all])}))
-
-
 def _moved(words: str, outcome: str = "nothing was sent") -> ModelError:
-    error = ModelError(
-        f"{words}: {outcome}.", hint="Make it again, or give the address as api_base=."
-    )
+    return _fatal(f"{words}: {outcome}.", "Make it again, or give the address as api_base=.")
+
+
+def _fatal(message: str, hint: str) -> ModelError:
+    error = ModelError(message, hint=hint)
     error.fatal = True
     return error
 
@@ -881,43 +742,6 @@ def _is_variable_of(provider: str, kinds: str, variable: str, *, of_keys: bool =
     names = f"{re.escape(family)}|{other}"
     named = f"(AWS)?{name}.*({kinds})|({names})(API|BASE)?({kinds})"
     return re.fullmatch(named, variable.replace("_", ""), re.IGNORECASE) is not None
-
-
-class _InstructorModels:
-    """A schema as two models for instructor, with the JSON schema that strict providers take.
-
-    Both are made once, of instructor's own class: of any other, instructor would make one for each call.
-    """
-
-    def __init__(self, schema: type[BaseModel]) -> None:
-        self._schema = schema
-        form = {"title": schema.__name__, **wire_schema(schema, tight=False)}
-        self._form = json.dumps(form)
-
-    @cached_property
-    def first(self) -> type[BaseModel]:
-        """The model for the first call. It takes any object, since our own reader reads the reply."""
-        return self._made_of(_AnyObject)
-
-    @cached_property
-    def again(self) -> type[BaseModel]:
-        """The model for a re-ask: it finds what is wrong with the reply before."""
-        return self._made_of(self._schema)
-
-    def _made_of(self, base: type[BaseModel]) -> type[BaseModel]:
-        import instructor
-
-        def model_json_schema(*_: Any, **__: Any) -> Json:
-            return json.loads(self._form)  # type: ignore[no-any-return]
-
-        schema = self._schema
-        fields: Json = {"__module__": schema.__module__, "__doc__": schema.__doc__}
-        fields["model_json_schema"] = staticmethod(model_json_schema)
-        return instructor.openai_schema(type(schema.__name__, (base,), fields))  # type: ignore[no-any-return]
-
-
-class _AnyObject(BaseModel):
-    model_config = ConfigDict(extra="allow")
 
 
 def _import_litellm() -> Any:

@@ -250,7 +250,7 @@ def status_error(
     """
     if 300 <= status < 400:
         place = headers.get("Location") or headers.get("location") or ""
-        return redirect_error(status, {"Location": redact(place, secrets)})
+        return redirect_error(status, redact(place, secrets))
     text = " ".join(text.encode(errors="replace").decode().split())
     said = redact(text, secrets)[:_LONGEST_WORDS].strip(" .") or "the endpoint says no more"
     # Not the masked text: a header's words, such as a title, may be those that give the reason.
@@ -372,13 +372,11 @@ def _words_in(text: str) -> list[tuple[str, int, int]]:
     return [(found[0], *found.span()) for found in _WORD.finditer(bare)]
 
 
+_OF_CREDIT = ("no credit", "payment required")  # names of rules
 # A key, an account or an address is refused with these statuses. With others a firewall may refuse one row.
-_OF_CREDIT = ("no credit", "payment required")
 _OF_ALL = {401, 402, 404, 405, 407, 410}
-
 # A gateway had no answer, or none in time: the model behind it may have run.
 _GATEWAY_LOST_IT = {408, 499, 502, 504, 520, 524}
-
 
 # What a refusal names, in the order in which it is looked for.
 _UNSUPPORTED = (

@@ -260,7 +260,10 @@ def read_reply(text: str, schema: type[BaseModel] | None, sender: HasSecrets | N
     raise ReplyError(f"it is not in the asked form: {problem}.")
 
 
-@reads("the text of the reply")
+_reads_text = reads("the text of the reply")
+
+
+@_reads_text
 def plain_text(text: str) -> str:
     """Return a reply without the reasoning before it, and without the marks of a chat template around it.
 
@@ -295,9 +298,6 @@ def _without_trailing_marks(text: str) -> str:
         while end and bare[end - 1].isspace():
             end -= 1
     return text if end == len(bare) else bare[:end]
-
-
-_reads_text = reads("the text of the reply")
 
 
 @_reads_text

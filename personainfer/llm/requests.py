@@ -434,7 +434,7 @@ class Answering(Protocol):
         cancelled: whether the run shall stop.
     """
 
-    done: SimpleQueue[None]  # a token whenever replies have come
+    done: SimpleQueue[None]
     fatal: BaseException | None
     cancelled: bool
 
@@ -612,8 +612,8 @@ class Run(Generic[T]):
             job.same = None
             if found.error is None:
                 job.reply = read_anew(job, found)
-            elif not isinstance(found.error, ReplyError):
-                job.reply = found  # else: what does not fit one schema may fit another
+            elif not isinstance(found.error, ReplyError):  # which may fit this schema
+                job.reply = found
             if job.reply is None:
                 job.reply = looked_up(job, self._cache)
                 self.tally.cached += job.reply is not None

@@ -1,7 +1,8 @@
-"""What a transport is, and the one to OpenAI-compatible endpoints: send one request, return its reply.
+"""What a transport is, and those to OpenAI-compatible endpoints and to llama.cpp's servers on this machine.
 
-Every transport takes the same bytes: an OpenAI chat completion request. `refusals` turns refusals into
-errors, and a `Dialect` rewrites requests for endpoints that need another form.
+A transport sends one request, and returns its reply. Every one takes the same bytes: an OpenAI chat
+completion request. `refusals` turns refusals into errors, and a `Dialect` rewrites requests for endpoints
+that need another form.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -32,6 +35,7 @@ from ..exceptions import (
     InvalidArgumentError,
     ModelError,
     ModelNotFoundError,
+    RateLimitError,
     ReplyError,
     RequestRejectedError,
     TransportError,
@@ -39,6 +43,8 @@ from ..exceptions import (
     reads,
     visible,
 )
+from ..local.local_models import Server, check_chat_template, local_model
+from ..local.weights import Weights
 from ..records import Completion
 from .dialect import Asked, Dialect
 from .openai_protocol import Json, check_was_read, message_texts, read_answer, response_format
@@ -54,6 +60,7 @@ T = TypeVar("T")
 Sent = Callable[..., object]
 
 _NAMES_NOTED = 8
+_SLOT_ACTION_TIMEOUT = 60.0  # seconds
 
 
 class Transport:
@@ -280,6 +287,8 @@ class EndpointTransport(Transport):
         AuthenticationError: the key in the environment cannot be sent.
     """
 
+    _is_strict = True  # schemas are in OpenAI's strict form, which has no bounds on lengths
+
     def __init__(
         self,
         model: str,
@@ -329,8 +338,8 @@ class EndpointTransport(Transport):
             self._known = known
 
     def settings(self, schema: type[BaseModel] | None) -> Json:
-        """Return the fields that ask for a JSON schema, in OpenAI's strict form; {} for plain text."""
-        return response_format(schema, strict=True) if schema else {}
+        """Return the fields that ask for a JSON schema; {} for plain text."""
+        return response_format(schema, strict=self._is_strict) if schema else {}
 
     @property
     def has_two_names(self) -> bool:
@@ -456,3 +465,109 @@ def _address(base: str, path: str) -> str:
     """Return the address of a path below the base. A query (Azure's api-version) stays at the end."""
     parts = urlsplit(base)
     return Address(urlunsplit(parts._replace(path=parts.path.rstrip("/") + path)))
+
+
+class EmbeddedTransport(EndpointTransport):
+    """Sends requests to a `.gguf` file that llama.cpp serves on this machine.
+
+    The first request fetches the weights and starts the server. Every model with a chat template is treated
+    in the same way: the form of a reply is a JSON schema, which the server turns into a grammar. For a file
+    without a chat template, each request raises ModelNotFoundError.
+
+    Args:
+        weights: the file.
+    """
+
+    enforces_forms = True  # by a grammar
+    _is_strict = False
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__(model=Path(weights.file).stem, api_base="", api_key="none")
+        self._weights = weights
+        self.limits_thinking = True
+        # A reply depends on the weights, and not on the port, which differs each time.
+        self.endpoint = f"llama.cpp:{weights.sha256}"
+
+    def open(self) -> None:
+        """Note that a run begins to use this transport. It may start servers, whatever ended before."""
+        super().open()
+        local_model(self._weights).reset()
+
+    async def complete(
+        self, body: bytes, timeout: float, asked: Asked, is_sent: Sent
+    ) -> Completion:
+        """Start the server if necessary, and send the request to the slot that has read most of its prompt.
+
+        Arguments are those of `Transport.complete`. `timeout` counts from when the request is sent.
+
+        Raises:
+            ModelNotFoundError: the weights cannot be fetched or loaded, have no chat template, or one that
+                stops llama.cpp; or the servers keep ending.
+            MissingExtraError: xllamacpp cannot be imported.
+            ModelError: the request failed, or its reply cannot be used.
+        """
+
+        async def send(server: Server, alone: bool) -> Completion:
+            check_chat_template(server)
+            self._base, self.key = Address(server.api_base), server.api_key
+            self._socket = server.process.socket
+            return await self._complete_on(server, body, timeout, asked, is_sent, alone=alone)
+
+        return await local_model(self._weights).ask(send, chat=body)
+
+    def _refusal(
+        self, body: bytes, status: int, headers: Mapping[str, str], words: str
+    ) -> ModelError:
+        """Make the error for a refusal, which concerns this request alone: there is no account and no rate.
+
+        A chat template may refuse a text in any words, which might look like those of a wrong key.
+        """
+        error = super()._refusal(body, status, headers, words)
+        if error.fatal or isinstance(error, RateLimitError):
+            said = self.secrets.mask(words)[:300]
+            return RequestRejectedError(f"llama.cpp refuses this request ({status}): {said}")
+        return error
+
+    async def _complete_on(
+        self,
+        server: Server,
+        body: bytes,
+        timeout: float,
+        asked: Asked,
+        is_sent: Sent,
+        *,
+        alone: bool,
+    ) -> Completion:
+        _, _, text = body.partition(b'"messages": [')
+        start, _, _ = text.rpartition(b'{"role": "user"')
+        slots = server.slots
+        async with slots.lent(start, text) as slot, server.entered(alone=alone):
+            name, held = slots.copy_of(text)
+            if slot.known < held:
+                await self._act_on_slot(slot.number, "restore", name)
+            answer: Completion | ReplyError
+            try:
+                answer = await self._complete_in(slot.number, body, timeout, asked, is_sent)
+            except ReplyError as error:  # the prompt is read all the same
+                answer = error
+            if slots.is_awaited(start):
+                name = slots.next_copy()
+                made = await self._act_on_slot(slot.number, "save", name)
+                slots.keep_copy(start, name if made else None)
+        if isinstance(answer, ReplyError):
+            raise answer
+        return answer
+
+    async def _complete_in(
+        self, slot: int, body: bytes, timeout: float, asked: Asked, is_sent: Sent
+    ) -> Completion:
+        fields = json.loads(body) | {"id_slot": slot}
+        return await super().complete(json.dumps(fields).encode(), timeout, asked, is_sent)
+
+    async def _act_on_slot(self, slot: int, action: str, name: str) -> bool:
+        """Save or restore a slot's KV cache. Return whether it worked; if not, the prompt is read again."""
+        path, body = f"/../slots/{slot}?action={action}", json.dumps({"filename": name}).encode()
+        with suppress(TransportError):
+            status, _, _ = await self._post(path, body, _SLOT_ACTION_TIMEOUT)
+            return status == 200
+        return False

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from ..exceptions import ModelError, ReplyError, RequestRejectedError, TransportError
-from ..llm.llamacpp import SLOTS, Server, check_chat_template, local_model
 from ..llm.openai_protocol import Json
+from ..local.local_models import SLOTS, Server, check_chat_template, local_model
 from ..local.weights import Weights
 from ..records import FloatArray
 from .interfaces import (

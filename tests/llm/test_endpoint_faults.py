@@ -28,8 +28,8 @@ from personainfer.exceptions import (
     TransportError,
 )
 from personainfer.llm import workers
-from personainfer.llm.llamacpp import EmbeddedTransport
 from personainfer.llm.refusals import RULES, error_text, status_error
+from personainfer.llm.transports import EmbeddedTransport
 from personainfer.local.weights import find_weights
 from personainfer.personas.prompts import PersonaPrompt
 from personainfer.testing import FakeLLM, Fault, Reply

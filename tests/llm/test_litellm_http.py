@@ -35,6 +35,7 @@ from personainfer.exceptions import (
     ReplyError,
     TransportError,
 )
+from personainfer.llm.instructor_client import InstructorClient
 from personainfer.llm.litellm_transport import LiteLLMTransport
 from personainfer.llm.requests import Request
 from personainfer.testing import FakeLLM, Fault
@@ -1138,11 +1139,11 @@ def test_a_call_of_a_client_of_its_own_that_is_cancelled_counts(
 ) -> None:
     """Some providers send by a client that only the guard of HTTP sees."""
 
-    async def by_own_client(self: LiteLLMTransport, *_: Any) -> None:
+    async def by_own_client(_: InstructorClient, fields: dict[str, Any], *__: Any) -> None:
         async with httpx.AsyncClient() as client:
-            await client.post(f"{self.options['api_base']}/chat/completions", json=PACKED)
+            await client.post(f"{fields['api_base']}/chat/completions", json=PACKED)
 
-    monkeypatch.setattr(LiteLLMTransport, "_ask", by_own_client)
+    monkeypatch.setattr(InstructorClient, "ask", by_own_client)
     with FakeLLM(latency=3.0) as server:
         options: dict[str, Any] = {"budget": 1.0, "prices": (1000.0, 1000.0), "max_tokens": 50}
         model = pi.LLM("litellm/openai/fake", api_base=server.api_base, api_key="k", **options)

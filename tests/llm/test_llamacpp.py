@@ -29,8 +29,9 @@ from personainfer.evaluation import persona_shares
 from personainfer.evaluation.judge import Choice
 from personainfer.evaluation.verification import Rating
 from personainfer.exceptions import ModelNotFoundError
-from personainfer.llm import llamacpp as embedded
-from personainfer.llm.llamacpp import EmbeddedTransport, Server, local_model
+from personainfer.llm.transports import EmbeddedTransport
+from personainfer.local import local_models as embedded
+from personainfer.local.local_models import Server, local_model
 from personainfer.local.weights import find_weights
 from personainfer.personas.prompts import BothPersonas, OnePersona, default_exemplars
 from personainfer.users.infer import ChoiceNote, WrittenPersona

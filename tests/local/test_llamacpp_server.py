@@ -20,11 +20,11 @@ import pytest
 import personainfer as pi
 from personainfer import event_loop
 from personainfer.exceptions import ModelNotFoundError, TransportError
-from personainfer.llm import llamacpp
-from personainfer.llm.llamacpp import EmbeddedTransport, Server, local_model
-from personainfer.local import llamacpp_server
+from personainfer.llm.transports import EmbeddedTransport
+from personainfer.local import llamacpp_server, local_models
 from personainfer.local.llamacpp_program import ServerSettings, SlotCopies
 from personainfer.local.llamacpp_server import PrivateSocket, ServerProcess
+from personainfer.local.local_models import Server, local_model
 from personainfer.local.weights import find_weights
 
 from ..builders import pairs, small_model, until
@@ -52,7 +52,7 @@ def at(word: str, fault: str) -> str:
 @pytest.fixture(autouse=True)
 def impatience(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wait for a template as long as a busy machine needs, and not for minutes."""
-    monkeypatch.setattr(llamacpp, "_LOAD_TIMEOUT", 20.0)
+    monkeypatch.setattr(local_models, "_LOAD_TIMEOUT", 20.0)
     monkeypatch.setattr(llamacpp_server, "RENDER_TIMEOUT", 10.0)
 
 
@@ -181,7 +181,7 @@ def test_a_file_whose_servers_keep_ending_is_given_up(
         started.append(server.pid)
         return server
 
-    monkeypatch.setattr(llamacpp, "start_server", counted)
+    monkeypatch.setattr(local_models, "start_server", counted)
     with pytest.raises(ModelNotFoundError, match=r"ended \d+ times .*own\.gguf.*SIGSEGV"):
         pi.infer_personas(pairs(100), f"local:{path}", max_attempts=5)
     assert len(started) <= 7
@@ -229,14 +229,14 @@ def test_rows_go_on_with_a_new_server_when_one_is_killed(
 SERVES = """
 import os, sys, personainfer as pi
 from personainfer import event_loop
-from personainfer.llm import llamacpp
+from personainfer.local import local_models
 from personainfer.local.weights import find_weights
 
 def ask(model=sys.argv[1]):
     llm = pi.LLM(model, cache=False, max_tokens=2, max_attempts=1)
     reply = llm.ask_many([([{"role": "user", "content": "Hello"}],)])[0]
     assert "cut off at max_tokens" in str(reply.error), reply.error
-    server = llamacpp.local_model(find_weights(model)).server()
+    server = local_models.local_model(find_weights(model)).server()
     return event_loop.run(server).process.pid
 """
 

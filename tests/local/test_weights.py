@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 from personainfer.cli.commands import app
 from personainfer.exceptions import InvalidArgumentError, ModelNotFoundError
-from personainfer.llm.llamacpp import EmbeddedTransport
+from personainfer.llm.transports import EmbeddedTransport
 from personainfer.local import weight_downloads as module
 from personainfer.local.weight_downloads import remove_weights
 from personainfer.local.weights import NAMED_WEIGHTS, files_of, find_weights, has_chat_template

@@ -1,4 +1,4 @@
-"""Local models: requests to llama.cpp's servers, one for each file of weights, on loopback.
+"""The servers of a file of weights on this machine: who sends to them, and what to do when one ends.
 
 A server is a process of its own, started at the first request. It decodes several requests at once, and
 computes a start that several prompts share only once. When it ends, another one is started, and the requests
@@ -8,174 +8,34 @@ that may have ended it are sent again one by one.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import secrets
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from concurrent.futures import Future
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel
-
-from ..api_keys import Address, SecretText
+from ..api_keys import SecretText
 from ..event_loop import thread_errors
-from ..exceptions import (
-    ModelError,
-    ModelNotFoundError,
-    RateLimitError,
-    ReplyError,
-    RequestRejectedError,
-    TransportError,
-)
-from ..local.llamacpp_program import ServerSettings
-from ..local.llamacpp_server import PrivateSocket, ServerProcess, start_server
-from ..local.slots import Slots
-from ..local.weights import Weights, has_chat_template
+from ..exceptions import ModelNotFoundError, TransportError
 from ..observability import log
-from ..records import Completion
-from .dialect import Asked
-from .openai_protocol import Json, response_format
-from .transports import EndpointTransport, Sent
+from .llamacpp_program import ServerSettings
+from .llamacpp_server import PrivateSocket, ServerProcess, start_server
+from .slots import Slots
+from .weights import Weights, has_chat_template
 
 T = TypeVar("T")
 
 SLOTS = 8  # requests decoded together: more than the cores of a laptop gain from
 _CONTEXT = 4096  # tokens a slot
 _COPIES = 2  # saved KV caches of starts: each is as large as that of a slot
-_SLOT_ACTION_TIMEOUT = 60.0  # seconds
 _LOAD_TIMEOUT = 60.0  # seconds for a server to start, and one more for each of these many bytes:
 _LOADED_A_SECOND = 10_000_000  # a network disk is slow
 _MOST_ENDS = 5  # servers of one file that may end in a run, and one more for this many replies:
 _REPLIES_AN_END = 20
-
-
-class EmbeddedTransport(EndpointTransport):
-    """Sends requests to a `.gguf` file that llama.cpp serves on this machine.
-
-    The first request fetches the weights and starts the server. Every model with a chat template is treated
-    in the same way: the form of a reply is a JSON schema, which the server turns into a grammar. For a file
-    without a chat template, each request raises ModelNotFoundError.
-
-    Args:
-        weights: the file.
-    """
-
-    enforces_forms = True  # by a grammar
-
-    def __init__(self, weights: Weights) -> None:
-        super().__init__(model=Path(weights.file).stem, api_base="", api_key="none")
-        self._weights = weights
-        self.limits_thinking = True
-        # A reply depends on the weights, and not on the port, which differs each time.
-        self.endpoint = f"llama.cpp:{weights.sha256}"
-
-    def settings(self, schema: type[BaseModel] | None) -> Json:
-        """Return the fields that ask for a JSON schema, with its bounds on lengths; {} for plain text."""
-        return {} if schema is None else response_format(schema, strict=False)
-
-    def open(self) -> None:
-        """Note that a run begins to use this transport. It may start servers, whatever ended before."""
-        super().open()
-        local_model(self._weights).reset()
-
-    async def complete(
-        self, body: bytes, timeout: float, asked: Asked, is_sent: Sent
-    ) -> Completion:
-        """Start the server if necessary, and send the request to the slot that has read most of its prompt.
-
-        Arguments are those of `Transport.complete`. `timeout` counts from when the request is sent.
-
-        Raises:
-            ModelNotFoundError: the weights cannot be fetched or loaded, have no chat template, or one that
-                stops llama.cpp; or the servers keep ending.
-            MissingExtraError: xllamacpp cannot be imported.
-            ModelError: the request failed, or its reply cannot be used.
-        """
-
-        async def send(server: Server, alone: bool) -> Completion:
-            check_chat_template(server)
-            self._base, self.key = Address(server.api_base), server.api_key
-            self._socket = server.process.socket
-            return await self._complete_on(server, body, timeout, asked, is_sent, alone=alone)
-
-        return await local_model(self._weights).ask(send, chat=body)
-
-    def _refusal(
-        self, body: bytes, status: int, headers: Mapping[str, str], words: str
-    ) -> ModelError:
-        """Make the error for a refusal, which concerns this request alone: there is no account and no rate.
-
-        A chat template may refuse a text in any words, which might look like those of a wrong key.
-        """
-        error = super()._refusal(body, status, headers, words)
-        if error.fatal or isinstance(error, RateLimitError):
-            said = self.secrets.mask(words)[:300]
-            return RequestRejectedError(f"llama.cpp refuses this request ({status}): {said}")
-        return error
-
-    async def _complete_on(
-        self,
-        server: Server,
-        body: bytes,
-        timeout: float,
-        asked: Asked,
-        is_sent: Sent,
-        *,
-        alone: bool,
-    ) -> Completion:
-        _, _, text = body.partition(b'"messages": [')
-        start, _, _ = text.rpartition(b'{"role": "user"')
-        slots = server.slots
-        async with slots.lent(start, text) as slot, server.entered(alone=alone):
-            name, held = slots.copy_of(text)
-            if slot.known < held:
-                await self._act_on_slot(slot.number, "restore", name)
-            answer: Completion | ReplyError
-            try:
-                answer = await self._complete_in(slot.number, body, timeout, asked, is_sent)
-            except ReplyError as error:  # the prompt is read all the same
-                answer = error
-            if slots.is_awaited(start):
-                name = slots.next_copy()
-                made = await self._act_on_slot(slot.number, "save", name)
-                slots.keep_copy(start, name if made else None)
-        if isinstance(answer, ReplyError):
-            raise answer
-        return answer
-
-    async def _complete_in(
-        self, slot: int, body: bytes, timeout: float, asked: Asked, is_sent: Sent
-    ) -> Completion:
-        fields = json.loads(body) | {"id_slot": slot}
-        return await super().complete(json.dumps(fields).encode(), timeout, asked, is_sent)
-
-    async def _act_on_slot(self, slot: int, action: str, name: str) -> bool:
-        """Save or restore a slot's KV cache. Return whether it worked; if not, the prompt is read again."""
-        path, body = f"/../slots/{slot}?action={action}", json.dumps({"filename": name}).encode()
-        with suppress(TransportError):
-            status, _, _ = await self._post(path, body, _SLOT_ACTION_TIMEOUT)
-            return status == 200
-        return False
-
-
-def check_chat_template(server: Server) -> None:
-    """Raise if the weights of a server do not say how a chat is written.
-
-    Raises:
-        ModelNotFoundError: llama.cpp would make up a template that the model was not trained with.
-    """
-    if not server.has_chat_template:
-        raise ModelNotFoundError(
-            f"{server.weights} has no chat template, so it cannot be asked for personas.",
-            hint='Take an instruction-tuned model. Likelihood(…, persona_in="plain") can score with it.',
-        )
-
-
-# Servers that start and end
 
 
 class _NotSentError(Exception):
@@ -250,6 +110,19 @@ class Server:
         except TransportError:
             self._has_failed = True
             raise
+
+
+def check_chat_template(server: Server) -> None:
+    """Raise if the weights of a server do not say how a chat is written.
+
+    Raises:
+        ModelNotFoundError: llama.cpp would make up a template that the model was not trained with.
+    """
+    if not server.has_chat_template:
+        raise ModelNotFoundError(
+            f"{server.weights} has no chat template, so it cannot be asked for personas.",
+            hint='Take an instruction-tuned model. Likelihood(…, persona_in="plain") can score with it.',
+        )
 
 
 class LocalModel:
