@@ -97,17 +97,17 @@ def written_rows(
 def _line(row: PersonaRow, details: bool) -> str:
     """Return a row as a line of JSON: the user's own columns, then the personas. Raises as `written_rows`."""
     from ..data.own_columns import own_values
-    from ..data.table_reader import DETAILS, detail_columns, persona_columns
+    from ..data.table_display import DETAILS, detail_columns, persona_columns
 
     own = own_values(row)
-    made: dict[str, Any] = {name: text for name, (text,) in persona_columns([row])}
+    made: dict[str, Any] = {name: text for name, (text,) in persona_columns([row]).items()}
     if details:
         if taken := [name for name in DETAILS if name in own]:
             raise InvalidArgumentError(
                 f"the data has a column {taken[0]} already.",
                 hint="Rename it, or leave out --details.",
             )
-        made |= {name: value for name, (value,) in detail_columns([row])}
+        made |= {name: value for name, (value,) in detail_columns([row]).items()}
     return _json({**{name: _uncut(value) for name, value in own.items()}, **made}) + "\n"
 
 

@@ -272,13 +272,14 @@ class ColumnType(NamedTuple):
         return pyarrow.list_(kind) if self.listed else kind
 
 
+TEXT = ColumnType("string", "object")
+LISTS_OF_TEXT = TEXT._replace(listed=True)
 _TYPES: dict[type, ColumnType] = {
-    str: ColumnType("string", "object"),
+    str: TEXT,
     bool: ColumnType("bool", "boolean"),
     int: ColumnType("int64", "Int64"),
     float: ColumnType("float64", "float64"),
 }
-LISTS_OF_TEXT = ColumnType("string", "object", listed=True)
 
 
 def stored_type(kind: pyarrow.DataType) -> ColumnType:
@@ -295,7 +296,7 @@ def stored_type(kind: pyarrow.DataType) -> ColumnType:
         kind = kind.value_type
     texts = types.is_string, types.is_large_string, types.is_string_view, types.is_null
     if any(check(kind) for check in texts):
-        return _TYPES[str]
+        return TEXT
     for known in _TYPES.values():
         if known.in_arrow() == kind:
             return known

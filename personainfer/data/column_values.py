@@ -254,14 +254,10 @@ def _are_same(values: list[Any], array: Any) -> bool:
         dicts = [value if is_there else {} for value, is_there in zip(values, there, strict=True)]
         names = [field.name for field in array.type]
         own = set(chain.from_iterable(dicts))
-        if not all(map(is_plain_null, gone)) or not all(
-            isinstance(name, str) for name in own - {*names}
-        ):
+        if not own <= {*names} or not all(map(is_plain_null, gone)):
             return False
         parts = zip(names, array.flatten(), strict=True)
-        return own <= {*names} and all(
-            _are_same([one.get(name) for one in dicts], part) for name, part in parts
-        )
+        return all(_are_same([one.get(name) for one in dicts], part) for name, part in parts)
     if hasattr(array, "flatten") and not isinstance(array, pyarrow.MapArray):
         return _are_same_lists(values, array)
     if _are_kept(set(map(type, values)) - {type(None)}, array.type):

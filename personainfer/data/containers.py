@@ -312,9 +312,8 @@ def _texts(names: Sequence[object]) -> list[str]:
     return [n if isinstance(n, str) else f"({n!r},)" for n in names]
 
 
-KnownSchemas = dict[
-    tuple[object, ...], Schema
-]  # how batches were read, by the names of their columns
+# How batches were read, by the names of their columns.
+KnownSchemas = dict[tuple[object, ...], Schema]
 
 
 def read_cells(

@@ -44,10 +44,8 @@ LONGEST_LINE = 64 * 2**20  # bytes: a packed file of 1 MB can hold a line of 1 G
 _MOST_READ_AGAIN = 4 * LONGEST_LINE  # characters of a CSV file, where quotes stay open
 _LARGEST_JSON = 512 * 2**20  # bytes of a file that is read as a whole …
 _MOST_JSON_VALUES = 20_000_000  # … and its values: 200 in each of 100,000 rows
-_MOST_UNPACKED = 2**24  # bytes of a packed file; more, if …
-_MOST_PACKED = (
-    200  # … it is no more than so many times its size: texts that people wrote are packed less
-)
+_MOST_UNPACKED = 2**24  # bytes to which any packed file may unpack; a larger one …
+_MOST_PACKED = 200  # … to so many times its size: texts that people wrote are packed less
 _UNPACKED_AT_ONCE = 2**18  # bytes
 _MOST_COLUMNS = 100_000  # of a CSV file
 _MOST_EMPTY = 2**20  # lines of a file, as a sheet has; more, if a tenth as many are not
@@ -76,10 +74,10 @@ class _Rows:
     """The rows of a file. Each iteration opens the file and reads it again."""
 
     path: Path
-    parse: Callable[[Path], Iterator[object]]
+    parse: Callable[[Path], Iterable[object]]
 
     def __iter__(self) -> Iterator[object]:
-        return self.parse(self.path)
+        return iter(self.parse(self.path))
 
 
 @dataclass(frozen=True)
@@ -663,9 +661,9 @@ def _parquet_total(path: Path) -> int:
         ) from error
 
 
-_PARSERS: Final[dict[str, Callable[[Path], Iterator[object]]]] = {
+_PARSERS: Final[dict[str, Callable[[Path], Iterable[object]]]] = {
     ".jsonl": _jsonl,
-    ".json": lambda path: iter(_json_rows(path)),
+    ".json": _json_rows,
     ".csv": _csv,
     ".parquet": _parquet,
 }

@@ -492,10 +492,9 @@ def _sure_schema(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema | N
     if "other_label" in schema.columns:  # such names are told from texts by all of the first rows
         return None
     # A first row with other responses beside its own may have texts where later ones have their names.
-    looks_again = schema.kind in ("conversations", "group") or schema.depends_on_values
     may_be_other = schema.beside or schema.labels_are_texts or vague_prompt(schema)
-    looks_again = looks_again or bool(may_be_other)
-    if looks_again and len(dicts) < _IMPLICIT_LOOK_AHEAD:
+    looks_again = schema.kind in ("conversations", "group") or schema.depends_on_values
+    if (looks_again or may_be_other) and len(dicts) < _IMPLICIT_LOOK_AHEAD:
         return None
     if schema.coding is not None and not schema.coding.is_sure:
         return None

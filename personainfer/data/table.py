@@ -24,6 +24,7 @@ from ..records import PersonaRow, Usage
 from .arrow_columns import (
     LISTS_OF_TEXT,
     NOT_OF_VALUES,
+    TEXT,
     ColumnType,
     added_array,
     arrow_cells,
@@ -44,22 +45,17 @@ from .own_columns import (
     pandas_frame,
 )
 from .table_display import (
+    DETAILS,
     LEAST_WIDTH,
     MOST_WIDTH,
+    detail_columns,
     figures,
     html_page,
     terminal_width,
     text_lines,
     wrapped,
 )
-from .table_reader import (
-    DETAILS,
-    StoredColumns,
-    StoredRows,
-    StoredTable,
-    check_settings,
-    detail_columns,
-)
+from .table_reader import StoredColumns, StoredRows, StoredTable, check_settings
 from .table_rows import (
     MemoryRows,
     at_places,
@@ -253,16 +249,26 @@ class PersonaTable(Sequence[PersonaRow]):
 
     def _cut(self, places: Sequence[int]) -> PersonaTable:
         """Return a table of the rows at some positions, in their order, with their columns."""
-        part = PersonaTable(
+        part = self._like(
             self._rows.at(places),
             original=at_places(self._original, places),
-            usage=self.usage,
-            settings=self.settings,
             added={name: [v[place] for place in places] for name, v in self.added.items()},
-            kinds=self._kinds,
         )
-        part._is_part = self._is_part or len(places) < len(self)
+        part._is_part |= len(places) < len(self)
         return part
+
+    def _like(self, rows: Iterable[PersonaRow], **changed: Any) -> PersonaTable:
+        """Return a table of these rows; the arguments that are not in `changed` are as of this table."""
+        same: dict[str, Any] = {
+            "original": self._original,
+            "usage": self.usage,
+            "settings": self.settings,
+            "added": self.added,
+            "kinds": self._kinds,
+        }
+        table = PersonaTable(rows, **(same | changed))
+        table._is_part = self._is_part
+        return table
 
     def _column(self, name: str) -> Sequence[Any]:
         """Return the values of a column by its name: an added one, one of the personas, or one of the data.
@@ -273,7 +279,7 @@ class PersonaTable(Sequence[PersonaRow]):
         if name in self.added:
             return self.added[name]
         if name in COLUMNS:
-            return dict(self._rows.texts())[name]
+            return self._rows.texts()[name]
         own = self._own_arrow()
         if name not in own.column_names:
             known = ", ".join(map(repr, [*own.column_names, *COLUMNS, *self.added]))
@@ -309,16 +315,8 @@ class PersonaTable(Sequence[PersonaRow]):
             name: [None if place in changed else value for place, value in enumerate(values)]
             for name, values in self.added.items()
         }
-        table = PersonaTable(
-            self._rows.with_rows(changed),
-            original=self._original,
-            usage=usage,
-            settings=settings,
-            added=added,
-            kinds=self._kinds,
-        )
-        table._is_part = self._is_part
-        return table
+        rows = self._rows.with_rows(changed)
+        return self._like(rows, usage=usage, settings=settings, added=added)
 
     def raise_for_errors(self) -> None:
         """Raise an error if a row failed. A side whose choice no candidate explains is not a failure.
@@ -373,16 +371,12 @@ class PersonaTable(Sequence[PersonaRow]):
                 raise InvalidArgumentError(
                     f"the column {name} has {len(values)} values, and the table {len(self)} rows."
                 )
-        table = PersonaTable(
+        return self._like(
             self._rows,
-            original=self._original,
-            usage=self.usage,
             settings={**self.settings, **(settings or {})},
             added={**self.added, **new},
             kinds={name: kind for name, kind in self._kinds.items() if name not in new},
         )
-        table._is_part = self._is_part
-        return table
 
     def check_free(self, names: Iterable[str]) -> None:
         """Raise InvalidArgumentError if the input or the table has a column of one of these names.
@@ -657,8 +651,7 @@ class PersonaTable(Sequence[PersonaRow]):
         Raises:
             InvalidArgumentError: with `details`, the data, or an added column, has the name of such a part.
         """
-        text = type_of("", ())
-        personas: list[tuple[str, list[Any]]] = list(self._rows.texts())
+        columns: dict[str, Sequence[Any]] = {**self._rows.texts()}
         if details:
             self.check_free(DETAILS)
             if clash := sorted(self.added.keys() & set(DETAILS)):
@@ -666,12 +659,11 @@ class PersonaTable(Sequence[PersonaRow]):
                     f"the table has an added column {clash[0]}, which details=True would replace.",
                     hint="Add it by another name.",
                 )
-            personas += detail_columns(self._rows)
-        kinds = {name: LISTS_OF_TEXT for name in DETAILS if name.endswith("_flags")}
-        made: list[tuple[str, Sequence[Any], ColumnType]]
-        made = [(name, values, kinds.get(name, text)) for name, values in personas]
-        made += [(name, values, self._kinds[name]) for name, values in self.added.items()]
-        return {name: (added_array(values, kind), kind) for name, values, kind in made}
+            columns |= detail_columns(self._rows)
+        columns |= self.added
+        kinds = {name: LISTS_OF_TEXT for name in DETAILS if name.endswith("_flags")} | self._kinds
+        typed = ((name, values, kinds.get(name, TEXT)) for name, values in columns.items())
+        return {name: (added_array(values, kind), kind) for name, values, kind in typed}
 
     def _own_arrow(self) -> pyarrow.Table:
         return own_columns(self._original).piece(range(len(self)), self._rows)

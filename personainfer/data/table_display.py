@@ -1,4 +1,4 @@
-"""Show rows as text for a terminal, and as a small HTML page for a notebook; write texts for pages and CSV.
+"""Write rows for people: lines for a terminal, a small page for a notebook, columns of text, cells of CSV.
 
 `write_report` makes a whole page, with every row, search and intervals. Widths are in columns of a terminal.
 """
@@ -19,7 +19,13 @@ from rich.cells import cell_len, chop_cells, set_cell_size
 
 from ..exceptions import visible
 from ..records import Persona, PersonaRow, Preference
+from .column_values import COLUMNS
 
+_PARTS = ("trait", "preference", "evidence")
+DETAILS = (
+    *(f"{side}_{part}" for side in ("chosen", "rejected") for part in (*_PARTS, "flags")),
+    "persona_unexplained",
+)
 _MARKED = 4  # characters in a column that a text may have, such as a letter and its marks
 _CELL = "vertical-align: top; text-align: left; white-space: normal; max-width: 26em"
 _CHIP = "font-size: 85%; border: 1px solid; border-radius: 1em; padding: 0 .5em; margin-right: .3em"
@@ -159,6 +165,40 @@ def unexplained_texts(row: PersonaRow) -> list[str]:
     return found
 
 
+def persona_columns(rows: Iterable[PersonaRow]) -> dict[str, list[str | None]]:
+    """Write the columns of rows that people read.
+
+    Returns:
+        Name -> values for `COLUMNS`: the sentence of the persona of each side, and the error; None if there
+        is none.
+    """
+    chosen: list[str | None] = []
+    rejected: list[str | None] = []
+    errors: list[str | None] = []
+    for row in rows:
+        chosen.append(str(row.chosen) if row.chosen else None)
+        rejected.append(str(row.rejected) if row.rejected else None)
+        errors.append(row.error)
+    return dict(zip(COLUMNS, (chosen, rejected, errors), strict=True))
+
+
+def detail_columns(rows: Iterable[PersonaRow]) -> dict[str, list[Any]]:
+    """Write the parts of the personas, and the unexplained sides, as columns.
+
+    Returns:
+        Name -> values for `DETAILS`. Flags are lists of text, other values are texts. None: there is no
+        persona; in `persona_unexplained`, no side is unexplained.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in DETAILS}
+    for row in rows:
+        for side, persona in (("chosen", row.chosen), ("rejected", row.rejected)):
+            for part in _PARTS:
+                columns[f"{side}_{part}"].append(persona and getattr(persona, part))
+            columns[f"{side}_flags"].append(None if persona is None else list(persona.flags))
+        columns["persona_unexplained"].append(" ".join(unexplained_texts(row)) or None)
+    return columns
+
+
 def html_page(
     rows: Sequence[PersonaRow],
     said: str,
@@ -262,7 +302,7 @@ def _grid_lines(grid: Sequence[Sequence[str]], width: int) -> list[str]:
 
 
 def _html_row(label: str, row: PersonaRow) -> str:
-    cells = [_cell(escaped(label)), _cell(escaped(_first_line(row, 80)))]
+    cells = [_cell(escaped(label)), _cell(escaped(_begin(short_prompt(row.preference), 80)))]
     if row.chosen is None and row.rejected is None:
         cells.append(_cell(f"<em>{escaped(_reason(row))}</em>", span=2))
     else:
@@ -276,8 +316,7 @@ def _cell(content: str, span: int = 1) -> str:
 
 def _quote(response: str) -> str:
     """Write the beginning of a response, to stand above the persona that prefers it."""
-    text = " ".join(response.split())
-    text = text if len(text) <= _QUOTED else text[: _QUOTED - 1] + "…"
+    text = _begin(response, _QUOTED)
     return f"<div style='{_QUOTE}'>{escaped(text)}</div>" if text else ""
 
 
@@ -296,9 +335,10 @@ def _reason(row: PersonaRow) -> str:
     return " ".join([*unexplained_texts(row), row.error or ""]).strip()
 
 
-def _first_line(row: PersonaRow, width: int) -> str:
-    text = " ".join(short_prompt(row.preference).split())
-    return text if len(text) <= width else text[: width - 1] + "…"
+def _begin(text: str, most: int) -> str:
+    """Return a text on one line; of a longer one, the first characters and an ellipsis, `most` together."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def short_prompt(pair: Preference | None) -> str:

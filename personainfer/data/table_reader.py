@@ -11,9 +11,9 @@ import os
 import re
 import threading
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, lru_cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,20 +35,11 @@ from .arrow_columns import ColumnType, conversion_errors, stored_type, taken
 from .column_values import COLUMNS, RECORD, TAKEN_NAMES, fits_utf_8, has_other_keys, in_utf_8
 from .file_formats import missing_file
 from .own_columns import OwnColumns, index_columns, pandas_of, with_index_column
-from .table_display import unexplained_texts
+from .table_display import persona_columns
 
 if TYPE_CHECKING:
     import pyarrow
 
-UNEXPLAINED = "persona_unexplained"
-DETAILS = (
-    *(
-        f"{side}_{field}"
-        for side in ("chosen", "rejected")
-        for field in ("trait", "preference", "evidence", "flags")
-    ),
-    UNEXPLAINED,
-)
 _BLOCK = 8192  # rows that are read at once where a table is in another order than its file
 
 
@@ -121,9 +112,7 @@ class StoredTable:
         meta = self._file.metadata
         self._about = _known_metadata(self._file.schema_arrow, meta.num_rows)
         groups = [meta.row_group(number) for number in range(meta.num_row_groups)]
-        self.ends = [0]  # after each row group, how many rows came so far
-        for group in groups:
-            self.ends.append(self.ends[-1] + group.num_rows)
+        self.ends = [0, *accumulate(group.num_rows for group in groups)]
         self.row_bytes = sum(group.total_byte_size for group in groups) // max(self.ends[-1], 1)
 
     @property
@@ -225,7 +214,7 @@ class StoredTable:
                     table = whole_group(self._packed, self._file, number, names)
             for name in {*COLUMNS, RECORD, *self._added}.intersection(names):
                 table.column(name).validate(full=True)  # that its texts are UTF-8
-            if len(self.ends) > 1 and table.num_rows != self.ends[number + 1] - self.ends[number]:
+            if table.num_rows != count:
                 raise pyarrow.ArrowInvalid("a group has another number of rows than the file says")
         except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
             raise DataError(
@@ -308,7 +297,7 @@ class StoredRows(Sequence[PersonaRow]):
 
     def failed(self) -> list[int]:
         """Return the positions of the rows that have an error. Only the column of errors is read."""
-        ((_, errors),) = self.texts(["persona_error"])
+        errors = self.texts(["persona_error"])["persona_error"]
         return [position for position, error in enumerate(errors) if error is not None]
 
     def flagged(self) -> int:
@@ -334,7 +323,7 @@ class StoredRows(Sequence[PersonaRow]):
             is_counted(row) - is_counted(before[place]) for place, row in self._changed.items()
         )
 
-    def texts(self, names: Sequence[str] = COLUMNS) -> list[tuple[str, list[str | None]]]:
+    def texts(self, names: Sequence[str] = COLUMNS) -> dict[str, list[str | None]]:
         """Read columns of text, as `persona_columns` returns them; `names` are some of `COLUMNS`."""
         table = self._file.rows_at(self._places, lambda number: self._file.group(number, names))
         found: dict[str, list[str | None]] = {
@@ -344,10 +333,10 @@ class StoredRows(Sequence[PersonaRow]):
             found["persona_error"] = [_without_finding(text) for text in found["persona_error"]]
         for position, place in enumerate(self._places if self._changed else ()):
             if place in self._changed:
-                for name, (text,) in persona_columns([self._changed[place]]):
+                for name, (text,) in persona_columns([self._changed[place]]).items():
                     if name in found:
                         found[name][position] = text
-        return list(found.items())
+        return found
 
     def _row(self, place: int) -> PersonaRow:
         if place in self._changed:
@@ -377,21 +366,20 @@ class StoredColumns(OwnColumns):
 
     def __init__(self, file: StoredTable, places: Sequence[int] | None = None) -> None:
         self._file = file
-        self._places = places
+        self._is_whole = places is None
+        self._places = range(file.ends[-1]) if places is None else places
         self.names, self.arrow_names = file.own_names, file.arrow_names
         self._group = lru_cache(maxsize=1)(lambda number: file.group(number, file.own_names))
 
     def __reduce__(self) -> tuple[Any, ...]:
         import pyarrow
 
-        count = self._file.ends[-1] if self._places is None else len(self._places)
-        whole = self.piece(range(count), ())
+        whole = self.piece(range(len(self._places)), ())
         return pyarrow.concat_tables, ([whole],)  # as for rows
 
     def at(self, positions: Sequence[int]) -> StoredColumns:
         """Return the columns of the rows at some positions among these. It reads nothing."""
-        places = range(self._file.ends[-1]) if self._places is None else self._places
-        return StoredColumns(self._file, _positions_of(places, positions))
+        return StoredColumns(self._file, _positions_of(self._places, positions))
 
     def piece(self, places: Sequence[int], rows: Sequence[PersonaRow]) -> pyarrow.Table:
         """Read the columns of some rows, as `OwnColumns.piece`; the positions `places` must have no gaps.
@@ -400,15 +388,13 @@ class StoredColumns(OwnColumns):
             DataError: the file is damaged.
         """
         start = places[0] if places else 0
-        asked = range(start, start + len(places))
-        if self._places is None:
-            return self._file.rows_at(asked, self._group)
-        wanted = _positions_of(self._places, asked)
-        return self._labelled(self._file.rows_at(wanted, self._group), wanted)
+        wanted = self._places[start : start + len(places)]
+        found = self._file.rows_at(wanted, self._group)
+        return found if self._is_whole else self._labelled(found, wanted)
 
     def first(self, count: int) -> pyarrow.Table:
         """Read the columns of the first `count` rows, with a pandas RangeIndex as a column."""
-        places = (range(self._file.ends[-1]) if self._places is None else self._places)[:count]
+        places = self._places[:count]
         return self._labelled(self._file.rows_at(places, self._group), places)
 
     def index(self) -> Any:
@@ -421,10 +407,9 @@ class StoredColumns(OwnColumns):
             return None
         if not (wanted := index_columns(self._group(0))):
             return None
-        places = range(self._file.ends[-1]) if self._places is None else self._places
-        found = self._file.rows_at(places, lambda number: self._file.group(number, wanted))
+        found = self._file.rows_at(self._places, lambda number: self._file.group(number, wanted))
         with conversion_errors("pandas"):
-            return pandas_of(self._labelled(found, places)).index
+            return pandas_of(self._labelled(found, self._places)).index
 
     def _labelled(self, rows: pyarrow.Table, places: Sequence[int]) -> pyarrow.Table:
         return with_index_column(rows, places, self._file.ends[-1])
@@ -448,40 +433,6 @@ def _is_monotonic(places: Sequence[int]) -> bool:
 
     steps = np.diff(np.asarray(places, dtype=np.int64))
     return bool((steps > 0).all() or (steps < 0).all())
-
-
-def persona_columns(rows: Iterable[PersonaRow]) -> list[tuple[str, list[str | None]]]:
-    """Write the columns of rows that people read.
-
-    Returns:
-        (name, values) for `COLUMNS`: the sentence of the persona of each side, and the error; None if there
-        is none.
-    """
-    chosen: list[str | None] = []
-    rejected: list[str | None] = []
-    errors: list[str | None] = []
-    for row in rows:
-        chosen.append(str(row.chosen) if row.chosen else None)
-        rejected.append(str(row.rejected) if row.rejected else None)
-        errors.append(row.error)
-    return list(zip(COLUMNS, (chosen, rejected, errors), strict=True))
-
-
-def detail_columns(rows: Iterable[PersonaRow]) -> list[tuple[str, list[Any]]]:
-    """Write the parts of the personas, and the unexplained sides, as columns.
-
-    Returns:
-        (name, values) for `DETAILS`. Flags are lists of text, other values are texts. None: there is no
-        persona; in `persona_unexplained`, no side is unexplained.
-    """
-    columns: dict[str, list[Any]] = {name: [] for name in DETAILS}
-    for row in rows:
-        for side, persona in (("chosen", row.chosen), ("rejected", row.rejected)):
-            for field in ("trait", "preference", "evidence"):
-                columns[f"{side}_{field}"].append(persona and getattr(persona, field))
-            columns[f"{side}_flags"].append(None if persona is None else list(persona.flags))
-        columns[UNEXPLAINED].append(" ".join(unexplained_texts(row)) or None)
-    return list(columns.items())
 
 
 def record_of(row: PersonaRow) -> str:
@@ -623,8 +574,12 @@ def check_settings(settings: Mapping[str, Any], *, is_read: bool = False) -> Non
     """
     try:
         if not is_read:
-            _check_names(settings)
-        _Settings.model_validate(settings if is_read else read_json(json.dumps(dict(settings))))
+            if not isinstance(settings, Mapping):
+                raise TypeError(f"{quoted(settings, 60)} is not a mapping")
+            if has_other_keys([dict(settings)]):  # `json` would make texts of numbers
+                raise TypeError("a name in it is no text")
+            settings = read_json(json.dumps(dict(settings)))
+        _Settings.model_validate(settings)
     except ValidationError as error:
         (first, *_) = error.errors()
         why = f"{first['loc'][0]!r}: {first['msg']}"
@@ -637,14 +592,6 @@ def check_settings(settings: Mapping[str, Any], *, is_read: bool = False) -> Non
         hint="Give names that are texts, with texts, numbers, lists and dicts.",
         argument="settings",
     )
-
-
-def _check_names(settings: object) -> None:
-    """Raise TypeError unless all keys within settings are texts: `json` would make texts of numbers."""
-    if not isinstance(settings, Mapping):
-        raise TypeError(f"{quoted(settings, 60)} is not a mapping")
-    if has_other_keys([dict(settings)]):
-        raise TypeError("a name in it is no text")
 
 
 def _known_metadata(schema: pyarrow.Schema, rows: int) -> dict[bytes, bytes]:

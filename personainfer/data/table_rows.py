@@ -22,7 +22,8 @@ from .arrow_columns import (
     plain_values,
 )
 from .own_columns import OwnColumns, index_columns, level_columns, pandas_of, picked_rows
-from .table_reader import StoredColumns, persona_columns
+from .table_display import persona_columns
+from .table_reader import StoredColumns
 
 R = TypeVar("R", bound=Record)
 
@@ -106,7 +107,7 @@ class MemoryRows(Sequence[PersonaRow]):
         """Count the rows that have a side whose choice no candidate explains."""
         return sum(bool(self._row(place).unexplained) for place in self._candidates)
 
-    def texts(self) -> list[tuple[str, list[str | None]]]:
+    def texts(self) -> dict[str, list[str | None]]:
         """Return the columns of text for people: both personas and the error, see `persona_columns`."""
         return persona_columns(self)
 

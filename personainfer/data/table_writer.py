@@ -39,7 +39,8 @@ from .arrow_columns import (
 from .column_values import COLUMNS, MOST_FIELDS, RECORD, TAKEN_NAMES, fields_of, is_kept
 from .file_formats import refuse_twins
 from .own_columns import OwnColumns
-from .table_reader import StoredTable, check_settings, persona_columns, record_of
+from .table_display import persona_columns
+from .table_reader import StoredTable, check_settings, record_of
 
 if TYPE_CHECKING:
     import pyarrow
@@ -206,8 +207,7 @@ def _table(own: pyarrow.Table, rows: Sequence[PersonaRow]) -> pyarrow.Table:
             hint="Rename the column.",
         )
     refuse_twins(own.column_names)  # nobody could read the file
-    texts: dict[str, list[str | None]] = dict(persona_columns(rows))
-    texts[RECORD] = [record_of(row) for row in rows]
+    texts = persona_columns(rows) | {RECORD: [record_of(row) for row in rows]}
     return with_arrays(own, {name: text_array(values) for name, values in texts.items()})
 
 
@@ -251,10 +251,8 @@ class _Unfinished:
                 hint="Write another format: to_pandas(), to_polars() or to_hf().",
             ) from None
         put_in_place(self._parts[-1], self._path)
-        for (
-            name,
-            why,
-        ) in self._left_out.items():  # now that a warning that is an error costs nothing
+        # Now that the file is in its place: a warning may be an error.
+        for name, why in self._left_out.items():
             warnings.warn(
                 f"values of the column {visible(name)} are left out of the file: {why} while they were read.",
                 stacklevel=3,

@@ -15,7 +15,7 @@ from ..data.containers import KnownSchemas, read_cells
 from ..data.own_columns import own_names
 from ..data.source_rows import SourceRow
 from ..data.table import PersonaTable
-from ..data.table_reader import persona_columns
+from ..data.table_display import persona_columns
 from ..exceptions import InvalidArgumentError, PersonaInferError
 from ..preferences.cells import ABSENT
 from ..preferences.schemas import Mapped
@@ -157,7 +157,7 @@ def _result_of_columns(batch: Mapping[str, Any], table: PersonaTable) -> Mapping
         kept = [row.index for row in table]
         for name, values in batch.items():
             result[name] = _at_places(values, kept)
-    for name, texts in persona_columns(table):
+    for name, texts in persona_columns(table).items():
         result[name] = _like(batch, texts)
     return result
 
@@ -227,7 +227,7 @@ def _rows_of_dicts(
 def _result_of_dicts(
     batch: Sequence[Mapping[str, Any]], table: PersonaTable
 ) -> list[dict[str, Any]]:
-    columns = persona_columns(table)
+    columns = persona_columns(table).items()
     return [
         {**batch[row.index], **{name: texts[place] for name, texts in columns}}
         for place, row in enumerate(table)
