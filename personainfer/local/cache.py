@@ -71,6 +71,7 @@ _WRITE = (
     " store_time = excluded.store_time, access_time = excluded.access_time, tag = excluded.tag,"
     " mode = excluded.mode, filename = NULL, value = excluded.value"
 )
+_EMPTY_JOURNAL = "PRAGMA wal_checkpoint(TRUNCATE)"
 _LARGEST_SIZE = 2**62  # bytes: SQLite's integers end at 2**63
 _DATABASE = "cache.db"
 _SET_ASIDE = f"{_DATABASE}.broken-"  # and a number: what a damaged database is renamed to
@@ -503,23 +504,18 @@ class ReplyCache:
         Wait up to `BUSY_TIMEOUT` seconds for other programs that read. If they go on, or the disk is full,
         warn that the file still holds what was deleted.
         """
-        ends, statements = (
-            time.monotonic() + BUSY_TIMEOUT,
-            ["VACUUM", "PRAGMA wal_checkpoint(TRUNCATE)"],
-        )
-        try:
+        ends, statement = time.monotonic() + BUSY_TIMEOUT, "VACUUM"
+        with suppress(sqlite3.OperationalError):  # the disk is full
             while time.monotonic() < ends:
                 try:
-                    answer = self._store._sql(statements[0]).fetchall()
+                    answer = self._store._sql(statement).fetchall()
                 except sqlite3.OperationalError as error:
                     if not is_locked(error):
                         raise
                     continue
-                if len(statements) == 1 and not answer[0][0]:  # no other program was in the way
+                if statement == _EMPTY_JOURNAL and not answer[0][0]:  # nobody was in the way
                     return
-                statements = statements[-1:]
-        except sqlite3.OperationalError:  # the disk is full
-            pass
+                statement = _EMPTY_JOURNAL
         warnings.warn(
             f"another program reads the cache {visible(str(self._path))}, or the disk is full: the file still"
             " holds what was deleted. Delete again when no program uses it.",
@@ -543,10 +539,7 @@ class ReplyCache:
                 " it is.",
                 hint="Name another directory with cache_dir=.",
             )
-        from filelock import (
-            FileLock,
-            Timeout,
-        )  # loading it takes longer than a healthy cache needs
+        from filelock import FileLock, Timeout  # slow to load, and seldom needed
 
         try:
             with FileLock(f"{self._path}{LOCK}", timeout=BUSY_TIMEOUT):
