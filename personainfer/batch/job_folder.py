@@ -38,7 +38,8 @@ from ..exceptions import (
     visible,
 )
 from ..llm.client import OPTIONS
-from ..local.atomic_files import as_path, atomic_folder, place_errors, read_small_file, write_file
+from ..local.atomic_files import atomic_folder, write_file
+from ..local.paths import as_path, place_errors, read_small_file
 from ..personas.prompts import PersonaPrompt, Protocol
 from ..personas.requests import Plan
 from ..preferences.cells import read_json

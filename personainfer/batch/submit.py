@@ -28,7 +28,8 @@ from ..exceptions import (
     RequestRejectedError,
 )
 from ..llm.client import LLM
-from ..local.atomic_files import as_path, atomic_writer, remove_abandoned
+from ..local.atomic_files import atomic_writer, remove_abandoned
+from ..local.paths import as_path
 from ..personas.infer import prepare
 from ..personas.options import PersonaOptions
 from ..personas.requests import Plan

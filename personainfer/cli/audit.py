@@ -102,7 +102,7 @@ def read_personas(path: Path) -> UserPersonas | dict[str, str]:
         DataError: the file is not JSON lines, holds neither of these, or gives a user two personas.
     """
     from ..data.file_formats import bounded_lines
-    from ..local.atomic_files import opened_file
+    from ..local.paths import opened_file
     from ..users.records import UserPersonas
 
     try:

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..exceptions import CacheError, ModelError, PersonaInferError, RowsFailedError
-from ..local.atomic_files import DISK_FULL
+from ..local.paths import DISK_FULL
 from .options import SHELL_NAMES
 from .run_summary import FAILED
 from .streams import abandon_stdout, fail, note

@@ -19,8 +19,9 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 import typer
 
 from ..exceptions import InvalidArgumentError, MissingFileError, visible, visible_in_json
-from ..local.atomic_files import atomic_text_writer, check_replaced, place_errors
+from ..local.atomic_files import atomic_text_writer
 from ..local.line_marks import NO_MARK, has_mark, marked
+from ..local.paths import check_replaced, place_errors
 
 if TYPE_CHECKING:
     from ..personas.infer import PersonaStream

@@ -18,7 +18,7 @@ from ..exceptions import (
     RowsFailedError,
     shown_when_made,
 )
-from ..local.atomic_files import as_path, check_file, check_replaced, place_errors
+from ..local.paths import as_path, check_file, check_replaced, place_errors
 from ..preferences.remarks import remarks
 from ..records import PersonaRow, Usage
 from .arrow_columns import (

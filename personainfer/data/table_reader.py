@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ..exceptions import DataError, InvalidArgumentError, quoted
-from ..local.atomic_files import check_file
 from ..local.parquet import (
     least_bytes,
     listed_bytes,
@@ -29,6 +28,7 @@ from ..local.parquet import (
     whole_group,
     with_dictionaries,
 )
+from ..local.paths import check_file
 from ..preferences.cells import read_json
 from ..records import Candidate, Persona, PersonaRow, Preference, Usage
 from .arrow_columns import ColumnType, conversion_errors, stored_type, taken

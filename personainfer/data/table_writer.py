@@ -17,16 +17,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..exceptions import DataError, InvalidArgumentError, visible
-from ..local.atomic_files import (
-    as_path,
-    check_file,
-    check_replaced,
-    followed,
-    place_errors,
-    put_in_place,
-    unfinished_folder,
-)
+from ..local.atomic_files import put_in_place, unfinished_folder
 from ..local.parquet import written_bytes
+from ..local.paths import as_path, check_file, check_replaced, followed, place_errors
 from ..records import PersonaRow, Preference, Usage
 from .arrow_columns import (
     arrow_cells,

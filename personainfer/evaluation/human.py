@@ -28,14 +28,8 @@ from ..data.file_formats import missing_file, open_rows
 from ..data.table import PersonaTable
 from ..data.table_display import csv_cell, embedded_json, result_text
 from ..exceptions import DataError, InvalidArgumentError
-from ..local.atomic_files import (
-    as_path,
-    atomic_folder,
-    place_errors,
-    read_small_file,
-    remove_abandoned,
-    write_file,
-)
+from ..local.atomic_files import atomic_folder, remove_abandoned, write_file
+from ..local.paths import as_path, place_errors, read_small_file
 from ..personas.prompts import prompt_text
 from ..preferences.cells import read_json
 from ..records import FloatArray, PersonaRow, Side

@@ -33,14 +33,7 @@ from pydantic import AfterValidator
 
 from ..arguments import NumberFromZero, Text, Wanted, check_argument
 from ..exceptions import CacheError, InvalidArgumentError, visible
-from .atomic_files import (
-    close_to_others,
-    others_may_write,
-    private_folder,
-    put_in_place,
-    remove_abandoned,
-    unfinished_folder,
-)
+from .atomic_files import put_in_place, remove_abandoned, unfinished_folder
 from .database_checks import (
     BUSY_TIMEOUT,
     JOURNALS,
@@ -58,6 +51,7 @@ from .database_checks import (
     readable_rows,
     unusable,
 )
+from .paths import close_to_others, others_may_write, private_folder
 
 T = TypeVar("T")
 

@@ -22,7 +22,7 @@ import diskcache
 import tenacity
 
 from ..exceptions import CacheError
-from .atomic_files import opened_file, others_may_write
+from .paths import opened_file, others_may_write
 
 LONGEST_REPLY = 2**24  # bytes: four times the largest answer of an endpoint that is read
 BUSY_TIMEOUT = 60.0  # seconds to wait for another process's transaction …

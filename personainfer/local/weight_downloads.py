@@ -24,7 +24,8 @@ from typing import IO
 
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
 from ..observability import log
-from .atomic_files import opened_file, own_file, private_folder, unfinished_folder, write_file
+from .atomic_files import unfinished_folder, write_file
+from .paths import opened_file, own_file, private_folder
 
 
 @dataclass(frozen=True, slots=True)

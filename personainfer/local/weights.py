@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..api_keys import shown_address
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
-from .atomic_files import opened_file
+from .paths import opened_file
 from .weight_downloads import NamedWeights, content_hash, hub_file
 
 

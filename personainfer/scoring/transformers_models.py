@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
-from ..local.atomic_files import read_small_file
+from ..local.paths import read_small_file
 from ..local.weights import find_weights
 from ..preferences.cells import read_json
 

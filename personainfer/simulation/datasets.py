@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from ..data.file_formats import BrokenRow, open_rows
 from ..exceptions import DataError, InvalidArgumentError, quoted
-from ..local.atomic_files import as_path
+from ..local.paths import as_path
 from ..preferences.cells import is_null, plain
 from ..preferences.conversations import pair_problem, read_pair, text_problem
 from ..preferences.labels import read_flag

@@ -27,14 +27,8 @@ from ..evaluation.results import ResponseComparison, TableFindings
 from ..evaluation.salience import SalientWord
 from ..evaluation.summary import guess_text, summarise
 from ..exceptions import InvalidArgumentError
-from ..local.atomic_files import (
-    as_path,
-    check_file,
-    check_replaced,
-    opened_file,
-    place_errors,
-    write_file,
-)
+from ..local.atomic_files import write_file
+from ..local.paths import as_path, check_file, check_replaced, opened_file, place_errors
 from ..tailoring.embeddings import Embedder
 from ..users.audit_verdict import PersonaAudit
 from ..users.records import UserPersonas

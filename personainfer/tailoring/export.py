@@ -22,17 +22,9 @@ from ..data.table import PersonaTable
 from ..data.table_display import result_text
 from ..data.table_writer import is_table
 from ..exceptions import DataError, InvalidArgumentError, visible_in_json
-from ..local.atomic_files import (
-    as_path,
-    check_file,
-    check_replaced,
-    place_errors,
-    put_in_place,
-    read_small_file,
-    unfinished_folder,
-    write_file,
-)
+from ..local.atomic_files import put_in_place, unfinished_folder, write_file
 from ..local.line_marks import NO_MARK, has_mark, marked_lines
+from ..local.paths import as_path, check_file, check_replaced, place_errors, read_small_file
 from ..personas.placement import PersonaPlace
 from ..preferences.turns import TOOL_DEFINITIONS
 from .dataset_card import LONG, MARK, dataset_card

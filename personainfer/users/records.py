@@ -16,8 +16,9 @@ from ..data.file_formats import bounded_lines, missing_file
 from ..data.table_display import result_text
 from ..data.table_reader import check_settings
 from ..exceptions import DataError, InvalidArgumentError, RowsFailedError, quoted, shown_when_made
-from ..local.atomic_files import as_path, check_file, check_replaced, place_errors, write_file
+from ..local.atomic_files import write_file
 from ..local.line_marks import NO_MARK, has_mark, marked_lines
+from ..local.paths import as_path, check_file, check_replaced, place_errors
 from ..preferences.cells import bounded_json
 from ..records import Persona, Preference, Record, Usage
 

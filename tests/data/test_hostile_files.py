@@ -27,7 +27,7 @@ from personainfer.data import file_formats, read_preferences, source_rows
 from personainfer.evaluation.human import read_rating_sheet
 from personainfer.exceptions import DataError, InvalidArgumentError
 from personainfer.local import parquet
-from personainfer.local.atomic_files import read_small_file
+from personainfer.local.paths import read_small_file
 from personainfer.preferences import cells, pairing
 from personainfer.testing import FakeLLM
 

@@ -23,10 +23,10 @@ from personainfer.local import atomic_files
 from personainfer.local.atomic_files import (
     atomic_folder,
     atomic_writer,
-    private_folder,
     unfinished_folder,
     write_file,
 )
+from personainfer.local.paths import private_folder
 from personainfer.tailoring.dataset_card import MARK
 from personainfer.users.records import UserPersonas, UserRow
 

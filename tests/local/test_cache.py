@@ -1196,7 +1196,7 @@ def test_what_a_group_may_write_to_is_open_to_others(
         for path in (tmp_path, *tmp_path.iterdir()):
             os.chown(path, 23456, -1)
         monkeypatch.setattr("os.getuid", lambda: 23456)
-    monkeypatch.setattr("personainfer.local.atomic_files._is_own_group", lambda found: is_own_group)
+    monkeypatch.setattr("personainfer.local.paths._is_own_group", lambda found: is_own_group)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         cache = ReplyCache(tmp_path)
