@@ -164,13 +164,12 @@ def single_calls(batch: PersonaBatch, llm: LLM, cost: float) -> Iterator[list[Pe
         OSError: the note cannot be written.
     """
     budget, payer, account = llm.account.bounds.budget, _payer(batch, llm), submitter(batch)
-    reserved_it = account is not None and budget is account.bounds.budget
+    is_submitters = account is not None and budget is account.bounds.budget
     # By other prices, the submitter's budget keeps the most that the batch can cost.
-    told = cost if budget is payer or not reserved_it else None
-    left = 0.0
+    counted, left = None if is_submitters and payer is None else cost, 0.0
     if budget is not None:  # else a folder that cannot be written is none of its business
         with batch.alone() as now:
-            _count_in(now, budget, told)
+            _count_in(now, budget, counted)
             left = max(0.0, budget.usd - budget.taken)
             _note(now, budget, singly=0.0, being_asked=left)
             if now.being_asked:
@@ -184,7 +183,7 @@ def single_calls(batch: PersonaBatch, llm: LLM, cost: float) -> Iterator[list[Pe
             with suppress(BatchPendingError), batch.alone() as now:
                 noted = _note(now, budget, singly=took, being_asked=-left)
                 if budget is not None:
-                    _count_in(noted, budget, told, took)
+                    _count_in(noted, budget, counted, took)
                 if payer is not None and payer is not budget:
                     _count_in(noted, payer, cost)
 

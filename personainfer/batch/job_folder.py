@@ -206,7 +206,7 @@ class PersonaBatch(Record):
         return self.model_copy(update={"parts": parts})
 
     def as_submitted_here(self, *, made_here: bool) -> Self:
-        """Return a copy with `submitted_here`. Remember `made_here`, see there."""
+        """Return a copy with `submitted_here`. `made_here`: remember that this process made the folder."""
         if made_here:
             _made_here.add(self.identity)
         return self.model_copy(update={"submitted_here": True})

@@ -62,7 +62,7 @@ def bring_in(batch: PersonaBatch, llm: LLM, keys: Mapping[bytes, int]) -> BatchO
     for path in batch.answer_files():
         with path.open("rb") as file:
             _write(_good_replies(file, outcome), form, llm.model, llm.cache)
-        if path.name.startswith("output"):  # these come first
+        if path.name.startswith("output"):  # before the errors, which may have cost, too
             replied = outcome.charged
     told = sum(part.completed or 0 for part in batch.parts)
     outcome.count_lost(told - replied, {key for key, _ in batch.cached_replies()})

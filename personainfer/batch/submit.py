@@ -83,7 +83,6 @@ def submit_batch(
     remove_abandoned(folder)
     plan, source, llm = prepare(data, model, options, select_later=True)
     _check(plan, llm, options)
-    costs: dict[int, float] | None = None
     with closing(batch_api(llm.transport)) as api:
         is_new = not PersonaBatch.handle(folder).exists()
         if is_new:
@@ -98,8 +97,7 @@ def submit_batch(
                 told = batch.model_copy(update={**_told(plan, llm, options), "parts": parts})
                 if told.model_dump() != batch.model_dump():
                     told.save()
-                batch = told
-            costs = most_costs(batch, llm) if costs is None else costs
+                batch, costs = told, most_costs(told, llm)
             batch = _submitted(batch, api, llm, costs)
             remember_submitter(batch, llm)
             return batch.as_submitted_here(made_here=is_new)
