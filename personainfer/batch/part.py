@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ..records import Record
-from .provider import FINAL, BatchState
+from .states import FINAL, BatchState
 
 _NAMED_WITHIN = 600.0  # seconds
 MOST_TOKENS = 2**40  # of a reply

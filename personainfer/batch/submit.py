@@ -38,8 +38,9 @@ from .costs import charged, most_costs, order, remember_submitter
 from .job_folder import MOST_SAMPLES, PersonaBatch, new_folder
 from .lines import wired_rows
 from .part import MOST_TOKENS, BatchPart
-from .provider import BatchAPI, BatchState, batch_api
+from .provider import BatchAPI, batch_api
 from .request_files import RequestFiles, add_to_digest
+from .states import BatchState
 
 
 @takes_options(PersonaOptions)

@@ -19,6 +19,7 @@ from personainfer import http_guard
 from personainfer.api_keys import Secrets
 from personainfer.batch import lines as batch_lines
 from personainfer.batch import provider as batch_api
+from personainfer.batch import states
 from personainfer.exceptions import (
     AuthenticationError,
     InvalidArgumentError,
@@ -143,7 +144,7 @@ def test_through_litellm_a_batch_is_what_its_single_calls_are(
 def test_a_file_that_is_not_read_yet_is_waited_for(
     provider: BatchServer, place: Path, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(batch_api, "_FILE_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(states, "_FILE_POLL_SECONDS", 0.0)
     provider.file_statuses = ["pending", "pending"]
     submit(provider, pairs(2), place / "b")
     assert provider.calls == [UPLOAD, "GET /v1/files/*", "GET /v1/files/*", CREATE]
@@ -152,8 +153,8 @@ def test_a_file_that_is_not_read_yet_is_waited_for(
 def test_a_file_that_is_never_read_is_given_up(
     provider: BatchServer, place: Path, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(batch_api, "_FILE_POLL_SECONDS", 0.0)
-    monkeypatch.setattr(batch_api, "_FILE_PATIENCE", 0.02)
+    monkeypatch.setattr(states, "_FILE_POLL_SECONDS", 0.0)
+    monkeypatch.setattr(states, "_FILE_PATIENCE", 0.02)
     provider.file_statuses = ["pending"] * 100_000
     with pytest.raises(ReplyError, match="has not read the file"):
         submit(provider, pairs(2), place / "b")
@@ -164,7 +165,7 @@ def test_a_file_that_is_never_read_is_given_up(
 def test_azure_is_waited_for_and_addressed_in_its_own_way(
     provider: BatchServer, place: Path, monkeypatch: Patch
 ) -> None:
-    monkeypatch.setattr(batch_api, "_FILE_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(states, "_FILE_POLL_SECONDS", 0.01)
     monkeypatch.setenv("AZURE_API_VERSION", "2024-10-21")
     provider.file_statuses = ["pending", "pending"]
     provider.faults = [(CREATE, 0)]

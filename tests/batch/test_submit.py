@@ -1743,7 +1743,7 @@ def test_a_batch_behind_a_thousand_newer_ones_is_not_made_twice(
     created: list[int | None], provider: BatchServer, place: Path, monkeypatch: Patch
 ) -> None:
     """Where the list goes back to before the upload, there is none, and one is made."""
-    monkeypatch.setattr("personainfer.batch.provider._MOST_LISTED", 3)
+    monkeypatch.setattr("personainfer.batch.states._MOST_LISTED", 3)
     upload, others = created
     monkeypatch.setattr(provider, "created", upload)
     provider.faults = [(CREATE, 500), *[(LIST, 500)] * 9]
