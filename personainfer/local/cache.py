@@ -170,7 +170,9 @@ class ReplyCache:
                 found, and finds nothing from then on.
         """
         found: dict[bytes, str] = {}
-        for start in range(0, 0 if self._is_given_up else len(keys), _LOOKUP_SIZE):
+        if self._is_given_up:
+            return found
+        for start in range(0, len(keys), _LOOKUP_SIZE):
             part = keys[start : start + _LOOKUP_SIZE]
             try:
                 found |= self._look_up(part)
