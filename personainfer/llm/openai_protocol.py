@@ -327,6 +327,8 @@ def split_content(content: Any) -> tuple[str, str]:
             reasoning.append(reasoning_of(part) or str(part.get("text") or ""))
         elif isinstance(part.get("text"), str):
             texts.append(part["text"])
+        elif kind == "tool_use":
+            texts.append(arguments_of(part))
     return "".join(texts), "".join(reasoning)
 
 
@@ -351,10 +353,19 @@ def _all_arguments(message: Mapping[str, Any]) -> str:
     return "\n".join(filter(None, map(arguments_of, known)))
 
 
+_ARGUMENTS = (
+    "arguments",
+    "input",
+    "args",
+    "parameters",
+)  # OpenAI's name, and those of other protocols
+
+
 def arguments_of(call: Mapping[str, Any]) -> str:
     """Return the arguments of a tool call as text; the object that some servers send becomes JSON."""
     function = call.get("function")
-    found = (function if isinstance(function, dict) else call).get("arguments") or ""
+    called = function if isinstance(function, dict) else call
+    found = next(filter(None, map(called.get, _ARGUMENTS)), "")
     return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
 
 

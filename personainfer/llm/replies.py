@@ -178,17 +178,21 @@ def _add_delta(texts: Mapping[str, list[str]], delta: Mapping[str, Any]) -> None
 # How models open and close their reasoning: DeepSeek, Qwen and most others; Magistral; gpt-oss;
 # Cohere; Kimi; Seed.
 _THINKING = [
-    (r"<(?:think|thinking|thought|reasoning|reflection|seed:think)>",) * 2,
+    (r"<(?i:think|thinking|thoughts?|reasoning|reflection|seed:think)>",) * 2,
     (r"\[THINK\]", r"\[/THINK\]"),
     (r"<\|channel\|>(?:analysis|commentary)[^<{]*<\|message\|>", r"<\|end\|>"),
     (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),
     (r"◁think▷", r"◁/think▷"),
+    (r"<\|begin_of_thought\|>", r"<\|end_of_thought\|>"),
 ]
 _OPENS = "|".join(opening for opening, _ in _THINKING)
 _CLOSES = "|".join(
     closing.replace("<(", "</(", 1) if opening == closing else closing
     for opening, closing in _THINKING
 )
+# Where a draft of an object may stand, too. In plain text, these tags may belong to the answer.
+_NOTES = r"<(?i:analysis|scratchpad)>"
+_CLOSES_NOTES = rf"{_CLOSES}|</(?i:analysis|scratchpad)>"
 # Where somebody else's turn begins: a model that runs on has ended its reply before.
 _NEXT_TURN = (
     r"<\|im_start\|>\s*(?:user|system)|<\|start_header_id\|>\s*(?:user|system)"
@@ -201,7 +205,7 @@ _CHAT_MARK = (
 )
 _MARK = re.compile(rf"{_CHAT_MARK}|```\w*")
 _TOKENS = re.compile(
-    rf"(?P<open>{_OPENS})|(?P<close>{_CLOSES})|(?P<turn>{_NEXT_TURN})|(?P<brace>[{{[])"
+    rf"(?P<open>{_OPENS}|{_NOTES})|(?P<close>{_CLOSES_NOTES})|(?P<turn>{_NEXT_TURN})|(?P<brace>[{{[])"
 )
 _LEADING_MARKS = re.compile(rf"\s*(?:(?:{_CHAT_MARK})\s*(?:(?:assistant|model|final)\b\s*)?)*")
 _FIRST_THOUGHT = re.compile(rf"{_LEADING_MARKS.pattern}(?:{_OPENS})")
@@ -311,7 +315,7 @@ def _found_in(text: str, schema: type[BaseModel]) -> list[tuple[Any, str]]:
     return [
         (fields, json.dumps(fields))
         for candidate in _candidates(text, list_root=issubclass(schema, RootModel))
-        for fields in (candidate, *_wrapped(candidate, schema))
+        for fields in _variants([candidate, *_wrapped(candidate, schema)], schema)
     ]
 
 
@@ -333,7 +337,7 @@ def _candidates(text: str, *, list_root: bool) -> Iterator[Any]:
     rest = "".join(text[i:j] for i, j in _gaps(thoughts, length))
     if thoughts and objects and not _has_words(rest):
         last, end = objects[-1], max(e for s, e in thoughts if s <= objects[-1].start)
-        closing = list(re.finditer(_CLOSES, text[last.end : end]))
+        closing = list(re.finditer(_CLOSES_NOTES, text[last.end : end]))
         follows = text[last.end : last.end + closing[0].start() if closing else end]
         if not _has_words(follows):
             yield last.value
@@ -435,25 +439,75 @@ def _strings(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else []
 
 
-_WRAPPERS = {"answer", "data", "json", "object", "output", "persona", "reply", "response", "result"}
+_WRAPPERS = {
+    *(
+        "answer",
+        "data",
+        "final_answer",
+        "json",
+        "object",
+        "output",
+        "person",
+        "persona",
+        "personas",
+    ),
+    *("reply", "response", "result"),
+}
+_CALLED = {"action", "function", "name", "recipient_name", "tool", "tool_name"}
+_ARGUMENTS = ("arguments", "parameters", "input", "args", "action_input", "tool_input")
 
 
 def _wrapped(candidate: Any, schema: type[BaseModel]) -> Iterator[Any]:
-    """Yield the object in a tool call that was written as text, or in an object with one field.
+    """Yield the object in a tool call that was written as text, or in an object that wraps one.
 
-    That field has a known name, such as "answer", or the name of the schema.
+    The field that holds it has a known name, such as "answer", or the name of the schema.
     """
     if not isinstance(candidate, dict):
         return
-    for name in ("arguments", "parameters", "input"):
-        if "name" in candidate and name in candidate:
-            yield _parsed(candidate[name])
-    if len(candidate) == 1:
-        [(name, inner)] = candidate.items()
-        if isinstance(inner, dict) and (
-            name.lower() in _WRAPPERS or name.lower() == schema.__name__.lower()
-        ):
-            yield inner
+    calls = candidate.get("tool_calls")
+    for call in (candidate, *(calls if isinstance(calls, list) else ())):
+        for one in (call, call.get("function")) if isinstance(call, dict) else ():
+            if isinstance(one, dict) and not _CALLED.isdisjoint(one):
+                yield from (_parsed(one[name]) for name in _ARGUMENTS if name in one)
+    known = _WRAPPERS | {_plain_key(schema.__name__), schema.__name__.lower()}
+    inner = [_parsed(value) for name, value in candidate.items() if name.lower() in known]
+    found = [value for value in inner if isinstance(value, dict)]
+    if len(found) == 1:
+        yield found[0]
+
+
+def _variants(found: list[Any], schema: type[BaseModel]) -> Iterator[Any]:
+    """Yield each value as it is; then those in which keys or texts had to be turned into the schema's."""
+    yield from found
+    for value in found:
+        if (renamed := _renamed(value, schema)) != value:
+            yield renamed
+
+
+def _renamed(value: Any, schema: type[BaseModel]) -> Any:
+    """Return an object with keys as the schema spells them: "Person 1" and "person1" are `person_1`.
+
+    A record in it that is JSON text is parsed. If two keys are the same field, `value` itself is returned.
+    """
+    if not isinstance(value, dict):
+        return value
+    fields = {_plain_key(name): name for name in schema.model_fields}
+    named = {fields.get(_plain_key(key)) or str(key): inner for key, inner in value.items()}
+    if len(named) < len(value):
+        return value
+    for name, inner in named.items():
+        field = schema.model_fields.get(name)
+        kind = field.annotation if field else None
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            named[name] = _renamed(_parsed(inner), kind)
+    return named
+
+
+def _plain_key(name: str) -> str:
+    return _BETWEEN_WORDS.sub("_", name.strip()).lower()
+
+
+_BETWEEN_WORDS = re.compile(r"[\s-]+|(?<=[a-z])(?=[A-Z\d])")
 
 
 def _parsed(value: Any) -> Any:
@@ -467,7 +521,12 @@ def _parsed(value: Any) -> Any:
 
 _OPENING_QUOTE = re.compile(r"(?<=[{\[,:])(\s*)[“”„«]")
 _CLOSING_QUOTE = re.compile(r"[“”»](?=\s*[:,}\]])")
-_COMMA = re.compile(r'("(?:[^"\\]|\\.?)*+"?)|,(?=\s*[}\]])', re.DOTALL)
+# A text; else a comment, a wide sign, or a comma before a bracket.
+_TEXT_OR_SIGN = re.compile(
+    r'("(?:[^"\\]|\\.?)*+"?)|//[^\n]*|/\*[^*]*\*/|[\uff1a\uff0c]|,(?=\s*[}\]])', re.DOTALL
+)
+_WIDE = {"\uff1a": ":", "\uff0c": ","}
+_ESCAPE = re.compile(r"""\\(?:["\\/bfnrtu]|([_'`*#~.!&$%-])|(.))""", re.DOTALL)
 
 
 # A dict whose keys and values are all texts or dicts, as Python prints it. Each character can be matched in
@@ -490,20 +549,37 @@ def _as_json(found: re.Match[str]) -> str:
 
 @_reads_text
 def _tidied(text: str) -> str:
-    """Return a text with straight quotes around keys and values, and no comma too many.
+    """Return a text with straight quotes around keys and values, and no comma or comment too many.
 
     A text that is one quoted string is unpacked. A dict as Python prints it becomes JSON. Only the
     punctuation changes: no word and no value does.
     """
     bare = text.strip("\ufeff \n\r\t")
-    if bare.startswith('"') and isinstance(inner := _parsed(bare), str):
+    if bare.startswith("```") and bare.endswith("```"):
+        bare = bare[3:-3].removeprefix("json").strip()
+    quoted = f'"{bare}"' if bare.startswith('{\\"') else bare
+    if quoted.startswith('"') and isinstance(inner := _parsed(quoted), str):
         return inner
     if any(quote in text for quote in "“”„«»"):
         text = _OPENING_QUOTE.sub(r'\1"', text)
         text = _CLOSING_QUOTE.sub('"', text)
     if len(text) <= _LONGEST_PYTHON_DICT and ("{'" in text or "{ '" in text):
         text = _PYTHON_DICT.sub(_as_json, text)
-    return _COMMA.sub(lambda match: match[1] or "", text)
+    return _TEXT_OR_SIGN.sub(_tidied_part, text)
+
+
+def _tidied_part(found: re.Match[str]) -> str:
+    """Return a text with escapes that JSON has, or what stands in the place of a sign outside texts."""
+    if not found[1]:
+        return _WIDE.get(found[0], "")
+    if "\\" not in found[1]:
+        return found[1]
+    return _ESCAPE.sub(_valid_escape, found[1])
+
+
+def _valid_escape(found: re.Match[str]) -> str:
+    """Return an escape that JSON has: of Markdown's, the sign alone; any other backslash stays one."""
+    return found[1] or (f"\\{found[0]}" if found[2] else found[0])
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -18,7 +18,7 @@ from personainfer.api_keys import Secrets
 from personainfer.exceptions import ReplyError, TransportError
 from personainfer.llm.openai_protocol import read_completion
 from personainfer.llm.replies import decode, plain_text, read_reply
-from personainfer.personas.prompts import OnePersona
+from personainfer.personas.prompts import BothPersonas, OnePersona
 from personainfer.testing import FakeLLM, Reply
 
 from ..builders import pairs
@@ -97,6 +97,30 @@ READ: dict[str, str] = {
     "Nemotron: thought without a mark, then a fence": f"First, compare.\n\n```json\n{PRETTY}\n```",
     "a citation behind it": f"{GOOD} [1]",
     "a link and a brace behind it": f"```json\n{GOOD}\n```\nSee [docs] for {{more}}.",
+    "keys in another case": json.dumps({name.title(): said for name, said in FIELDS.items()}),
+    "keys in capitals": json.dumps({name.upper(): said for name, said in FIELDS.items()}),
+    "an answer beside its reasoning": json.dumps({"reasoning": "Hm.", "answer": FIELDS}),
+    "an answer that is JSON text": json.dumps({"status": "ok", "Result": GOOD}),
+    "OpenAI's own tool call as text": json.dumps(
+        {"type": "function", "function": {"name": "OnePersona", "arguments": GOOD}}
+    ),
+    "a list of tool calls as text": json.dumps(
+        {"tool_calls": [{"id": "1", "function": {"name": "OnePersona", "arguments": FIELDS}}]}
+    ),
+    "LangChain: an action": json.dumps({"action": "OnePersona", "action_input": FIELDS}),
+    "a tool and its args": json.dumps({"tool": "OnePersona", "args": FIELDS}),
+    "a quoted object in a fence": f"```json\n{json.dumps(GOOD)}\n```",
+    "an escaped object": json.dumps(GOOD)[1:-1],
+    "comments": PRETTY.replace(",\n", ", // so it is\n").replace("{", "{ /* a person */", 1),
+    "wide colons and commas": GOOD.replace('": ', '"\uff1a').replace('", ', '"\uff0c'),
+    "reasoning in capitals": f"<THINK>Perhaps {DRAFT}?</THINK>{GOOD}",
+    "thoughts": f"<thoughts>Perhaps {DRAFT}?</thoughts>{GOOD}",
+    "a draft in an analysis": f"<analysis>Perhaps {DRAFT}?</analysis>\n{GOOD}",
+    "a draft in a scratchpad": f"<Scratchpad>{DRAFT}</Scratchpad>\n{GOOD}",
+    "all of it in an analysis": f"<analysis>{GOOD}</analysis>",
+    "OpenThinker": (
+        f"<|begin_of_thought|>{DRAFT}<|end_of_thought|><|begin_of_solution|>{GOOD}<|end_of_solution|>"
+    ),
     "Windows line breaks": PRETTY.replace("\n", "\r\n"),
     "a heading and bold words": f"## Persona\n\n**JSON:**\n\n{PRETTY}",
 }
@@ -140,6 +164,10 @@ NOT_READ: dict[str, str] = {
     ),
     "inside an object that breaks off": f'{{"first_try": {GOOD}, "second_try": {{"evi',
     "inside a broken object": f'{{"person_1": {GOOD}, "person_2": {OTHER}:',
+    "two keys for one field": json.dumps({**FIELDS, "trait": " ", "Trait": "a cook"}),
+    "two answers in one object": json.dumps(
+        {"answer": FIELDS, "response": {**FIELDS, "trait": "x"}}
+    ),
     "inside an object of something else": json.dumps({"wrong": {"example": FIELDS}}),
     "fields across two objects": '{"evidence": "e", "trait": "a cook"} {"preference": "steps"}',
     "values without quotes": "{evidence: steps, trait: cook, preference: steps}",
@@ -180,6 +208,46 @@ def test_a_raw_line_break_in_a_string_is_one() -> None:
     """Small models break lines within strings (llama-cpp-python#1259)."""
     text = '{"evidence": "one\ntwo", "trait": "a cook", "preference": "steps"}'
     assert read_reply(text, OnePersona).evidence == "one\ntwo"
+
+
+def test_escapes_that_json_does_not_have() -> None:
+    """Mistral's models escape as in Markdown, others as in Python; LaTeX keeps its backslash."""
+    text = r'{"evidence": "one\_two \n", "trait": "a cook\'s", "preference": "\(steps\) \\ \d"}'
+    found = read_reply(text, OnePersona)
+    assert found.evidence == "one_two \n"
+    assert (found.trait, found.preference) == ("a cook's", r"\(steps\) \ \d")
+
+
+@pytest.mark.parametrize("name", ["Person {}", "person{}", "PERSON_{}", "person-{}"])
+def test_two_persons_under_other_spellings_of_their_names(name: str) -> None:
+    both = {name.format(1): GOOD, name.format(2): {**json.loads(OTHER), "note": "x"}}
+    found = read_reply(json.dumps(both), BothPersonas)
+    assert (found.person_1, found.person_2.trait) == (OnePersona(**FIELDS), "a patient gardener")
+
+
+def test_addresses_and_wide_signs_in_texts_stay() -> None:
+    fields = {**FIELDS, "evidence": "see https://a.b/* and \uff1a, /* c */ \uff0c"}
+    text = json.dumps(fields, ensure_ascii=False)[:-1] + ",}"
+    assert read_reply(text, OnePersona).evidence == fields["evidence"]
+
+
+CALLED = {"name": "OnePersona"}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"tool_calls": [{**CALLED, "input": FIELDS}]},
+        {"tool_calls": [{**CALLED, "args": FIELDS}]},
+        {"tool_calls": [{"function": {**CALLED, "parameters": FIELDS}}]},
+        {"function_call": {**CALLED, "args": FIELDS}},
+        {"content": [{"type": "tool_use", "id": "1", **CALLED, "input": FIELDS}]},
+    ],
+    ids=["Anthropic", "Gemini", "Llama", "Gemini, old", "Anthropic, a part"],
+)
+def test_calls_in_the_words_of_other_protocols(message: dict[str, Any]) -> None:
+    reply = {"choices": [{"message": {"content": None, **message}, "finish_reason": "tool_calls"}]}
+    assert read_reply(read_completion(reply, Secrets()).text, OnePersona) == OnePersona(**FIELDS)
 
 
 def test_a_curly_quote_inside_a_value_stays() -> None:
