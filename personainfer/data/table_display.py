@@ -270,8 +270,8 @@ def result_text(
     """Write a result as text: lines, a grid whose columns are aligned to the left, and sentences.
 
     In a terminal, sentences are wrapped, and a grid that is too wide is written in parts, one below the
-    other, each with the first column. Names and reasons in it may come from an endpoint or the data, so
-    control characters are escaped.
+    other, each with the first column; a line whose other cells are empty in a later part is left out there.
+    Names and reasons in it may come from an endpoint or the data, so control characters are escaped.
     """
     width = shutil.get_terminal_size((_NO_END, 24)).columns
     said = [line for remark in remarks for line in visible(remark).split("\n")]
@@ -298,7 +298,12 @@ def _grid_lines(grid: Sequence[Sequence[str]], width: int) -> list[str]:
             parts[-1] = wider
         else:
             parts.append([f"{name}  {cell}" for name, cell in zip(first, column, strict=True)])
-    return [line.rstrip() for part in parts for line in part]
+    return [
+        line.rstrip()
+        for part in parts
+        for line, name in zip(part, first, strict=True)
+        if part is parts[0] or line.rstrip() != name.rstrip()  # else its cells here are all empty
+    ]
 
 
 def _html_row(label: str, row: PersonaRow) -> str:

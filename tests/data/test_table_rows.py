@@ -480,20 +480,25 @@ def test_print_is_as_wide_as_the_terminal(
 
 
 def test_a_result_is_fitted_to_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    grid = [["", "first one", "the second"], ["name", "0.1 [0.0, 0.2]", "0.3"]]
+    grid = [
+        ["", "first one", "the second"],
+        ["name", "0.1 [0.0, 0.2]", "0.3"],
+        ["all", "0.2", ""],
+    ]
     said = ["A sentence of more than twenty-four columns."]
     monkeypatch.setenv("COLUMNS", "24")
     assert result_text(["head"], grid, said).splitlines() == [
         "head",
         "      first one",
         "name  0.1 [0.0, 0.2]",
+        "all   0.2",
         "      the second",
         "name  0.3",
         "A sentence of more than",
         "twenty-four columns.",
     ]
     monkeypatch.setenv("COLUMNS", "80")
-    assert len(result_text(["head"], grid, said).splitlines()) == 4
+    assert len(result_text(["head"], grid, said).splitlines()) == 5
 
 
 def test_a_result_that_is_written_to_a_file_keeps_its_lines(
