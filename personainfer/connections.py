@@ -43,6 +43,8 @@ _FILES_LEFT = 64  # for the cache, outputs, and what else the process opens
 
 
 _backoff = tenacity.wait_random_exponential(multiplier=0.5, max=30.0)
+# Half a minute before the fifth call: a server has too much to do for longer than a connection fails.
+_until_less_is_to_do = tenacity.wait_exponential(multiplier=0.2, exp_base=5, max=60.0)
 
 
 class Answer(NamedTuple):
@@ -450,10 +452,12 @@ def _pause(state: tenacity.RetryCallState) -> float:
     """Return the seconds to wait before a further call.
 
     0 after a bad reply; else a random time below 0.5, 1, 2, … 30, but at least what the endpoint asks for (of
-    which 60 seconds at most).
+    which 60 seconds at most). If the server is overloaded, 0.2, 1, 5, 25, … 60 seconds are added.
     """
     error: Any = state.outcome.exception() if state.outcome else None
     if isinstance(error, ReplyError):
         return 0.0
     asked = min(getattr(error, "retry_after", None) or 0.0, _LONGEST_PAUSE)
+    if getattr(error, "overloaded", False):
+        return max(asked, _until_less_is_to_do(state) + _backoff(state))
     return max(asked, _backoff(state))

@@ -342,10 +342,12 @@ class TransportError(ModelError):
     Attributes:
         unanswered: the request may have arrived but got no answer, so it may have been charged.
         retry_after: after how many seconds the endpoint wants the request again; None: it named no time.
+        overloaded: the server says that it has too much to do.
     """
 
     retryable = True
     unanswered = False
+    overloaded = False
     retry_after: float | None = None
 
 

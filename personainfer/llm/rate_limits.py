@@ -28,6 +28,7 @@ _FIRST_PAUSE = 0.5  # seconds, doubled at each refusal in a row, when the endpoi
 _LONGEST_PAUSE = 60.0
 _LOOK = 1.0  # seconds after which a request that waits looks again
 _LOADING_PAUSE = 5.0  # seconds between two looks at an endpoint that loads its model
+_FEWEST_LATER = 20  # refusals in a row that may concern all, where others were accepted before
 _MOST_REASONS = 1000  # of refusals that are counted apart
 _TOO_FAST = "the endpoint keeps asking for fewer requests"
 
@@ -325,11 +326,12 @@ class Gate:
 
 
 class RefusalWatch:
-    """Ends a run whose first requests are all refused for the same reason.
+    """Notices that all requests are refused for the same reason.
 
     Until the endpoint accepts a request, at most `width` + 2 are sent. If all of them are refused for one
     reason, one short request follows. If the endpoint refuses that too, the run ends; otherwise the refusals
-    concern their rows alone. The first accepted request ends the watch.
+    concern their rows alone. Later, a short request follows as many refusals for one reason in a row, but at
+    least 20.
 
     Args:
         width: how many requests may be in flight.
@@ -362,18 +364,20 @@ class RefusalWatch:
         self._changed.set()
 
     def accepted(self) -> None:
-        """Note that the endpoint accepted a request: from now on a refusal concerns its row alone."""
+        """Note that the endpoint accepted a request: the refusals before it concern their rows alone."""
         if not self.is_over:
-            self.is_over = True
+            self.is_over, self._most = True, max(self._most, _FEWEST_LATER)
             self._changed.set()
+        if self._refusals:
+            self._refusals.clear()
 
     def refused(self, error: ModelError) -> bool:
-        """Count a refusal, or a body that is not a reply of a model.
+        """Count a refusal, or, before any request was accepted, a body that is not a reply of a model.
 
         Returns:
             Whether the short request has to be sent now.
         """
-        if self.is_over:  # each refusal now concerns its row alone
+        if self.is_over and not isinstance(error, RequestRejectedError):
             return False
         reason = _reason(error)
         self._refusals[reason] += 1
@@ -392,15 +396,20 @@ class RefusalWatch:
         del self._refusals[_reason(error)]
         self._changed.set()
 
-    def stopped(self, error: ModelError) -> RequestRejectedError:
-        """Make, and do not raise, the error that ends the run after the short request was refused too."""
-        count = self._refusals[_reason(error)] + 1
+    def stopped(self, error: ModelError) -> RequestRejectedError | None:
+        """Make, and do not raise, the error after the short request was refused too: no more are to be sent.
+
+        It ends the run if no request was ever accepted. None: one was accepted since.
+        """
+        count = self._refusals[_reason(error)]
+        if not count:
+            return None
+        which = f"{count} requests in a row" if self.is_over else f"the first {count + 1} requests"
         stop = RequestRejectedError(
-            f"the first {count} requests were all refused for the same reason, so no more are sent:"
-            f" {error.message}",
+            f"{which} were all refused for the same reason, so no more are sent: {error.message}",
             hint=error.hint or "Change what the endpoint names, and call again.",
         )
-        stop.fatal = True
+        stop.fatal = not self.is_over
         return stop
 
 

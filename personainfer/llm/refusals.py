@@ -75,9 +75,11 @@ RULES = (
         "no credit",
         "run",
         _ANY,
-        r"insufficient_quota|billing_hard_limit|insufficient.{0,9}(balance|credit|fund)"
+        r"insufficient_(user_)?quota|billing_hard_limit|insufficient.{0,9}(balance|credit|fund)"
         r"|credit balance is too low|(no|more|out of) credits|exceeded_current_quota|arrear"
         r"|account.{0,20}(not active|suspended|deactivated)|(spend|spending|monthly) limit"
+        r"|budget has been exceeded|budget_exceeded|exceeded(token)?budget|api usage limits"
+        r"|\u4f59\u989d\u4e0d\u8db3"  # Zhipu: too little balance
         r"|(?=.*exceeded your current quota)(?!.*(retry|resource_exhausted|per ?(minute|day)|free.?tier))",
         AuthenticationError,
         "the account has no quota left",
@@ -99,7 +101,8 @@ RULES = (
         r"flagged|moderation|content.?(filter|policy|management|violat)|responsibleai|safety"
         r"|data_inspection_failed|(prohibited|harmful|sensitive|inappropriate|unsafe) content"
         r"|violat\w+ .{0,40}(polic|guidelines|terms)|usage polic|prohibited_content|guardrail_interven"
-        r"|contentpolicy|block_?reason",
+        r"|contentpolicy|block_?reason|(prompt|response) (\w+ )?(is |was )?blocked|blocked entity"
+        r"|content exists risk|new_sensitive",
         RequestRejectedError,
         "the provider's moderation refuses this request",
     ),
@@ -138,7 +141,8 @@ RULES = (
         "rate",
         "moment",
         _ANY,
-        r"\brate.?limit|too many requests|throttl|resource.?exhausted|per.?min(ute)?\b|per.?day\b",
+        r"\brate.?limit|too many requests|throttl|resource.?exhausted|per.?min(ute)?\b|per.?day\b"
+        r"|call volume quota",
         RateLimitError,
         "the endpoint refused, for too many requests",
     ),
@@ -164,6 +168,14 @@ RULES = (
         "the endpoint does not serve this model",
         "Check the model's name: the endpoint lists its models under /models.",
     ),
+    Rule(  # OpenAI's words for models that reason
+        "log-probabilities",
+        "row",
+        (403,),
+        r"request logprobs",
+        RequestRejectedError,
+        "the endpoint rejects this form of request",
+    ),
     Rule(
         "key",
         "run",
@@ -187,8 +199,9 @@ RULES = (
         "unsupported form",
         "form",
         (200, 400, 404, 405, 415, 422, 500, 501),
-        r"response.?format|json.?(schema|object|mode)|structured.?output|guided|grammar|response.?schema"
+        r"response.?format|json.?(schema|object|mode)|structured.?output|guided|grammar|(response|specified).?schema"
         r"|tool|function.?call|max_(completion_)?tokens|temperature|\bseed\b|system.?(role|prompt|message)"
+        r"|developer instruction"
         r"|role.{0,30}system|roles must alternate|requested parameters|additional.?properties",
         RequestRejectedError,
         "the endpoint rejects this form of request",
@@ -210,6 +223,14 @@ RULES = (
         ModelNotFoundError,
         "not found",
         "Check the address (often ending in /v1).",
+    ),
+    Rule(
+        "failed server, said as a bad request",
+        "moment",
+        (400, 422, 498),
+        r"\bno healthy|model (has )?(crashed|unloaded)|no valid response|capacity exceeded",
+        TransportError,
+        "the endpoint failed",
     ),
     Rule(
         "failed server",
@@ -275,6 +296,7 @@ def status_error(
         error.unsupported = _unsupported(lowered)
     if isinstance(error, TransportError):
         error.retry_after, error.unanswered = wait if says_when else None, may_have_run
+        error.overloaded = status == 529 or _OVERLOADED.search(lowered) is not None
     if rule.scope == "run":
         error.fatal = error.is_refusal = True
         error.is_doubtful = status not in _OF_ALL
@@ -375,19 +397,28 @@ def _words_in(text: str) -> list[tuple[str, int, int]]:
 _OF_CREDIT = ("no credit", "payment required")  # names of rules
 # A key, an account or an address is refused with these statuses. With others a firewall may refuse one row.
 _OF_ALL = {401, 402, 404, 405, 407, 410}
+# A server that has too much to do, and says so without a time to come back.
+_OVERLOADED = re.compile(
+    r"overload|\bbusy\b|capacity|queue is full|high (demand|traffic|load)|slow down"
+    r"|no (slot|instance)s? available"
+)
+
 # A gateway had no answer, or none in time: the model behind it may have run.
 _GATEWAY_LOST_IT = {408, 499, 502, 504, 520, 524}
 
 # What a refusal names, in the order in which it is looked for.
 _UNSUPPORTED = (
-    ("system role", r"system.?(role|prompt|message)|role.{0,30}system|roles must alternate"),
+    (
+        "system role",
+        r"system.?(role|prompt|message)|role.{0,30}system|roles must alternate|developer instruction",
+    ),
     ("max_tokens", r"max_completion_tokens|max_tokens"),
     ("temperature", r"temperature"),
     ("seed", r"\bseed\b"),
     (
         "response_format",
         r"response.?format|json.?(schema|object|mode)|structured.?output|guided|grammar"
-        r"|response.?schema|additional.?properties|tool|function.?call|requested parameters",
+        r"|(response|specified).?schema|additional.?properties|tool|function.?call|requested parameters",
     ),
 )
 

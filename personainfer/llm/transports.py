@@ -462,9 +462,13 @@ def _request_headers(key: Mapping[str, str], added: Mapping[str, str]) -> Mappin
 
 @cache
 def _address(base: str, path: str) -> str:
-    """Return the address of a path below the base. A query (Azure's api-version) stays at the end."""
+    """Return the address of a path below the base. A query (Azure's api-version) stays at the end.
+
+    A base may end with the path of completions: Azure shows its addresses so.
+    """
     parts = urlsplit(base)
-    return Address(urlunsplit(parts._replace(path=parts.path.rstrip("/") + path)))
+    below = parts.path.rstrip("/").removesuffix("/chat/completions")
+    return Address(urlunsplit(parts._replace(path=below + path)))
 
 
 class EmbeddedTransport(EndpointTransport):

@@ -528,9 +528,9 @@ class Workers:
                 return None
 
     async def _check_hopeless(self, job: Job, error: ModelError) -> None:
-        """Raise the error that ends the run if every request would be refused as this one was.
+        """Raise an error, and send no more, if every request would be refused as this one was.
 
-        A short request is sent to find out, if the first requests were all refused for one reason.
+        A short request is sent to find out, if many in a row, or the first ones, were refused for one reason.
         """
         refused = isinstance(error, RequestRejectedError | ReplyError) and not error.fatal
         if not refused or getattr(error, "completion", None) or not self._refusals.refused(error):
@@ -540,8 +540,11 @@ class Workers:
         except (RequestRejectedError, ReplyError) as found:
             if found.rewritten:
                 self._refusals.start_again(error)
-            elif getattr(found, "completion", None) is None:
-                raise self._refusals.stopped(error) from None
+            elif getattr(found, "completion", None) is None and (
+                stop := self._refusals.stopped(error)
+            ):
+                self._dead = stop
+                raise stop from None
         except ModelError:
             self._refusals.start_again(error)
 

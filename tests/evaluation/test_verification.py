@@ -516,10 +516,19 @@ def test_a_judge_that_always_answers_the_same_has_half_of_the_orders_whatever_it
     assert again.added["chosen_verified_probability"] == [None] * 12
 
 
-def test_an_endpoint_that_refuses_log_probabilities_is_asked_without() -> None:
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (400, "logprobs is not supported with this model"),
+        (403, "You are not allowed to request logprobs from this model"),  # OpenAI's that reason
+    ],
+)
+def test_an_endpoint_that_refuses_log_probabilities_is_asked_without(
+    status: int, words: str
+) -> None:
     def reply(body: dict[str, Any]) -> Any:
         if "logprobs" in body:
-            return Fault.status(400, message="logprobs is not supported with this model")
+            return Fault.status(status, message=words)
         return perfect(body)
 
     found = run(reply, pi.verify_personas, table(10))

@@ -290,6 +290,72 @@ CASES: dict[str, tuple[int, Any, type[ModelError], str]] = {
     "a redirect": (307, "", ModelNotFoundError, "run"),
     "Cloudflare": (524, "<html>A timeout occurred</html>", TransportError, "moment"),
     "overloaded": (529, openai_error("Overloaded"), TransportError, "moment"),
+    "LiteLLM's proxy: the budget of a key": (
+        400,
+        openai_error("Budget has been exceeded! Current cost: 0.0021", type="budget_exceeded"),
+        AuthenticationError,
+        "run",
+    ),
+    "Anthropic: the limit that an account has set itself": (
+        400,
+        openai_error("You have reached your specified API usage limits."),
+        AuthenticationError,
+        "run",
+    ),
+    "Zhipu: no balance, with the status of a rate": (
+        429,
+        openai_error("余额不足或无可用资源包,请充值。", code="1113"),
+        AuthenticationError,
+        "run",
+    ),
+    "Azure API Management: calls of a period": (
+        403,
+        {"message": "Out of call volume quota. Quota will be replenished in 00:12:13."},
+        RateLimitError,
+        "moment",
+    ),
+    "Groq: no capacity, with a status of its own": (
+        498,
+        openai_error("Flex tier capacity exceeded", type="capacity_exceeded"),
+        TransportError,
+        "moment",
+    ),
+    "LM Studio: a crash is a bad request": (
+        400,
+        {"error": "The model has crashed without additional information. (Exit code: 6)"},
+        TransportError,
+        "moment",
+    ),
+    "LiteLLM's proxy: all deployments rest": (
+        400,
+        openai_error("There are no healthy deployments for this model."),
+        TransportError,
+        "moment",
+    ),
+    "Cohere: a reply that it could not make": (
+        422,
+        {"message": "no valid response generated"},
+        TransportError,
+        "moment",
+    ),
+    "Cloudflare: the guardrails of its gateway": (
+        424,
+        {"error": [{"code": 2016, "message": "Prompt blocked due to security configurations"}]},
+        RequestRejectedError,
+        "row",
+    ),
+    "DeepSeek: moderation": (
+        400,
+        openai_error("Content Exists Risk"),
+        RequestRejectedError,
+        "row",
+    ),
+    "OpenAI: no log-probabilities of models that reason": (
+        403,
+        openai_error("You are not allowed to request logprobs from this model"),
+        RequestRejectedError,
+        "row",
+    ),
     "unknown words": (400, openai_error("computer says no"), RequestRejectedError, "row"),
 }
 
@@ -315,6 +381,7 @@ def test_the_providers_words_are_in_the_error(name: str) -> None:
     while isinstance(body, list):
         [body] = body
     said = body if isinstance(body, str) else body.get("error", body)
+    said = said[0] if isinstance(said, list) else said
     words = said if isinstance(said, str) else said.get("message") or said.get("detail")
     assert str(words)[:40].replace("sk-abc…", "") in error.replace("[key]", "")
 
@@ -535,7 +602,10 @@ def test_an_endpoint_that_refuses_all_is_asked_few_times(name: str, width: int) 
 
 @each_way
 def test_a_web_page_for_every_request_says_what_to_check() -> None:
-    with FakeLLM(HOPELESS["a web page"]) as server, pytest.raises(ModelError, match="api_base="):
+    with (
+        FakeLLM(HOPELESS["a web page"]) as server,
+        pytest.raises(ModelError, match="Check the address"),
+    ):
         infer(server, ROWS)
 
 
@@ -579,6 +649,36 @@ def test_refusals_of_some_rows_do_not_end_a_run() -> None:
     with FakeLLM(reply, latency=0.05) as server:
         table = infer(server, 90, max_concurrency=16)
     assert len(table.errors) == 30
+
+
+@each_way
+def test_what_refuses_all_later_in_a_run_is_asked_few_times_and_costs_no_row_before() -> None:
+    rows = iter(range(200))
+
+    def reply(body: dict[str, Any]) -> Any:
+        number = next(rows)
+        return GOOD if number < 30 else Fault.response(openai_error(f"closed, no {number}"), 400)
+
+    with FakeLLM(reply) as server:
+        table = infer(server, 200)
+        assert server.calls < 100  # some are sent beside the short request
+    assert len(table.errors) == 170
+    assert "no more are sent" in str(table[199].error)
+
+
+@each_way
+def test_many_rows_in_a_row_may_be_refused_and_others_taken() -> None:
+    """The data may be sorted."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        said = body["messages"][-1]["content"]
+        number = int(said.partition("Question ")[2].partition("?")[0] or 0)
+        return Fault.response(openai_error("not this"), 400) if 10 <= number < 90 else GOOD
+
+    with FakeLLM(reply) as server:
+        table = infer(server, 100)
+        assert server.calls < 100 + 80 // 20 + 1
+    assert table.failed_places() == list(range(10, 90))
 
 
 @each_way
@@ -751,6 +851,22 @@ PICKY: dict[str, tuple[Callable[[dict[str, Any]], str], Callable[[dict[str, Any]
     "Gemma on vLLM: system (vllm#2964)": (
         lambda body: "System role not supported" if body["messages"][0]["role"] == "system" else "",
         lambda body: body["messages"][0]["content"].startswith("Be brief."),
+    ),
+    "Gemma at Google: system": (
+        lambda body: (
+            "Developer instruction is not enabled for models/gemma-3-27b-it"
+            if body["messages"][0]["role"] == "system"
+            else ""
+        ),
+        lambda body: body["messages"][0]["content"].startswith("Be brief."),
+    ),
+    "Gemini: a schema with many states": (
+        lambda body: (
+            "The specified schema produces a constraint that has too many states for serving."
+            if "json_schema" in body.get("response_format", {})
+            else ""
+        ),
+        lambda body: body["response_format"] == {"type": "json_object"},
     ),
     "o1-mini: system": (
         lambda body: (

@@ -98,6 +98,15 @@ def test_an_address_as_azure_has_them_keeps_its_query_and_its_header() -> None:
         assert "Authorization" not in server.headers[0]
 
 
+@pytest.mark.parametrize("query", ["", "?api-version=2024-10-21"])
+def test_the_path_of_completions_may_stand_in_an_address(query: str) -> None:
+    """So Azure shows the "target URI" of a deployment."""
+    with FakeLLM() as server:
+        base = f"{server.api_base}/chat/completions{query}"
+        assert not pi.infer_personas(pairs(1), "gpt", api_base=base, cache=False).errors
+        assert server.paths == [f"/v1/chat/completions{query}"]
+
+
 @each_way
 def test_no_password_of_an_address_reaches_an_error() -> None:
     model = pi.LLM(

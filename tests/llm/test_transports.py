@@ -11,15 +11,17 @@ from concurrent.futures import Future
 from contextlib import suppress
 from email.utils import formatdate
 from time import monotonic, sleep, time
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pytest
+import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, Field, create_model
 
 import personainfer as pi
 from personainfer.api_keys import Secrets
+from personainfer.connections import attempts
 from personainfer.event_loop import the_loop
 from personainfer.exceptions import (
     AuthenticationError,
@@ -155,6 +157,33 @@ def test_a_server_that_failed_is_left_alone_as_long_as_it_asks(status: int) -> N
     assert getattr(error, "unanswered", False) == may_have_run
     plain = status_error(status, {"x-ratelimit-reset-tokens": "8s"}, "Overloaded", Secrets())
     assert isinstance(plain, RateLimitError) == (status == 503)
+
+
+def waits(error: Exception) -> float:
+    """The seconds before the fifth call, if the four before fail so."""
+    retrying, sum_of_them = attempts(5), 0.0
+    for number in range(1, 5):
+        state = tenacity.RetryCallState(cast("Any", retrying), None, (), {})
+        state.attempt_number = number
+        state.set_exception((type(error), error, None))
+        sum_of_them += retrying.wait(state)
+    return sum_of_them
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (529, ""),
+        (503, "The model is overloaded. Please try again later."),
+        (503, "server busy, please try again. maximum pending requests exceeded"),
+        (503, "The request queue is full."),
+        (498, "Flex tier capacity exceeded"),
+        (200, "Capacity temporarily exceeded, please try again."),
+    ],
+)
+def test_a_server_with_too_much_to_do_is_given_half_a_minute(status: int, words: str) -> None:
+    assert 30 < waits(status_error(status, {}, words, Secrets())) < 45
+    assert waits(status_error(503, {}, "upstream connect error", Secrets())) < 10
 
 
 @given(st.dictionaries(st.sampled_from(["Retry-After", "x-ratelimit-reset-tokens"]), st.text()))
