@@ -103,7 +103,7 @@ def own_environment(
     tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[None]:
-    """No test reads the user's cache, keys or model, or what another one wanted logged.
+    """No test reads the user's cache, keys, model or terminal, or what another one wanted logged.
 
     None leaves a second event loop to the tests after it: a process has one.
     """
@@ -113,7 +113,7 @@ def own_environment(
         cache = tmp_path_factory.getbasetemp() / f"cache{next(_number)}"
     monkeypatch.setenv("PERSONAINFER_CACHE_DIR", str(cache))
     for name in list(os.environ):
-        if name.endswith("_API_KEY") or name == "PERSONAINFER_MODEL":
+        if name.endswith("_API_KEY") or name in ("PERSONAINFER_MODEL", "COLUMNS"):
             monkeypatch.delenv(name)
     yield
     logging.getLogger("personainfer").setLevel(logging.NOTSET)
