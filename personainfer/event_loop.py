@@ -44,6 +44,7 @@ def the_loop() -> asyncio.AbstractEventLoop:
             except PersonaInferError:
                 loop.close()
                 raise
+            _left_behind.append(_current)
             _current = (os.getpid(), loop, thread)
         return _current[1]
 
@@ -233,7 +234,9 @@ class Renewed(Protocol):
 
 
 _renewed: WeakSet[Renewed] = WeakSet()
-_of_parents: list[object] = []  # tasks: closed as garbage, they would settle what the fork has now
+# As garbage, a loop would close files that have its numbers now; tasks of a parent would settle what the fork
+# has now.
+_left_behind: list[object] = []
 
 
 def renew_in_forks(one: Renewed) -> None:
@@ -248,7 +251,7 @@ def _renew_all() -> None:
     global _lock
     _lock = threading.Lock()  # another thread of the parent may have held it
     if _current is not None:
-        _of_parents.append(asyncio.all_tasks(_current[1]))
+        _left_behind.append(asyncio.all_tasks(_current[1]))
     for one in list(_renewed):
         one.renew_in_fork()
 

@@ -3,7 +3,10 @@
 import asyncio
 import contextlib
 import gc
+import os
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -131,6 +134,33 @@ def test_a_loop_that_is_stopped_goes_on() -> None:
     begun = asyncio.run_coroutine_threadsafe(later(), loop)
     loop.call_soon_threadsafe(loop.stop)
     assert begun.result(timeout=10) == event_loop.run(judge()) == 1
+
+
+AFTER_ALL_FILES_WERE_CLOSED = """
+import asyncio, gc, os
+from personainfer import event_loop
+
+event_loop.call(os.closerange, 3, 1000)
+event_loop.thread().join(10)
+for _ in range(2):
+    event_loop.run(asyncio.sleep(0))
+    gc.collect()
+print("answered")
+"""
+
+
+@pytest.mark.heavy
+@pytest.mark.skipif(os.name == "nt", reason="closes files of the process")
+def test_a_loop_that_is_replaced_closes_no_files_of_its_successor() -> None:
+    """It would, as garbage: they have its numbers. Its thread ends where a program closes all files."""
+    done = subprocess.run(
+        [sys.executable, "-c", AFTER_ALL_FILES_WERE_CLOSED],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "answered\n"), done.stderr
 
 
 @pytest.mark.heavy

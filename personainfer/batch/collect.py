@@ -201,7 +201,7 @@ def _awaited(
     bar = progress_bar(progress, total=batch.sent, unit="request")
     with bar, closing(batch_api(llm.transport)) as api:
         while True:
-            with batch.alone() as batch:
+            with batch.alone(within=left) as batch:
                 batch = looked(batch, api, min(patience, left), llm.transport.secrets, keep)
             bar.update(batch.answered - bar.n)
             if batch.done and had_ended:  # a part that ended before may have more by now

@@ -131,8 +131,11 @@ def _with_more(
     known = batch.with_part(number, later) if is_more else batch
     short = [] if part.settled else known.fetched_early(number)
     for file_id, place in short:
-        with suppress(ReplyError):
+        try:
             _fetch(api, file_id, place, secrets, part.requests, keep)
+        except ReplyError:  # the next call asks again, however late it is
+            unsettled = known.parts[number].model_copy(update={"looked_at": part.looked_at})
+            known = known.with_part(number, unsettled)
     for file_id, place in known.unfetched(number):
         _fetch(api, file_id, place, secrets, part.requests, keep)
     return batch.updated(number, known.parts[number])

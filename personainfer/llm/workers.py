@@ -253,6 +253,9 @@ class Workers:
         except asyncio.CancelledError:
             if not self._open:
                 raise
+            task = cast("asyncio.Task[None]", asyncio.current_task())
+            while task.uncancel():  # or a later time-out would be taken for another cancellation
+                pass
             self._tally.errors += 1
             job.reply = Reply(error=ModelError("the call was cancelled from within."))
         except BaseException as error:  # the cache failed, or a bug: the caller must not wait

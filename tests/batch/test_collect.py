@@ -129,6 +129,46 @@ def test_what_is_paid_again_waits_for_who_holds_the_folder(
     assert are_good(short) == [True, True, False]
 
 
+def test_a_time_limit_holds_for_the_folder_of_a_batch_that_is_not_done(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    from filelock import FileLock
+
+    provider.statuses = ["in_progress"]
+    batch = submit(provider, pairs(1), place / "b")
+    monkeypatch.setattr("personainfer.batch.job_folder._LOCK_PATIENCE", 20.0)
+    since = time.monotonic()
+    with FileLock(place / "b" / "lock"), pytest.raises(BatchPendingError):
+        collect(batch, timeout=0.1)
+    assert time.monotonic() - since < 10
+
+
+@pytest.mark.parametrize("lines", [0, 1])
+def test_a_bad_answer_long_after_the_end_is_not_the_last_word_on_a_short_file(
+    lines: int, provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    """A web page of a gateway, or a file that has lost a line."""
+    counts = {"request_counts": {"total": 3, "completed": 3, "failed": 0}}
+    tell(provider, monkeypatch, lambda said: said | counts)
+    whole: list[bytes] = []
+
+    def cut(all_lines: list[bytes]) -> list[bytes]:
+        whole.extend(all_lines)
+        return all_lines[:2]
+
+    provider.edit = cut
+    batch = submit(provider, pairs(3), place / "b", cache=False)
+    assert are_good(collect(batch)) == [True, True, False]
+    [sent] = provider.batches.values()
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 3600)
+    provider.faults = [(FETCH, b"".join(whole[:lines]) or b"<html>back soon</html>")]
+    assert are_good(collect(batch)) == [True, True, False]
+    sent.output = whole
+    assert are_good(collect(batch, ask_missing=True)) == [True] * 3
+    assert provider.count(ASK) == 0
+
+
 def test_a_short_file_is_fetched_again_once_a_collect_and_no_more_at_the_end(
     provider: BatchServer, place: Path, monkeypatch: Patch
 ) -> None:

@@ -940,6 +940,41 @@ def test_a_cancellation_that_is_not_of_the_run_is_an_error_of_its_row(llm: FakeL
     assert "cancelled from within" in str(replies[0].error)
 
 
+class CancellingTheTask(BaseModel):
+    text: str
+
+    @field_validator("text")
+    @classmethod
+    def cancel(cls, text: str) -> str:
+        task = asyncio.current_task()
+        if text == "cancel" and task is not None:
+            task.cancel()
+            raise ValueError("asked again")
+        return text
+
+
+@pytest.mark.heavy
+def test_after_a_cancellation_from_within_a_late_row_is_asked_again() -> None:
+    """Its time-out is taken for no further cancellation."""
+    asked: list[str] = []
+
+    def reply(body: dict[str, Any]) -> str:
+        asked.append(body["messages"][-1]["content"])
+        if asked[-1] == "cancel":
+            time.sleep(0.1)  # by then the other row waits, and the same worker takes it
+        elif asked.count("late") == 1:
+            time.sleep(0.6)
+        return json.dumps({"text": asked[-1]})
+
+    with FakeLLM(reply) as server:
+        options: dict[str, Any] = {"cache": False, "max_concurrency": 1, "max_attempts": 9}
+        llm = pi.LLM("fake", api_base=server.api_base, timeout=0.4, **options)
+        rows = [[{"role": "user", "content": text}] for text in ("cancel", "late")]
+        replies = llm.ask_many((row, CancellingTheTask) for row in rows)
+    assert [one.error is None for one in replies] == [False, True]
+    assert "cancelled from within" in str(replies[0].error)
+
+
 def test_in_a_fork_no_request_waits_for_one_of_the_parent() -> None:
     """The parent was learning what the endpoint takes when it was forked, and had a request under way."""
     dialect, bodies = Dialect("m"), [b'{"seed": 1, "n": 1}', b'{"seed": 1, "n": 2}']
