@@ -27,7 +27,7 @@ THINGS = "response output answer completion conversation candidate summary text 
 _OPPOSITES = (
     "chosen rejected|preferred dispreferred|preferred non_preferred|accepted rejected|positive negative"
     "|pos neg|better worse|best worst|good bad|winner loser|win lose|w l|chosen reject|selected rejected"
-    "|preferred rejected|winning losing|accept reject"
+    "|winning losing|accept reject"
 )
 
 

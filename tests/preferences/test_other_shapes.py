@@ -288,7 +288,6 @@ def test_annotations_in_csv_files(tmp_path: Path) -> None:
     [
         ("chosen", "reject"),
         ("selected", "rejected"),
-        ("preferred_response", "rejected_response"),
         ("winning_answer", "losing_answer"),
     ],
 )
