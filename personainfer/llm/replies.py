@@ -178,7 +178,7 @@ def _add_delta(texts: Mapping[str, list[str]], delta: Mapping[str, Any]) -> None
 # How models open and close their reasoning: DeepSeek, Qwen and most others; Magistral; gpt-oss;
 # Cohere; Kimi; Seed.
 _THINKING = [
-    (r"<(?i:think|thinking|thoughts?|reasoning|reflection|seed:think)>",) * 2,
+    (r"<(?i:think|thinking|thoughts?|reasoning|reflection|seed:think)(?:\s[^<>]*)?>",) * 2,
     (r"\[THINK\]", r"\[/THINK\]"),
     (r"<\|channel\|>(?:analysis|commentary)[^<{]*<\|message\|>", r"<\|end\|>"),
     (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),
@@ -191,7 +191,7 @@ _CLOSES = "|".join(
     for opening, closing in _THINKING
 )
 # Where a draft of an object may stand, too. In plain text, these tags may belong to the answer.
-_NOTES = r"<(?i:analysis|scratchpad)>"
+_NOTES = r"<(?i:analysis|scratchpad)(?:\s[^<>]*)?>"
 _CLOSES_NOTES = rf"{_CLOSES}|</(?i:analysis|scratchpad)>"
 # Where somebody else's turn begins: a model that runs on has ended its reply before.
 _NEXT_TURN = (
@@ -312,11 +312,12 @@ def _found_in(text: str, schema: type[BaseModel]) -> list[tuple[Any, str]]:
         text: the reply.
         schema: what is looked for. Lists count only if its root is a list.
     """
-    return [
-        (fields, json.dumps(fields))
+    found = [
+        fields
         for candidate in _candidates(text, list_root=issubclass(schema, RootModel))
-        for fields in _variants([candidate, *_wrapped(candidate, schema)], schema)
+        for fields in (candidate, *_wrapped(candidate, schema))
     ]
+    return [(fields, json.dumps(fields)) for fields in _variants(found, schema)]
 
 
 class _Found(NamedTuple):
@@ -523,7 +524,7 @@ _OPENING_QUOTE = re.compile(r"(?<=[{\[,:])(\s*)[“”„«]")
 _CLOSING_QUOTE = re.compile(r"[“”»](?=\s*[:,}\]])")
 # A text; else a comment, a wide sign, or a comma before a bracket.
 _TEXT_OR_SIGN = re.compile(
-    r'("(?:[^"\\]|\\.?)*+"?)|//[^\n]*|/\*[^*]*\*/|[\uff1a\uff0c]|,(?=\s*[}\]])', re.DOTALL
+    r'("(?:[^"\\]|\\.?)*+"?)|(?<!:)//[^\n]*|/\*[^*]*\*/|[\uff1a\uff0c]|,(?=\s*[}\]])', re.DOTALL
 )
 _WIDE = {"\uff1a": ":", "\uff0c": ","}
 _ESCAPE = re.compile(r"""\\(?:["\\/bfnrtu]|([_'`*#~.!&$%-])|(.))""", re.DOTALL)

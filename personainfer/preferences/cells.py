@@ -210,7 +210,7 @@ def parse_cell(name: str, value: object) -> object:
     else:
         return parse_cell(name, found) if looks_like_turns(found) else found
     try:
-        return _of_python(bounded_json(value, _MOST_PRINTED).strip())
+        return _of_python(bounded_json(with_commas(value), _MOST_PRINTED).strip())
     except TooManyValuesError as error:
         raise DataError(f"{name!r} is not JSON, and {error}", hint=LEAVE_OUT) from None
     except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -239,7 +239,6 @@ def with_commas(printed: str) -> str:
 
 
 def _of_python(printed: str) -> object:
-    printed = with_commas(printed)
     try:
         return ast.literal_eval(printed)
     except ValueError:

@@ -188,14 +188,14 @@ def _context(name: str, asked: Turns, head: Turns) -> Turns:
         return system + question
     size, whole, part = len(question), _stripped(body), _stripped(question)
     own = system or asked[: len(asked) - size]
+    if part and part in (whole[:size], whole[-size:]):
+        return own + body
     if part and {turn.role for turn in body} <= {"assistant", "tool"}:
         return own + question + body  # a response that calls tools before it answers
-    if not part or part not in (whole[:size], whole[-size:]):
-        raise DataError(
-            f"{name!r} is a conversation that does not begin with the prompt.",
-            hint="Give the response alone, or the same conversation as in the prompt.",
-        )
-    return own + body
+    raise DataError(
+        f"{name!r} is a conversation that does not begin with the prompt.",
+        hint="Give the response alone, or the same conversation as in the prompt.",
+    )
 
 
 def _same_start(names: tuple[str, str], first: Turns, second: Turns) -> Turns:

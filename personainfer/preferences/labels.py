@@ -10,11 +10,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from ..exceptions import ContradictionError, DataError, InvalidArgumentError, NoPreferenceError
-from .cells import LEAVE_OUT, is_null, plain, wrong_type
+from .cells import LEAVE_OUT, is_null, parse_cell, plain, wrong_type
 from .pairing import as_score
 
 Verdict = Literal["first", "second", "tie"]
@@ -484,14 +485,16 @@ def majority_verdict(*annotations: object) -> Verdict:
     Ties, nulls and unknown words are no votes for a response.
 
     Args:
-        annotations: cells, each a list of labels in words, or of dicts with such a label in "overall_pref".
-            Any other cell is ignored.
+        annotations: cells, each a list of labels in words, or of dicts with such a label in "overall_pref";
+            or JSON of one. Any other cell is ignored.
 
     Raises:
         NoPreferenceError: there are no annotations.
     """
     votes: Counter[Verdict | None] = Counter()
     for cell in map(plain, annotations):
+        with suppress(DataError):  # a CSV file has lists as text
+            cell = parse_cell("", cell)
         for each in cell if isinstance(cell, list | tuple) else ():
             said = each.get("overall_pref") if isinstance(each, Mapping) else each
             votes[word_verdict(str(said).strip().lower(), ("", ""))] += 1

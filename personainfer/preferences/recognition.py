@@ -42,6 +42,7 @@ _BY_NAME = ("label", "one-hot", "votes")  # kinds whose labels may name a respon
 _ENOUGH = 5  # what so many rows have in common is no chance
 _MANY = 0.1  # so large a share of rows is no mistake in single rows
 _NEARLY_ALL = 0.95
+_MOST_TURNS = 100  # of a cell, that are looked for among all turns of the prompt
 _WORDS_OF_A_QUESTION = 3  # the name of a category has fewer
 _WORDS_OF_NO_NAME = 6  # a person's name has fewer
 
@@ -289,8 +290,9 @@ def _adds_text(rows: Sequence[Sequence[object]], place: int, known: int, least_w
     """
     found = set()
     for row in rows:
-        texts = [text for text in texts_of(row[place]) if len(text.split()) >= least_words]
-        others = [text for cell in row[:known] for text in texts_of(cell)]
+        others = dict.fromkeys(text for cell in row[:known] for text in texts_of(cell))
+        texts = [text for text in texts_of(row[place])[:_MOST_TURNS] if text not in others]
+        texts = [text for text in texts if len(text.split()) >= least_words]
         new = [t for t in texts if not any(t in each or each in t for each in others)]
         if new:
             found.add("\n".join(new))

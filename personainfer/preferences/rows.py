@@ -153,7 +153,6 @@ def _score_or_flag(name: str, value: object) -> float | None:
 _PLAIN_TYPES = frozenset((str, int, float, bool, list, dict, type(None), type(ABSENT)))
 _LISTS = frozenset(("responses", "scores", "history"))  # text in these roles can only be JSON
 _OF_ROUNDS = ("prompt", "chosen", "rejected", "response_1", "response_2")
-_VOTES = _LISTS | {"label", "label_2"}
 
 
 def _cells(schema: Schema, values: Sequence[object]) -> dict[str, Any]:
@@ -165,8 +164,7 @@ def _cells(schema: Schema, values: Sequence[object]) -> dict[str, Any]:
     if not _PLAIN_TYPES.issuperset(map(type, values)):
         values = [plain(value) for value in values]
     row = schema.row(values)
-    lists = _VOTES if schema.kind == "votes" else _LISTS
-    for role in schema.json_roles.union(lists & row.keys()):
+    for role in schema.json_roles.union(_LISTS & row.keys()):
         row[role] = parse_cell(schema.columns[role], row[role])
     if schema.kind == "label" and "responses" in row:
         row |= _two_of(schema.columns["responses"], row["responses"])

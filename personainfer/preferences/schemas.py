@@ -174,7 +174,7 @@ class Schema:
             coding=found._find_coding(rows, is_batch=is_open),
             compared=found.compared_coding(rows),
             json_roles=self._find_json(texts),
-            is_rounds=_are_rounds(cells, least=1 / 2 if self.kind == "one-hot" else 1 - _FEW),
+            is_rounds=_are_rounds(cells, is_usual=self.kind == "one-hot"),
             has_transcripts=_share(is_transcript, texts.get("prompt", ())) > _FEW,
             has_exchanges=self.kind == "pair"
             and all(_are_exchanges(cells.get(role, ())) for role in ("chosen", "rejected")),
@@ -266,7 +266,7 @@ class Schema:
             return find_coding(
                 name,
                 [self.label(row, "compared_label") for row in cells],
-                (self.columns[roles[0]], self.columns[roles[1]]),
+                (self.columns.get(roles[0], ""), self.columns.get(roles[1], "")),
             )
         except DataError:
             return None
@@ -392,35 +392,44 @@ def _repeat_prompt(cells: Mapping[str, Sequence[object]]) -> bool | None:
     return True if len(told) >= _ENOUGH and repeated >= 0.9 * len(told) else None
 
 
-def _are_rounds(cells: Mapping[str, Sequence[object]], least: float) -> bool:
-    """Whether prompts and both responses are lists of texts, or JSON of some, in a share above `least`.
+def _are_rounds(cells: Mapping[str, Sequence[object]], *, is_usual: bool) -> bool:
+    """Whether prompts and both responses are lists of texts, or JSON of some, one text a round.
 
     Args:
         cells: role -> the values of all rows.
-        least: the share of the values of each role that must be exceeded. Nulls do not count.
+        is_usual: whether the data is as Arena's. Then half of the values of each role need to be lists. Else
+            nearly all must be, and one row or more has responses that differ in their last texts alone: lists
+            of other sizes are answers, such as items that were sorted. Nulls do not count.
     """
-    roles = [role for role in _TEXT_ROLES if role in cells]
-    told = [[value for value in cells[role] if not is_null(value)] for role in roles]
-    return len(roles) == 3 and all(
-        values and sum(map(_is_list_of_texts, values)) > least * len(values) for values in told
+    roles = sorted(_TEXT_ROLES & cells.keys(), key=lambda role: role != "prompt")
+    found: list[list[Sequence[object]]] = []
+    for role in roles:  # the prompt first: it is seldom a list, and then no response is parsed
+        found.append([_texts_in(value) for value in cells[role]])
+        count = sum(not is_null(value) for value in cells[role])
+        if sum(map(bool, found[-1])) <= (1 / 2 if is_usual else 1 - _FEW) * count:
+            return False
+    return len(roles) == 3 and (
+        is_usual
+        or any(
+            asked and len(asked) == len(one) == len(other) and one[:-1] == other[:-1]
+            for asked, one, other in zip(*found, strict=True)
+        )
     )
 
 
-def _is_list_of_texts(value: object) -> bool:
+def _texts_in(value: object) -> Sequence[object]:
+    """Return the texts (and nulls) of a list or of JSON of one; () for any other value."""
     if isinstance(value, str):
-        if not value.startswith("["):
-            return False
+        if not value.lstrip().startswith("["):
+            return ()
         try:
             value = parse_cell("", value)
         except DataError:
-            return False
+            return ()
     value = plain(value)
-    return (
-        isinstance(value, list | tuple)
-        and bool(value)
-        and all(isinstance(text, str | None) for text in value)
-        and not looks_like_turns(value[0])
-    )
+    if not isinstance(value, list | tuple) or not value or looks_like_turns(value[0]):
+        return ()
+    return value if all(isinstance(text, str | None) for text in value) else ()
 
 
 def are_lists(*values: object) -> bool:

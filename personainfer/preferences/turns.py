@@ -106,12 +106,13 @@ def texts_of(value: object) -> list[str]:
 
 def may_be_turns(text: str) -> bool:
     """Whether a text is messages in JSON or as Python prints them, of any roles, and perhaps cut off."""
-    if not looks_like_turns(text) and not text.startswith(('"[', '"{')):
+    is_quoted = text.startswith(('"[', '"{'))  # JSON of JSON, or a quotation
+    if not is_quoted and not looks_like_turns(text):
         return False
     try:
         value = parse_cell("", text)
     except DataError:
-        return True
+        return not is_quoted
     items = value if isinstance(value, list | tuple) else [value]
     keys = (*_ROLE_KEYS, *_LIST_KEYS)
     return any(isinstance(item, Mapping) and _first(item, keys) is not None for item in items)

@@ -26,7 +26,7 @@ ASKS: Final = frozenset(  # last words of names of columns that may hold the pro
 THINGS = "response output answer completion conversation candidate summary text reply generation"
 _OPPOSITES = (
     "chosen rejected|preferred dispreferred|preferred non_preferred|accepted rejected|positive negative"
-    "|pos neg|better worse|best worst|good bad|winner loser|win lose|w l|chosen reject|selected rejected"
+    "|pos neg|better worse|best worst|good bad|winner loser|win lose|w l|selected rejected"
     "|winning losing|accept reject"
 )
 

@@ -121,6 +121,12 @@ READ: dict[str, str] = {
     "OpenThinker": (
         f"<|begin_of_thought|>{DRAFT}<|end_of_thought|><|begin_of_solution|>{GOOD}<|end_of_solution|>"
     ),
+    "a draft with keys in another case": (
+        json.dumps({name.title(): said for name, said in json.loads(DRAFT).items()}) + f"\n{GOOD}"
+    ),
+    "an address before a comma too many": f"See https://a.b/c: {GOOD[:-1]},}}",
+    "notes with an attribute behind it": f'{GOOD}\n<analysis kind="short">A cook.</analysis>',
+    "reasoning with an attribute": f'<think time="3">Perhaps {DRAFT}?</think>{GOOD}',
     "Windows line breaks": PRETTY.replace("\n", "\r\n"),
     "a heading and bold words": f"## Persona\n\n**JSON:**\n\n{PRETTY}",
 }
@@ -360,6 +366,7 @@ def test_a_list_and_a_nested_object_are_found_too() -> None:
         ("if a < b: [1]", "if a < b: [1]"),
         ("```python\nx < 1\n```", "```python\nx < 1\n```"),
         ("<b>bold</b>", "<b>bold</b>"),
+        ("So: <Thoughts id='1'>x</Thoughts> End.", "So: <Thoughts id='1'>x</Thoughts> End."),
     ],
 )
 def test_a_plain_reply_loses_reasoning_and_marks_and_nothing_else(text: str, said: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from personainfer.data import read_preferences
 from personainfer.exceptions import DataError, InvalidArgumentError
+from personainfer.preferences.cells import parse_cell
 from personainfer.preferences.remarks import remarks
 from personainfer.records import Message, Preference
 
@@ -149,6 +151,16 @@ def test_turns_and_texts_beside_the_prompt_are_told() -> None:
     assert len(remarks(source.summary)) == 2
 
 
+@pytest.mark.heavy
+def test_long_conversations_beside_the_prompt_are_read_in_little_time() -> None:
+    """Each of 6,000 turns was looked for in each of 6,000 others."""
+    whole = [[say(f"{name} {n}", "user") for n in range(6000)] for name in ("asked", "other")]
+    rows = [{**EXPLICIT, "prompt": whole[0], "messages": whole[1], "id": n} for n in range(2)]
+    started = time.process_time()
+    assert all(row.preference for row in read_preferences(rows))
+    assert time.process_time() - started < 6  # of 1.5; it took 14
+
+
 @pytest.mark.parametrize(
     ("name", "tools"),
     [
@@ -200,6 +212,13 @@ def test_responses_that_call_a_tool_before_they_answer() -> None:
     assert "do not share a prompt" in str(other)
 
 
+def test_a_prompt_of_tool_turns_that_the_responses_repeat_is_there_once() -> None:
+    call = {"type": "function", "function": {"name": "clock", "arguments": "{}"}}
+    steps = [say(None, tool_calls=[call]), say("12:00", "tool")]
+    row = {"prompt": steps, "chosen": [*steps, say("a")], "rejected": [*steps, say("b")]}
+    assert len(turns_of(read(row)[0])) == 2
+
+
 def test_turns_as_a_dict_of_lists() -> None:
     """`datasets` reads a Sequence of dicts so; ELI5 has its answers so."""
     chosen, rejected = (
@@ -221,6 +240,16 @@ def test_turns_that_were_written_as_json_twice() -> None:
     (found,) = read(quoted)
     assert isinstance(found, Preference)
     assert found.chosen == '"[yes]"'
+
+
+@pytest.mark.parametrize(
+    "text", ['"[Chorus] la la" is a song', '"{name}" is a field', '"[sic]" he']
+)
+@pytest.mark.parametrize("name", ["prompt", "chosen"])
+def test_a_text_that_begins_with_a_quotation_is_no_json(name: str, text: str) -> None:
+    (found,) = read({**EXPLICIT, name: text})
+    assert isinstance(found, Preference)
+    assert getattr(found, name) == text
 
 
 SIDES = ("chosen", "rejected")
@@ -248,7 +277,41 @@ def test_answers_in_json_to_a_plain_prompt_stay_texts() -> None:
     assert found.chosen == '["tea"]'
 
 
+def test_lists_as_answers_to_a_list_stay_texts() -> None:
+    """What is sorted, or marked word by word, is no rounds: no two responses share their first texts."""
+    rows = [
+        {"prompt": json.dumps(["b", "a"]), "chosen": json.dumps(good), "rejected": json.dumps(bad)}
+        for good, bad in ((["a", "b"], ["b", "a"]), (["a"], ["b"]))
+    ]
+    for row, found in zip(rows, read(*rows), strict=True):
+        assert isinstance(found, Preference)
+        assert found.chosen == row["chosen"]
+
+
+def test_rounds_in_json_after_white_space() -> None:
+    row: dict[str, Any] = {f"winner_{verdict}": verdict == "model_a" for verdict in VERDICTS}
+    names = zip(("prompt", "response_a", "response_b"), "qab", strict=True)
+    assert read(row | {name: f" {json.dumps([text])}" for name, text in names}) == [PAIR]
+
+
+VERDICTS = ("model_a", "model_b", "tie")
+
+
 # Several responses
+
+
+def test_two_responses_in_a_list_beside_marks_of_sides() -> None:
+    """The marks may be compared with the choice, but name no column of a response."""
+    rows = [{"prompt": "q", "responses": ["a", "b"], "winner": each} for each in ("a", "b")]
+    for good, bad in ("chosen rejected".split(), "selected rejected".split()):
+        more = {good: True, bad: False}
+        assert read(*({**row, **more} for row in rows)) == [PAIR, PAIR.swapped]
+
+
+@pytest.mark.parametrize("reject", [False, None, "too long"])
+def test_reject_beside_a_label_is_no_response(reject: object) -> None:
+    row = {**AB, "chosen": "a", "reject": reject}
+    assert read(row, {**row, "chosen": "b"}) == [PAIR, PAIR.swapped]
 
 
 def test_one_chosen_response_and_a_list_of_rejected_ones() -> None:
@@ -281,12 +344,17 @@ def test_annotations_in_csv_files(tmp_path: Path) -> None:
     row: dict[str, Any] = {"text": "q", "completion_a": "a", "completion_b": "b"}
     row |= {"normal_worker_annotations": votes, "expert_worker_annotations": votes[:1]}
     assert read_csv(tmp_path, [row] * 2) == [PAIR, PAIR]
+    assert read({**row, "expert_worker_annotations": "n/a"}) == [PAIR]
+
+
+def test_values_without_commas_are_counted_before_they_are_parsed() -> None:
+    with pytest.raises(DataError, match="more than 200,000 values"):
+        parse_cell("x", "[" + "'' " * 200_001 + "]")
 
 
 @pytest.mark.parametrize(
     ("good", "bad"),
     [
-        ("chosen", "reject"),
         ("selected", "rejected"),
         ("winning_answer", "losing_answer"),
     ],
