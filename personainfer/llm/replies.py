@@ -175,10 +175,11 @@ def _add_delta(texts: Mapping[str, list[str]], delta: Mapping[str, Any]) -> None
         texts["arguments"].append(arguments_of(call))
 
 
+_ATTRIBUTES = r"(?:\s[^<>=]*=[^<>]*)?"  # of a tag; "<think about it>" is none
 # How models open and close their reasoning: DeepSeek, Qwen and most others; Magistral; gpt-oss;
 # Cohere; Kimi; Seed.
 _THINKING = [
-    (r"<(?i:think|thinking|thoughts?|reasoning|reflection|seed:think)(?:\s[^<>]*)?>",) * 2,
+    (rf"<(?i:think|thinking|thoughts?|reasoning|reflection|seed:think){_ATTRIBUTES}>",) * 2,
     (r"\[THINK\]", r"\[/THINK\]"),
     (r"<\|channel\|>(?:analysis|commentary)[^<{]*<\|message\|>", r"<\|end\|>"),
     (r"<\|START_THINKING\|>", r"<\|END_THINKING\|>"),
@@ -191,7 +192,7 @@ _CLOSES = "|".join(
     for opening, closing in _THINKING
 )
 # Where a draft of an object may stand, too. In plain text, these tags may belong to the answer.
-_NOTES = r"<(?i:analysis|scratchpad)(?:\s[^<>]*)?>"
+_NOTES = rf"<(?i:analysis|scratchpad){_ATTRIBUTES}>"
 _CLOSES_NOTES = rf"{_CLOSES}|</(?i:analysis|scratchpad)>"
 # Where somebody else's turn begins: a model that runs on has ended its reply before.
 _NEXT_TURN = (

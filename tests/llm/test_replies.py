@@ -366,6 +366,7 @@ def test_a_list_and_a_nested_object_are_found_too() -> None:
         ("if a < b: [1]", "if a < b: [1]"),
         ("```python\nx < 1\n```", "```python\nx < 1\n```"),
         ("<b>bold</b>", "<b>bold</b>"),
+        ("<think about it> Yes.", "<think about it> Yes."),
         ("So: <Thoughts id='1'>x</Thoughts> End.", "So: <Thoughts id='1'>x</Thoughts> End."),
     ],
 )
