@@ -173,7 +173,8 @@ def single_calls(batch: PersonaBatch, llm: LLM, cost: float) -> Iterator[list[Pe
             left = max(0.0, budget.usd - budget.taken)
             _note(now, budget, singly=0.0, being_asked=left)
             if now.being_asked:
-                warnings.warn(_CUT_OFF.format(batch.path, now.being_asked), stacklevel=3)
+                # Below the caller: collect_batch in its decorator, and this block in two calls of contextlib.
+                warnings.warn(_CUT_OFF.format(batch.path, now.being_asked), stacklevel=6)
     runs: list[PersonaStream] = []
     try:
         yield runs

@@ -118,22 +118,28 @@ def with_arrays(table: pyarrow.Table, new: Mapping[str, pyarrow.Array[Any]]) -> 
     return pyarrow.Table.from_arrays(arrays, schema=schema)  # even if there were no columns before
 
 
-def taken(table: pyarrow.Table, places: Sequence[int] | NDArray[np.int64]) -> pyarrow.Table:
+def taken(
+    table: pyarrow.Table, places: Sequence[int] | NDArray[np.int64], *, copied: bool = False
+) -> pyarrow.Table:
     """Return the rows of an Arrow table at some positions (from 0), in the order of the positions.
 
-    Neighbours are a slice, which copies nothing.
+    Neighbours are a slice: it copies nothing, but the whole table stays in memory and in pickles. Where the
+    rows may outlive the table, they are `copied`.
     """
     import numpy as np
     import pyarrow
 
     at = np.asarray(places, dtype=np.int64)
-    if (np.diff(at) == 1).all():
+    if not len(at) or (not copied and (np.diff(at) == 1).all()):
         return table.slice(at[0] if len(at) else 0, len(at))
     try:
         return table.take(at)
     except (pyarrow.ArrowNotImplementedError, pyarrow.ArrowInvalid):
         if table.num_columns > 1:  # most likely Arrow can take the others, and in less time
-            columns = [taken(table.select([n]), at).column(0) for n in range(table.num_columns)]
+            columns = [
+                taken(table.select([n]), at, copied=copied).column(0)
+                for n in range(table.num_columns)
+            ]
             return pyarrow.Table.from_arrays(columns, schema=table.schema)
         # It can slice what it cannot take, such as views.
         rows = [table.slice(place, 1) for place in at.tolist()]

@@ -422,7 +422,7 @@ def picked_rows(table: pyarrow.Table, places: Sequence[int]) -> pyarrow.Table:
 
     There is no such column for the labels 0, 1, …, which every frame has that was given none.
     """
-    rows = taken(table, places)
+    rows = taken(table, places, copied=not isinstance(places, range))
     return rows if _has_default_index(table) else with_index_column(rows, places, len(table))
 
 

@@ -1490,6 +1490,16 @@ def test_a_collect_that_is_killed_has_taken_all_that_was_left(place: Path) -> No
         assert 0.2 < (more.usage.cost or 0.0) <= 0.3
 
 
+def test_the_warning_of_a_collect_that_was_cut_off_points_at_the_callers_line(
+    provider: BatchServer, place: Path
+) -> None:
+    batch = submit(provider, pairs(1), place / "b", prices=(0.0, 1000.0), budget=5.0)
+    batch.model_copy(update={"being_asked": 1.0}).save()
+    with pytest.warns(UserWarning, match="has not ended, or was killed") as told:
+        pi.collect_batch(batch, ask_missing=True, poll=0.001)
+    assert [one.filename for one in told] == [__file__]
+
+
 @pytest.mark.parametrize(
     "option",
     [

@@ -185,6 +185,15 @@ def test_rows_of_an_arrow_table_keep_the_labels_of_its_pandas_index(
         assert table.to_pandas()["x"].tolist() == places
 
 
+def test_a_pickle_of_found_rows_has_no_other_rows_of_an_arrow_table() -> None:
+    own = pa.table({"name": [f"name {n}" for n in range(COUNT)]})
+    table = pi.PersonaTable(made_rows(), original=own)
+    for places in ([5], [5, 6]):
+        part = table.filter([n in places for n in range(COUNT)])
+        assert part.to_arrow()["name"].to_pylist() == [f"name {n}" for n in places]
+        assert b"name 7" not in pickle.dumps(part)
+
+
 def test_a_series_is_matched_by_the_pandas_index_of_an_arrow_table(
     of_arrow: pi.PersonaTable,
 ) -> None:
