@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Sequence, Sized
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
@@ -241,14 +241,18 @@ def _of_other_sources(schema: Schema, head: Head) -> dict[str, Sequence[str]]:
 def _without_odd_history(schema: Schema, head: Head) -> Schema:
     """Return the schema without the role "history" if most cells of that column hold no turns.
 
-    Such a column would separate the rows of a prompt. Only a schema of the kind "group" is changed.
+    Such a column would separate the rows of a prompt in a schema of the kind "group". In others, a column of
+    another name than "history" may hold something else, such as a number of turns: empty cells do not count.
     """
     name = schema.columns.get("history")
-    if schema.kind != "group" or name not in schema.present:
+    is_group = schema.kind == "group"
+    is_sure = name == "history" or "history" in schema.told.columns
+    if name not in schema.present or (is_sure and not is_group):
         return schema
     cells = [value for (value,) in head(replace(schema, columns={"history": name}))]
-    odd = sum(not is_history(name, value) for value in cells)
-    if odd <= len(cells) / 2:
+    good = [cell for cell in map(plain, cells) if is_history(name, cell)]
+    filled = sum(isinstance(cell, Sized) and len(cell) > 0 for cell in good)
+    if len(cells) - len(good) <= (len(cells) / 2 if is_group else filled):
         return schema
     columns = {role: column for role, column in schema.columns.items() if role != "history"}
     return replace(schema, columns=columns)

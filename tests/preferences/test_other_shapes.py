@@ -151,6 +151,16 @@ def test_turns_and_texts_beside_the_prompt_are_told() -> None:
     assert len(remarks(source.summary)) == 2
 
 
+@pytest.mark.parametrize("other", [3, "User: hello\nBot: hi", ["hello", "hi"]])
+def test_a_column_like_a_history_that_holds_something_else_costs_no_row(other: object) -> None:
+    """The rows where it is empty would be read with it, and all others would have errors."""
+    cells: list[object] = [None, other, other]
+    assert read(*({**EXPLICIT, "previous_turns": each} for each in cells)) == [PAIR] * 3
+    cells = [[], EARLIER, EARLIER, other]
+    found = read(*({**EXPLICIT, "previous_turns": each} for each in cells))
+    assert [isinstance(each, str) for each in found] == [False, False, False, True]
+
+
 @pytest.mark.heavy
 def test_long_conversations_beside_the_prompt_are_read_in_little_time() -> None:
     """Each of 6,000 turns was looked for in each of 6,000 others."""
