@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from ..exceptions import DataError
 from ..records import Message, Preference, Prompt
 from .cells import LEAVE_OUT, surrogate_problem
-from .turns import ROLES, TOOL_KEYS, Turn, Turns, as_turns, text_or_turns
+from .turns import ROLES, TOOL_DEFINITIONS, TOOL_KEYS, Turn, Turns, as_turns, text_or_turns
 
 # A turn begins at the start of the text or after a blank line. Elsewhere it is a quotation.
 _SPEAKER = re.compile(r"(?:\A\s*|\n[ \t\r]*\n[ \t]*)(Human|Assistant):")
@@ -156,12 +156,12 @@ def _split(
 
 
 def _stripped(turns: Turns) -> list[tuple[object, ...]]:
-    """Return what makes turns the same: role, text and calls. Counts, times and ids may differ."""
+    """Return what makes turns the same: role, text, calls and tools. Counts, times and ids may differ."""
     return [(turn.role, turn.content.strip(), turn.extra and _calls(turn.extra)) for turn in turns]
 
 
 def _calls(extra: Mapping[str, object]) -> object:
-    return {key: extra[key] for key in TOOL_KEYS if key in extra} or None
+    return {key: extra[key] for key in (*TOOL_KEYS, TOOL_DEFINITIONS) if key in extra} or None
 
 
 def _context(name: str, asked: Turns, head: Turns) -> Turns:

@@ -209,6 +209,8 @@ def test_fields_of_shared_turns_may_differ_unless_they_are_calls() -> None:
     called = [USER, say(None, tool_calls=[call]), say("12:00", "tool")]
     other = {"chosen": [*called, say("a")], "rejected": [USER, say(""), called[2], say("b")]}
     assert "do not share a prompt" in str(read(row, other)[1])
+    more = {**row, "prompt": [{**USER, "tools": [TOOL]}]}
+    assert "does not begin with the prompt" in str(read(row | {"prompt": [USER]}, more)[1])
 
 
 def test_responses_that_call_a_tool_before_they_answer() -> None:
