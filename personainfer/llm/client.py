@@ -52,7 +52,7 @@ from .litellm_transport import LiteLLMTransport
 from .pricing import Budget, Price, ReplySize, Tally, find_batch_price, find_price
 from .rate_limits import Account, Bounds
 from .requests import Form, Job, Reply, Request, Run
-from .transports import EmbeddedTransport, EndpointTransport, Transport
+from .transports import EmbeddedTransport, EndpointTransport, Transport, root_of
 from .workers import CallSettings, Workers
 
 T = TypeVar("T")
@@ -376,7 +376,7 @@ class LLM:
         if base is None:
             return type(transport), transport.endpoint.lower(), transport.key, self._headers
         key = transport.key or environment_key(base)
-        return shown_address(base.rstrip("/")).lower(), key, self._headers
+        return shown_address(root_of(base)).lower(), key, self._headers
 
     @property
     def _headers(self) -> dict[str, str]:

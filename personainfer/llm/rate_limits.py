@@ -396,13 +396,22 @@ class RefusalWatch:
         del self._refusals[_reason(error)]
         self._changed.set()
 
-    def stopped(self, error: ModelError) -> RequestRejectedError | None:
+    def stopped(self, error: ModelError, of_short: ModelError) -> RequestRejectedError | None:
         """Make, and do not raise, the error after the short request was refused too: no more are to be sent.
 
-        It ends the run if no request was ever accepted. None: one was accepted since.
+        It ends the run if no request was ever accepted.
+
+        Args:
+            error: the last of the refusals that were counted.
+            of_short: that of the short request.
+
+        Returns:
+            The error; None: a request was accepted since, or, where others were accepted before, the short
+            one was refused for a reason of its own. Then counting for this reason begins again.
         """
         count = self._refusals[_reason(error)]
-        if not count:
+        if count < self._most or (self.is_over and _reason(of_short) != _reason(error)):
+            self.start_again(error)
             return None
         which = f"{count} requests in a row" if self.is_over else f"the first {count + 1} requests"
         stop = RequestRejectedError(

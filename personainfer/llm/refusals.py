@@ -78,7 +78,8 @@ RULES = (
         r"insufficient_(user_)?quota|billing_hard_limit|insufficient.{0,9}(balance|credit|fund)"
         r"|credit balance is too low|(no|more|out of) credits|exceeded_current_quota|arrear"
         r"|account.{0,20}(not active|suspended|deactivated)|(spend|spending|monthly) limit"
-        r"|budget has been exceeded|budget_exceeded|exceeded(token)?budget|api usage limits"
+        r"|budget has been exceeded\W+current|budget_exceeded|exceeded(token)?budget"
+        r"|specified api usage limits"
         r"|\u4f59\u989d\u4e0d\u8db3"  # Zhipu: too little balance
         r"|(?=.*exceeded your current quota)(?!.*(retry|resource_exhausted|per ?(minute|day)|free.?tier))",
         AuthenticationError,
@@ -397,9 +398,10 @@ def _words_in(text: str) -> list[tuple[str, int, int]]:
 _OF_CREDIT = ("no credit", "payment required")  # names of rules
 # A key, an account or an address is refused with these statuses. With others a firewall may refuse one row.
 _OF_ALL = {401, 402, 404, 405, 407, 410}
-# A server that has too much to do, and says so without a time to come back.
+# A server that has too much to do, and says so without a time to come back. PyTorch tells the total capacity
+# of a GPU whose memory was too small.
 _OVERLOADED = re.compile(
-    r"overload|\bbusy\b|capacity|queue is full|high (demand|traffic|load)|slow down"
+    r"overload|\bbusy\b|(?<!total )capacity|queue is full|high (demand|traffic|load)|slow down"
     r"|no (slot|instance)s? available"
 )
 

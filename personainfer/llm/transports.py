@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from contextlib import suppress
 from dataclasses import replace
@@ -60,6 +61,7 @@ T = TypeVar("T")
 Sent = Callable[..., object]
 
 _NAMES_NOTED = 8
+_COMPLETIONS = re.compile(r"\A([^?#]*)/chat/completions/*(\?.*)?\Z")
 _SLOT_ACTION_TIMEOUT = 60.0  # seconds
 
 
@@ -302,7 +304,7 @@ class EndpointTransport(Transport):
         # With "openai/" before it: for litellm that is the protocol, for OpenRouter part of the name.
         self._full_name = full_name
         self._wants_full_name = self._lists_full_name = False
-        self._base: str = Address(api_base.rstrip("/"))
+        self._base: str = Address(root_of(api_base))
         self.endpoint = shown_address(self._base)
         self.limits_thinking = is_openai(self._base)
         self.headers = {name: SecretText(text) for name, text in (headers or {}).items()}
@@ -441,6 +443,11 @@ class EndpointTransport(Transport):
         return await self._in_time(timeout, self.endpoint, sent)
 
 
+def root_of(api_base: str) -> str:
+    """Return the address of an endpoint without the path of completions, which Azure's portal adds."""
+    return _COMPLETIONS.sub(r"\1\2", api_base).rstrip("/")
+
+
 def _check_credentials(endpoint: str, key: str, headers: Mapping[str, str]) -> None:
     """Raise InvalidArgumentError if an address has a password, and a key or a header takes its place."""
     named = {name.lower() for name in headers}
@@ -462,13 +469,9 @@ def _request_headers(key: Mapping[str, str], added: Mapping[str, str]) -> Mappin
 
 @cache
 def _address(base: str, path: str) -> str:
-    """Return the address of a path below the base. A query (Azure's api-version) stays at the end.
-
-    A base may end with the path of completions: Azure shows its addresses so.
-    """
+    """Return the address of a path below the base. A query (Azure's api-version) stays at the end."""
     parts = urlsplit(base)
-    below = parts.path.rstrip("/").removesuffix("/chat/completions")
-    return Address(urlunsplit(parts._replace(path=below + path)))
+    return Address(urlunsplit(parts._replace(path=parts.path.rstrip("/") + path)))
 
 
 class EmbeddedTransport(EndpointTransport):

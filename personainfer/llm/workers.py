@@ -39,6 +39,7 @@ from .pricing import ReplySize, Tally, cost_is_unknown, most_tokens
 from .rate_limits import Account, Bounds, Place, RefusalWatch, Window
 from .replies import reask
 from .requests import (
+    Form,
     Job,
     Reply,
     encoded,
@@ -163,7 +164,8 @@ class Workers:
         self._dead: ModelError | None = None  # why no more is sent
         self._refusals = RefusalWatch(settings.max_concurrency)
         self._one_asks = asyncio.Lock()  # one at a time sends a short request
-        self._taken_at = -math.inf  # when the endpoint last took a row
+        self._taken_at = -math.inf  # when the endpoint last took a row …
+        self._taken_form: Form | None = None  # … and in what form
         # Bytes of the shortest request that is larger than a limit a minute.
         self._too_long = math.inf
         self._asked_at = -math.inf  # when a short request was last answered …
@@ -534,17 +536,19 @@ class Workers:
         """Raise an error, and send no more, if every request would be refused as this one was.
 
         A short request is sent to find out, if many in a row, or the first ones, were refused for one reason.
+        It has a form that the endpoint took before, if there is one.
         """
         refused = isinstance(error, RequestRejectedError | ReplyError) and not error.fatal
         if not refused or getattr(error, "completion", None) or not self._refusals.refused(error):
             return
         try:
-            await self._send(Job(b"", job.form, _SHORT), is_watched=False)
+            form = self._taken_form or job.form
+            await self._send(Job(b"", form, _SHORT), is_watched=False)
         except (RequestRejectedError, ReplyError) as found:
             if found.rewritten:
                 self._refusals.start_again(error)
             elif getattr(found, "completion", None) is None and (
-                stop := self._refusals.stopped(error)
+                stop := self._refusals.stopped(error, found)
             ):
                 self._dead = stop
                 raise stop from None
@@ -585,6 +589,7 @@ class Workers:
                 used = await self._transport.complete(body, self._settings.timeout, job, is_sent)
                 if job.key:  # no short request
                     self._taken_at, self._refused_rows = time.monotonic(), 0
+                    self._taken_form = job.form
                 account.gate.accepted()
                 self._refusals.accepted()
                 return used

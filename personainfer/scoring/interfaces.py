@@ -28,7 +28,7 @@ from ..exceptions import (
     unreadable,
 )
 from ..llm.openai_protocol import Json
-from ..llm.transports import EndpointTransport
+from ..llm.transports import EndpointTransport, root_of
 from ..preferences.conversations import text_problem
 from ..records import FloatArray, Message, Persona, Prompt
 
@@ -120,7 +120,7 @@ class ScoringEndpoint(EndpointTransport):
         failed: Failed = ignored,
     ) -> None:
         # Scoring wants llama.cpp's and vLLM's own paths, which lie beside /v1.
-        super().__init__(model, api_base.rstrip("/").removesuffix("/v1"), api_key)
+        super().__init__(model, root_of(api_base).removesuffix("/v1"), api_key)
         self.concurrency = concurrency
         self._timeout = timeout
         self._retrying = attempts(max_attempts)

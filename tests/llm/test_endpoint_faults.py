@@ -302,6 +302,18 @@ CASES: dict[str, tuple[int, Any, type[ModelError], str]] = {
         AuthenticationError,
         "run",
     ),
+    "a limit of API usage that passes": (
+        429,
+        openai_error("You exceeded the API usage limits: 60 requests. Try again in 3s"),
+        RateLimitError,
+        "moment",
+    ),
+    "a budget of tokens that passes": (
+        429,
+        openai_error("Your token budget has been exceeded: too many requests"),
+        RateLimitError,
+        "moment",
+    ),
     "Zhipu: no balance, with the status of a rate": (
         429,
         openai_error("余额不足或无可用资源包,请充值。", code="1113"),
@@ -679,6 +691,47 @@ def test_many_rows_in_a_row_may_be_refused_and_others_taken() -> None:
         table = infer(server, 100)
         assert server.calls < 100 + 80 // 20 + 1
     assert table.failed_places() == list(range(10, 90))
+
+
+@pytest.mark.parametrize(
+    "words", [{"message": "Prompt is too short"}, {"code": "json_validate_failed"}]
+)
+def test_a_short_request_with_a_fault_of_its_own_says_nothing_of_many_rows(
+    words: dict[str, str],
+) -> None:
+    """Groq checks forms, and a question mark has no answer in a form."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        said = body["messages"][-1]["content"]
+        if said == "?":
+            return Fault.response({"error": {"message": "", **words}}, 400)
+        number = int(said.partition("Question ")[2].partition("?")[0] or 0)
+        return Fault.response(openai_error("not this"), 400) if 10 <= number < 90 else GOOD
+
+    with FakeLLM(reply) as server:
+        table = infer(server, 100)
+    assert table.failed_places() == list(range(10, 90))
+
+
+class Plain(BaseModel):
+    text: str
+
+
+class Refused(BaseModel):
+    deep: str
+
+
+def test_a_form_that_is_always_refused_says_nothing_of_others() -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        is_refused = "deep" in json.dumps(body)
+        return Fault.response(openai_error("not this"), 400) if is_refused else '{"text": "a"}'
+
+    with FakeLLM(reply) as server:
+        llm = pi.LLM("fake", api_base=server.api_base, cache=False, max_concurrency=4)
+        forms = [Plain] * 10 + [Refused] * 40 + [Plain] * 10
+        asked = [[{"role": "user", "content": f"{n}?"}] for n in range(60)]
+        replies = llm.ask_many(zip(asked, forms, strict=True))
+    assert [one.error is None for one in replies] == [form is Plain for form in forms]
 
 
 @each_way

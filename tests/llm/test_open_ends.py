@@ -107,6 +107,15 @@ def test_the_path_of_completions_may_stand_in_an_address(query: str) -> None:
         assert server.paths == [f"/v1/chat/completions{query}"]
 
 
+@pytest.mark.parametrize("query", ["", "?api-version=2024-10-21", "/?u=/chat/completions"])
+def test_an_address_is_one_with_and_without_the_path_of_completions(query: str) -> None:
+    """It has one place in the cache, and one limit."""
+    short = pi.LLM("gpt", api_base=f"http://127.0.0.1:9/v1{query.removeprefix('/')}")
+    long = pi.LLM("gpt", api_base=f"http://127.0.0.1:9/v1/chat/completions{query}")
+    assert short.reached == long.reached
+    assert short.is_called_as(long)
+
+
 @each_way
 def test_no_password_of_an_address_reaches_an_error() -> None:
     model = pi.LLM(

@@ -186,6 +186,11 @@ def test_a_server_with_too_much_to_do_is_given_half_a_minute(status: int, words:
     assert waits(status_error(503, {}, "upstream connect error", Secrets())) < 10
 
 
+def test_a_row_that_is_too_large_for_a_gpu_is_no_word_of_too_much_to_do() -> None:
+    words = "CUDA out of memory. Tried to allocate 2 GiB. GPU 0 has a total capacity of 79.15 GiB"
+    assert waits(status_error(500, {}, words, Secrets())) < 10
+
+
 @given(st.dictionaries(st.sampled_from(["Retry-After", "x-ratelimit-reset-tokens"]), st.text()))
 def test_no_header_breaks_it(headers: dict[str, str]) -> None:
     seconds = retry_after(headers)
