@@ -152,13 +152,13 @@ class Connections:
         except aiohttp.ClientHttpProxyError as error:
             raise _refused_by_proxy(proxy or "", name, error.status) from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            failed = TransportError(
+            is_lost = not isinstance(error, aiohttp.ClientConnectorError | ValueError)
+            self._lost += is_lost
+            raise TransportError(
                 f"the connection to {name} failed ({type(error).__name__}).",
                 hint="Is the server running, and is this its address (often ending in /v1)?",
-            )
-            failed.unanswered = not isinstance(error, aiohttp.ClientConnectorError | ValueError)
-            self._lost += failed.unanswered
-            raise failed from None
+                unanswered=is_lost,
+            ) from None
         finally:
             sending.is_sent = object
 
@@ -277,22 +277,25 @@ def _check_host(address: str, headers: Mapping[str, str], proxy: str) -> None:
     own = {parts.netloc.rpartition("@")[2].lower().removesuffix(":443"), parts.hostname}
     if parts.scheme != "https" or named is None or named.lower().removesuffix(":443") in own:
         return
-    refused = TransportError(
+    raise TransportError(
         f"the added header Host would be told to the proxy {shown_address(proxy)}: nothing was sent.",
         hint="Leave it out, or name the host of api_base= in NO_PROXY.",
+        fatal=True,
+        given_up=True,
+        ran_nothing=True,
     )
-    refused.fatal = refused.given_up = refused.ran_nothing = True
-    raise refused
 
 
 def _refused_by_proxy(proxy: str, name: str, status: int) -> TransportError:
     """Make the error for a proxy that makes no tunnel to the endpoint. Nothing was sent there."""
-    refused = TransportError(
+    is_of_all = status in (403, 407)
+    return TransportError(
         f"the proxy {shown_address(proxy)} does not connect to {name} ({status}).",
         hint="Check https_proxy, with its user and password, or name the host in NO_PROXY.",
+        fatal=is_of_all,
+        given_up=is_of_all,
+        ran_nothing=is_of_all,
     )
-    refused.fatal = refused.given_up = refused.ran_nothing = status in (403, 407)
-    return refused
 
 
 def most_connections() -> int:
@@ -336,12 +339,12 @@ def environment_proxy(base: str) -> str | None:
     except ValueError:
         is_usable = False
     if not is_usable:
-        error = TransportError(
+        raise TransportError(
             f"the environment's {variable}_proxy is no proxy that can be used.",
             hint=f"It is http://HOST:PORT (SOCKS is not supported). Or name {host} in NO_PROXY.",
+            fatal=True,
+            given_up=True,
         )
-        error.fatal = error.given_up = True
-        raise error
     return Address(proxy)
 
 

@@ -35,7 +35,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import suppress
 from functools import wraps
 from importlib import import_module
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypedDict, TypeVar, Unpack
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -270,8 +270,34 @@ class BatchPendingError(PersonaInferError):
     retryable = True
 
 
+class Facts(TypedDict, total=False):
+    """What is known of a call that failed, as keyword arguments of its error: see the attributes there."""
+
+    retryable: bool
+    fatal: bool
+    is_refusal: bool
+    is_doubtful: bool
+    ran_nothing: bool
+    given_up: bool
+    rewritten: bool
+    unsent: bool
+    took: Any
+    unsupported: str
+    retry_after: float | None
+    loading: bool
+    unanswered: bool
+    overloaded: bool
+    completion: Any
+    cut_off: bool
+    reasoned: bool
+
+
 class ModelError(PersonaInferError):
     """A model gave no usable reply.
+
+    Args:
+        message, hint: see `PersonaInferError`.
+        facts: attributes of this error that differ from those of its class.
 
     Attributes:
         fatal: every other call would fail in the same way, so the run ends.
@@ -292,6 +318,10 @@ class ModelError(PersonaInferError):
     rewritten = False
     unsent = False
     took: Any = None  # records import this module
+
+    def __init__(self, message: str, *, hint: str = "", **facts: Unpack[Facts]) -> None:
+        super().__init__(message, hint=hint)
+        vars(self).update(facts)
 
 
 class AuthenticationError(ModelError):
@@ -329,11 +359,8 @@ class RateLimitError(ModelError):
     """
 
     retryable = True
+    retry_after: float | None = None
     loading = False
-
-    def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None) -> None:
-        super().__init__(message, hint=hint)
-        self.retry_after = retry_after
 
 
 class TransportError(ModelError):

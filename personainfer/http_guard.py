@@ -335,9 +335,8 @@ class _Sending:
     def check_time(self) -> None:
         """Raise TransportError if the headers or the body of the response take too long."""
         if self._end is not None and monotonic() > self._end:
-            late = TransportError(f"the reply was not whole within {self._exchange.seconds:g} s.")
-            late.unanswered = True
-            self.refuse(late)
+            late = f"the reply was not whole within {self._exchange.seconds:g} s."
+            self.refuse(TransportError(late, unanswered=True))
 
     def refuse(self, error: ModelError) -> NoReturn:
         """Raise the error. If errors of this request are those of the call, keep it as `Exchange.error`, too.
@@ -387,12 +386,11 @@ def ip_number(host: str) -> IPv4Address | IPv6Address | None:
 
 
 def _elsewhere(host: str) -> ModelError:
-    error = ModelError(
+    return ModelError(
         f"litellm does not use api_base= for this provider, but calls {host}: nothing was sent.",
         hint=f"Leave api_base= out if {host} may have your texts.",
+        fatal=True,
     )
-    error.fatal = True
-    return error
 
 
 def _is_same(request: Any, earlier: Any) -> bool:
@@ -441,13 +439,12 @@ def redirect_error(status: int, place: str) -> ModelNotFoundError:
         place: the other address; "": the endpoint names none.
     """
     to = f" to {shown_address(place)[:_LONGEST_ADDRESS]}" if place else ""
-    error = ModelNotFoundError(
+    return ModelNotFoundError(
         f"the endpoint redirects{to} ({status}), and redirects are not followed.",
         hint="Check api_base=. If you trust the other address, give that one.",
+        is_refusal=True,
+        is_doubtful=True,  # a firewall redirects a row whose words it refuses to a page of its own
     )
-    # A firewall redirects a row whose words it refuses to a page of its own.
-    error.fatal = error.is_refusal = error.is_doubtful = True
-    return error
 
 
 def too_large(largest: int) -> ReplyError:

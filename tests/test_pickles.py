@@ -90,12 +90,10 @@ def test_an_error_keeps_its_message_and_hint(kind: type[PersonaInferError]) -> N
 
 
 def test_an_error_keeps_what_else_it_knows() -> None:
-    limit = RateLimitError("slower", hint="wait", retry_after=2.5)
-    limit.given_up = True
+    limit = RateLimitError("slower", hint="wait", retry_after=2.5, given_up=True)
     back = pickle.loads(pickle.dumps(limit))
     assert (back.retry_after, back.given_up) == (2.5, True)
-    reply = ReplyError("cut off")
-    reply.completion = Completion("half a", "length", 10, 20)
+    reply = ReplyError("cut off", completion=Completion("half a", "length", 10, 20))
     assert pickle.loads(pickle.dumps(reply)).completion == reply.completion
 
 

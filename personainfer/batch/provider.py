@@ -443,12 +443,11 @@ def _errors(name: str, timeout: float, secrets: Secrets, **rules: Unpack[Rules])
     except Exception as error:
         raise unreadable(f"what {name} answered", error) from None
     if not exchange.answers:
-        unguarded = ModelError(
+        raise ModelError(
             f"{name} was called by an HTTP client that may follow redirects.",
             hint="Something in this process changed httpx during the call.",
+            fatal=True,
         )
-        unguarded.fatal = True
-        raise unguarded
 
 
 def _download(requests: int) -> Rules:

@@ -220,8 +220,8 @@ class Dialect:
         other._left_out = set(self._left_out)
         return other
 
-    def refused(self, version: int, error: RequestRejectedError, body: bytes, asked: Asked) -> None:
-        """Learn from a refusal. Set `error.rewritten` if the request should be sent again in another form.
+    def refused(self, version: int, error: RequestRejectedError, body: bytes, asked: Asked) -> bool:
+        """Learn from a refusal. Return whether the request should be sent again in another form.
 
         Set `error.fatal` if no form helps, and several requests were refused before any was taken.
 
@@ -236,17 +236,15 @@ class Dialect:
         field = "role" if name == "system role" else name
         trial, asked.trial = asked.trial, None
         if not name or f'"{field}":'.encode() not in body:
-            return
+            return False
         if not self.answered:
             self._refused_of.add(_digest(body))
         if trial is None and version != self.version:  # the dialect has changed since it was sent
-            error.rewritten = self._refused is None
-            return
+            return self._refused is None
         changed, words = (trial or self)._copy(), error.message.lower()
         before = changed._largest_limit
         if changed.version < _MOST_LEARNED and changed._learned(name, words):
             changed.version += 1
-            error.rewritten = True
             limit = changed._largest_limit
             if limit is not None and limit != before:
                 asked.trial = None if self._is_for_others(limit, asked) else changed
@@ -255,7 +253,8 @@ class Dialect:
             else:
                 self._become(changed, before=self._before or self._copy())
                 self._learned_of, self.proven = _digest(body), False
-        elif self.answered:
+            return True
+        if self.answered:
             if self._before is not None and self._learned_of == _digest(body):
                 self._become(self._before)  # no change helped it
         elif self.version:  # every form was tried
@@ -263,6 +262,7 @@ class Dialect:
             if len(self._refused_of) > 1:  # not for the words of one row: nobody needs to try again
                 error.fatal = True
                 self._refused = error
+        return False
 
     def _learned(self, name: str, words: str) -> bool:
         """Change what a refusal names. Return False if it was changed before."""

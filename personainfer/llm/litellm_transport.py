@@ -263,12 +263,11 @@ class LiteLLMTransport(Transport):
         if called == self._called:  # it was sent before another one had succeeded there
             return
         if self._called:
-            error = _moved(
+            raise _moved(
                 f"litellm called {called} for {self.provider}, and not {self._called} as before",
                 "the reply is not used",
+                took=self._taken(exchange, reply),
             )
-            error.took = self._taken(exchange, reply)
-            raise error
         if exchange.answers == 1:
             self._called = called
 
@@ -444,8 +443,10 @@ class LiteLLMTransport(Transport):
         A reply came without a request that `guarded_http` saw: redirects may have been followed.
         """
         if self.provider not in _IN_PROCESS | self._own():
-            raise _fatal(
-                f"litellm calls {self.provider} by a client that may follow redirects.", _DIRECTLY
+            raise ModelError(
+                f"litellm calls {self.provider} by a client that may follow redirects.",
+                hint=_DIRECTLY,
+                fatal=True,
             )
 
     def _own(self) -> set[str]:
@@ -464,9 +465,10 @@ class LiteLLMTransport(Transport):
         except self._litellm.BadRequestError:
             raise
         except Exception as error:  # its words may hold a key
-            raise _fatal(
+            raise ModelError(
                 f"litellm could not find out where {self.model} is ({type(error).__name__}).",
-                "Give the address as api_base=, or see what litellm.get_llm_provider says.",
+                hint="Give the address as api_base=, or see what litellm.get_llm_provider says.",
+                fatal=True,
             ) from None
         return name, provider, key, address
 
@@ -522,9 +524,10 @@ class LiteLLMTransport(Transport):
         """
         alias = (self._litellm.model_alias_map or {}).get(self.model)
         if alias is not None:
-            raise _fatal(
+            raise ModelError(
                 f"litellm.model_alias_map has another model for {self.model!r}: nothing was sent.",
-                f"Name {alias!r} itself.",
+                hint=f"Name {alias!r} itself.",
+                fatal=True,
             )
         if self.options["api_base"] is not None:
             self._check_global()
@@ -557,9 +560,10 @@ class LiteLLMTransport(Transport):
         told = self._litellm.api_base
         if self.provider not in _GLOBAL_FIRST or told in (None, "", self.options["api_base"]):
             return
-        raise _fatal(
+        raise ModelError(
             f"litellm.api_base takes the place of api_base= for {self.provider}: nothing was sent.",
-            "Set litellm.api_base to None.",
+            hint="Set litellm.api_base to None.",
+            fatal=True,
         )
 
     def open(self) -> None:
@@ -677,14 +681,11 @@ _OF_EACH_CALL = ("host", "accept", "content-type", "content-length", "x-stainles
 _SDK = re.compile(r"(Async)?(Azure)?OpenAI/Python [\w.+-]+")  # its `User-Agent`
 
 
-def _moved(words: str, outcome: str = "nothing was sent") -> ModelError:
-    return _fatal(f"{words}: {outcome}.", "Make it again, or give the address as api_base=.")
-
-
-def _fatal(message: str, hint: str) -> ModelError:
-    error = ModelError(message, hint=hint)
-    error.fatal = True
-    return error
+def _moved(
+    words: str, outcome: str = "nothing was sent", took: Completion | None = None
+) -> ModelError:
+    hint = "Make it again, or give the address as api_base=."
+    return ModelError(f"{words}: {outcome}.", hint=hint, fatal=True, took=took)
 
 
 # Variables that decide where a provider is called, beside its address; AWS's profile has a region. The

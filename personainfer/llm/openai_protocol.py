@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from ..api_keys import Secrets
-from ..exceptions import InvalidArgumentError, ModelError, ReplyError, TransportError
+from ..exceptions import Facts, InvalidArgumentError, ModelError, ReplyError, TransportError
 from ..records import Completion, Logprobs
 from .refusals import embedded_status
 
@@ -134,16 +134,7 @@ def read_completion(reply: Mapping[str, Any], secrets: Secrets) -> Completion:
     if text != completion.text:  # the tokens would spell the secret
         completion = replace(completion, text=text, logprobs=None)
     problem = _completion_problem(completion, message, secrets)
-    if isinstance(problem, TransportError):
-        raise problem
     if problem is not None:
-        problem.completion = completion
-        problem.reasoned = bool(
-            completion.reasoning_tokens
-            or reasoning_of(message)
-            or not completion.text.strip()
-            or completion.text.startswith("<think>")
-        )
         raise problem
     return completion
 
@@ -195,14 +186,13 @@ def check_was_read(completion: Completion, body: bytes, usage: object = None) ->
     texts = message_texts(json.loads(body)["messages"][-1:])
     least = sum(len(text.split()) + len(_UNSPACED.findall(text)) // 3 for text in texts) // 2
     if completion.prompt_tokens >= _SHORTEST_CUT and least > fewest and not _had_cached(usage):
-        error = ReplyError(
+        raise ReplyError(
             f"the endpoint counted {completion.prompt_tokens:,} tokens of a prompt that has {least:,} at"
             " least: it cuts prompts.",
             hint="Raise the context that it is started with (of Ollama: OLLAMA_CONTEXT_LENGTH).",
+            retryable=False,
+            completion=completion,
         )
-        error.retryable = False
-        error.completion = completion
-        raise error
 
 
 def _had_cached(usage: object) -> bool:
@@ -446,24 +436,31 @@ def _token(entry: Mapping[str, Any]) -> str:
 def _completion_problem(
     completion: Completion, message: Mapping[str, Any], secrets: Secrets
 ) -> ReplyError | TransportError | None:
-    finish = completion.finish_reason.lower()
-    if message.get("refusal"):
-        return ReplyError(f"the model refused: {secrets.mask(str(message['refusal']))[:200]!r}.")
-    if finish == "stop" and completion.text.strip():
+    finish, is_blank = completion.finish_reason.lower(), not completion.text.strip()
+    refusal = message.get("refusal")
+    if finish == "stop" and not (is_blank or refusal):
         return None
-    if finish in _BROKEN_OFF:
-        broken = TransportError(f"the endpoint broke its reply off ({completion.finish_reason}).")
-        broken.unanswered = True
-        return broken
-    if _FILTERED.search(finish):
+    hint, facts = "", Facts(completion=completion)
+    if refusal:
+        problem = f"the model refused: {secrets.mask(str(refusal))[:200]!r}."
+    elif finish in _BROKEN_OFF:
+        problem = f"the endpoint broke its reply off ({completion.finish_reason})."
+        return TransportError(problem, unanswered=True)
+    elif _FILTERED.search(finish):
         reason = secrets.mask(completion.finish_reason)[:80]
-        error = ReplyError(f"the reply was stopped by the provider's content filter ({reason}).")
-        error.retryable = False
-        return error
-    if finish in CUT_OFF:
-        error = ReplyError("the reply was cut off at max_tokens.", hint="Raise max_tokens=.")
-        error.cut_off = True
-        return error
-    if not completion.text.strip():
-        return ReplyError("the reply is empty: the model said nothing.")
-    return None
+        problem = f"the reply was stopped by the provider's content filter ({reason})."
+        facts["retryable"] = False
+    elif finish in CUT_OFF:
+        problem, hint = "the reply was cut off at max_tokens.", "Raise max_tokens=."
+        facts["cut_off"] = True
+    elif is_blank:
+        problem = "the reply is empty: the model said nothing."
+    else:
+        return None
+    facts["reasoned"] = bool(
+        completion.reasoning_tokens
+        or reasoning_of(message)
+        or is_blank
+        or completion.text.startswith("<think>")
+    )
+    return ReplyError(problem, hint=hint, **facts)

@@ -298,8 +298,7 @@ class Gate:
         hint: str = "Lower max_concurrency, rpm or tpm, or try later: replies so far are cached.",
         retry_after: float | None = None,
     ) -> None:
-        error = RateLimitError(f"{reason}.", hint=hint, retry_after=retry_after)
-        error.given_up = True
+        error = RateLimitError(f"{reason}.", hint=hint, retry_after=retry_after, given_up=True)
         self.give_up(error)
         raise error
 
@@ -414,12 +413,11 @@ class RefusalWatch:
             self.start_again(error)
             return None
         which = f"{count} requests in a row" if self.is_over else f"the first {count + 1} requests"
-        stop = RequestRejectedError(
+        return RequestRejectedError(
             f"{which} were all refused for the same reason, so no more are sent: {error.message}",
             hint=error.hint or "Change what the endpoint names, and call again.",
+            fatal=not self.is_over,
         )
-        stop.fatal = not self.is_over
-        return stop
 
 
 def _reason(error: ModelError) -> str:

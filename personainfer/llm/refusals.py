@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple, Unpack
 from ..api_keys import KEY_START, Secrets
 from ..exceptions import (
     AuthenticationError,
+    Facts,
     ModelError,
     ModelNotFoundError,
     RateLimitError,
@@ -289,21 +290,19 @@ def status_error(
     if wait is not None and (status == 503 or (says_when and status >= 500 and not may_have_run)):
         status = 429
     rule = _fitting(status, lowered, own)
-    error = rule.error(f"{rule.says}{number}: {said}.", hint=rule.hint)
-    if isinstance(error, RateLimitError):
-        error.retry_after = wait
-        error.loading = rule.name == "loading"
-    if isinstance(error, RequestRejectedError) and rule.scope == "form":
-        error.unsupported = _unsupported(lowered)
-    if isinstance(error, TransportError):
-        error.retry_after, error.unanswered = wait if says_when else None, may_have_run
-        error.overloaded = status == 529 or _OVERLOADED.search(lowered) is not None
-    if rule.scope == "run":
-        error.fatal = error.is_refusal = True
-        error.is_doubtful = status not in _OF_ALL
+    facts: Facts = {}
+    if rule.error is RateLimitError:
+        facts = {"retry_after": wait, "loading": rule.name == "loading"}
+    elif rule.error is TransportError:
+        facts = {"retry_after": wait if says_when else None, "unanswered": may_have_run}
+        facts["overloaded"] = status == 529 or _OVERLOADED.search(lowered) is not None
+    elif rule.scope == "form":
+        facts = {"unsupported": _unsupported(lowered)}
+    elif rule.scope == "run":
+        facts = {"fatal": True, "is_refusal": True, "is_doubtful": status not in _OF_ALL}
         # Not when credit ends: it may end while other calls run.
-        error.ran_nothing = rule.error is AuthenticationError and rule.name not in _OF_CREDIT
-    return error
+        facts["ran_nothing"] = rule.error is AuthenticationError and rule.name not in _OF_CREDIT
+    return rule.error(f"{rule.says}{number}: {said}.", hint=rule.hint, **facts)
 
 
 def _fitting(status: int, lowered: str, own: Collection[tuple[str, ...]] = ()) -> Rule:
@@ -544,9 +543,8 @@ def provider_errors(
 
 def no_answer(name: str, timeout: float) -> TransportError:
     """Make the error for a request that was sent and not answered within `timeout` seconds."""
-    late = TransportError(f"{name} did not answer within {timeout:g} s.", hint="Raise timeout=.")
-    late.unanswered = True
-    return late
+    late = f"{name} did not answer within {timeout:g} s."
+    return TransportError(late, hint="Raise timeout=.", unanswered=True)
 
 
 def library_error(
@@ -585,9 +583,8 @@ def library_error(
     broken = exchange.failed[1] if exchange.failed is not None and answer is None else None
     if broken is not None or isinstance(error, openai.APIConnectionError):
         words = redact(words, secrets)[:_LONGEST_WORDS]
-        failed = TransportError(f"the connection to {name} failed: {words}")
-        failed.unanswered = not _never_arrived(broken or error)
-        return failed
+        may_have_run = not _never_arrived(broken or error)
+        return TransportError(f"the connection to {name} failed: {words}", unanswered=may_have_run)
     if not isinstance(error, openai.APIError):
         return None
     if answer is not None:

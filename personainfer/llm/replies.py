@@ -114,16 +114,14 @@ def _joined_stream(content: bytes) -> Json:
                 finish = choice.get("finish_reason") or finish
                 _add_delta(texts, choice.get("delta") or choice.get("message") or {})
         if not (ended or finish or "error" in whole):
-            broken = TransportError("the endpoint sent an event stream that broke off.")
-            broken.unanswered = True
-            raise broken
+            broken_off = "the endpoint sent an event stream that broke off."
+            raise TransportError(broken_off, unanswered=True)
     except ModelError as error:
         error.took = taken(whole)
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError):
-        strange = ReplyError("the reply is an event stream, but not of a chat completion.")
-        strange.took = taken(whole)
-        raise strange from None
+        strange = "the reply is an event stream, but not of a chat completion."
+        raise ReplyError(strange, took=taken(whole)) from None
     message: Json = {name: "".join(parts) or None for name, parts in texts.items()}
     if arguments := message.pop("arguments"):
         message["tool_calls"] = [{"function": {"arguments": arguments}}]

@@ -405,9 +405,7 @@ def encoded(messages: Sequence[Message]) -> bytes:
     try:
         return b",".join([_encode(message.role, message.content) for message in messages])
     except ValueError:  # of pydantic
-        error = ModelError(f"not sent: {surrogate_problem('the request')}")
-        error.unsent = True
-        raise error from None
+        raise ModelError(f"not sent: {surrogate_problem('the request')}", unsent=True) from None
 
 
 def _encode(role: str, content: str) -> bytes:

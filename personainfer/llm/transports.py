@@ -179,7 +179,7 @@ class Transport:
             completion = await self._send(body, timeout, own, is_sent)
         except RequestRejectedError as error:
             if not error.rewritten:  # True: it was not sent, and the endpoint has refused nothing
-                dialect.refused(version, error, body, asked)
+                error.rewritten = dialect.refused(version, error, body, asked)
             raise
         except ReplyError as error:
             if error.completion is not None:
@@ -217,9 +217,8 @@ class Transport:
                 raise no_answer(name, timeout) from None
             if task.cancelling():
                 raise
-            broken = TransportError(f"the call to {name} was broken off from within.")
-            broken.unanswered = True
-            raise broken from None
+            broken_off = f"the call to {name} was broken off from within."
+            raise TransportError(broken_off, unanswered=True) from None
         finally:
             self._deadlines.stop(task)
 
@@ -390,12 +389,7 @@ class EndpointTransport(Transport):
                 body, *await self._post("/chat/completions", written, timeout, is_sent)
             )
         except ModelNotFoundError as error:
-            if not in_full and (self._wants_full_name or self.has_two_names):
-                self._wants_full_name = error.rewritten = True
-            elif in_full and not self.dialect.answered:  # neither is known, or it refuses this row
-                self._wants_full_name = self._lists_full_name
-            elif in_full:  # meanwhile it has taken the other name
-                error.rewritten = not self._wants_full_name
+            error.rewritten = self._tries_other_name(in_full=in_full)
             raise
         except ReplyError as error:
             if error.completion is not None:  # such as one that was cut off
@@ -403,6 +397,20 @@ class EndpointTransport(Transport):
             raise
         self._wants_full_name = in_full
         return completion
+
+    def _tries_other_name(self, *, in_full: bool) -> bool:
+        """Return whether to send a request again, whose model's name the endpoint does not know.
+
+        Args:
+            in_full: whether the request had the full name.
+        """
+        if not in_full:
+            self._wants_full_name |= self.has_two_names
+            return self._wants_full_name
+        if self.dialect.answered:
+            return not self._wants_full_name  # meanwhile it has taken the other name
+        self._wants_full_name = self._lists_full_name  # neither is known, or it refuses this row
+        return False
 
     @reads("the reply")
     def _read_json(self, status: int, headers: Mapping[str, str], content: bytes) -> Json:

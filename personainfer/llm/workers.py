@@ -655,9 +655,9 @@ class Workers:
         if checks and way.reserved is not None:
             asked = self._asked_tokens(job) + self._account.beyond
             if asked > way.most or self._account.added > way.added:
-                error = RequestRejectedError("the call may take more tokens than were reserved.")
-                error.rewritten = True
-                raise error
+                raise RequestRejectedError(
+                    "the call may take more tokens than were reserved.", rewritten=True
+                )
         self._tally.calls += not way.sent
         way.sent = True
         for window, place in way.places:
@@ -671,9 +671,9 @@ class Workers:
         more = self._tally.most(size + way.added, way.most) - way.reserved
         if not budget.reserve_more(more):
             job.written = size
-            error = RequestRejectedError("the prompt may take more tokens than were reserved.")
-            error.rewritten = True
-            raise error
+            raise RequestRejectedError(
+                "the prompt may take more tokens than were reserved.", rewritten=True
+            )
         way.prompt, way.reserved = size, way.reserved + more
 
     def _settle(
@@ -785,14 +785,13 @@ def _is_answer(error: ModelError | None) -> bool:
 
 def _without_limit() -> ModelError:
     """Make the error for a request without a limit of its reply, of which a budget knows no most cost."""
-    error = ModelError(
+    return ModelError(
         "litellm leaves out max_tokens= for this provider, or raises it, so no budget could hold: nothing was"
         " sent.",
         hint="Leave budget= out, or give the address of an OpenAI-compatible endpoint as api_base=, without"
         ' "litellm/" in the name.',
+        fatal=True,
     )
-    error.fatal = True
-    return error
 
 
 # Runs that are open: at the exit of Python they must end while the loop's thread still runs.

@@ -262,13 +262,12 @@ def _answers(server: Server, chat: bytes | None) -> bool:
 
 def _at_fault(server: Server, does: str) -> TransportError:
     """Make the error of a request that ends or stops llama.cpp: it is not sent again."""
-    error = TransportError(
+    return TransportError(
         f"this request {does}, also when it is sent alone to a new server.",
         hint=f"The chat template of {server.weights} may be made to do this at some texts, or the file is"
         " damaged: take the model from its publisher, or another one.",
+        retryable=False,
     )
-    error.retryable = False
-    return error
 
 
 _lock = threading.Lock()

@@ -980,9 +980,7 @@ def test_in_a_fork_no_request_waits_for_one_of_the_parent() -> None:
     dialect, bodies = Dialect("m"), [b'{"seed": 1, "n": 1}', b'{"seed": 1, "n": 2}']
 
     def refusal() -> RequestRejectedError:
-        error = RequestRejectedError("seed is not supported")
-        error.unsupported = "seed"
-        return error
+        return RequestRejectedError("seed is not supported", unsupported="seed")
 
     async def ask(body: bytes, *, is_refused: bool) -> None:
         asked: Any = SimpleNamespace(key=b"", trial=None)
