@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import Mock
 
 import pandas as pd
 import pytest
@@ -35,7 +36,7 @@ from personainfer.llm.client import LLM
 from personainfer.llm.dialect import Dialect
 from personainfer.llm.replies import read_reply
 from personainfer.llm.requests import Request, cached_reply
-from personainfer.llm.transports import EndpointTransport, Sent
+from personainfer.llm.transports import EndpointTransport
 from personainfer.local.cache import ReplyCache
 from personainfer.local.weights import find_weights, has_chat_template
 from personainfer.records import Completion, Message
@@ -245,7 +246,7 @@ class _Given(EndpointTransport):
         self._given = status, content
 
     async def _post(
-        self, path: str, body: bytes | None, timeout: float, is_sent: Sent = object
+        self, path: str, body: bytes | None, timeout: float, is_sent: Any = object
     ) -> Answer:
         status, content = self._given
         return Answer(status, {"Retry-After": content[:20].decode("latin-1")}, content)
@@ -253,7 +254,7 @@ class _Given(EndpointTransport):
 
 def answered(status: int) -> Callable[[Path], object]:
     def read(path: Path) -> object:
-        made = _Given(status, path.read_bytes())._send(b"{}", 1.0, Dialect("fake"), object)
+        made = _Given(status, path.read_bytes())._send(b"{}", 1.0, Dialect("fake"), Mock())
         try:
             made.send(None)
         except StopIteration as found:

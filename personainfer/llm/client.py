@@ -469,7 +469,7 @@ class LLM:
         It follows from the options. If a reply has taken more, the number has grown by the difference.
         """
         settings = self._call_settings
-        asked = settings.size.most(self.transport.most_tokens(settings.max_tokens))
+        asked = settings.size.most(self.transport.dialect.most_tokens(settings.max_tokens))
         return asked + self.account.beyond
 
     @property

@@ -127,7 +127,10 @@ class Dialect:
         return notes
 
     def most_tokens(self, asked: int) -> int:
-        """Return the most tokens that a reply can have if `asked` are allowed for the answer."""
+        """Return the most tokens that a reply can have if `asked` are wanted for the answer alone.
+
+        They are more for a model that reasons first: its reasoning counts as output.
+        """
         most = asked * _FOR_REASONING if self.reasons else asked
         return most if self._largest_limit is None else min(most, self._largest_limit)
 

@@ -53,7 +53,7 @@ from .openai_protocol import (
 )
 from .refusals import library_error
 from .replies import last_bad_reply, taken_by
-from .transports import Sent, Transport
+from .transports import Sending, Transport
 
 _LATER = 3600.0  # seconds beyond our own deadline, after which litellm gives up
 _FOR_THREADS = 1.0  # seconds after our own deadline that ends no thread, until the thread ends
@@ -163,7 +163,7 @@ class LiteLLMTransport(Transport):
 
     @keeps_no_cause
     async def _send(
-        self, body: bytes, timeout: float, dialect: Dialect, is_sent: Sent
+        self, body: bytes, timeout: float, dialect: Dialect, sending: Sending
     ) -> Completion:
         """Send one request through litellm. Its own retries are off, since they ignore Retry-After.
 
@@ -186,11 +186,11 @@ class LiteLLMTransport(Transport):
             "texts": message_texts(fields["messages"]),
             "hidden": self.secrets,
             "base": None if self.provider in self._own() else self.options.get("api_base"),
-            "prepare": partial(self._prepare, is_sent, _limit(fields)),
-            "deliver": partial(self._deliver, is_sent) if delivers else None,
+            "prepare": partial(self._prepare, sending, _limit(fields)),
+            "deliver": partial(self._deliver, sending) if delivers else None,
         }
         if not delivers or self.provider in _IN_PROCESS | self._own():
-            is_sent()  # it is not known when
+            sending.is_sent()  # it is not known when
         reply, failure = None, None
         with silent_libraries(), guarded_http(**rules) as exchange:
             asking = self._instructor.ask(fields, bad, dialect)
@@ -200,7 +200,7 @@ class LiteLLMTransport(Transport):
                 failure = error
             finally:  # also of a call that was cancelled
                 if exchange.by_client:
-                    is_sent(checks=False)
+                    sending.was_sent()
         if exchange.secrets:
             self._carried = tuple(map(SecretText, exchange.secrets))
         if failure is None:
@@ -218,11 +218,13 @@ class LiteLLMTransport(Transport):
         lost = sorted({*_LIMITS} & fields.keys() - {*self._known_params})
         return {"allowed_openai_params": lost} if lost else {}
 
-    def _prepare(self, is_sent: Sent, limit: int, request: Any, client: Any, may_be: bool) -> bool:
+    def _prepare(
+        self, sending: Sending, limit: int, request: Any, client: Any, may_be: bool
+    ) -> bool:
         """Check a request that is about to be sent, and write its headers, whoever sends it.
 
         Args:
-            is_sent: says whether a budget allows a request of this size, or without a limit.
+            sending: says whether a budget allows a request of this size, or without a limit.
             limit: the most tokens of the reply; 0: none was asked for.
             request: the library's request.
             client: the library's client.
@@ -245,7 +247,7 @@ class LiteLLMTransport(Transport):
         is_sure = has_limit or not limit or self.options["api_base"] is not None
         # Such as the limit of a model that thinks, to which litellm adds tokens.
         is_sure = is_sure or _names_limit(sent, math.inf) or _origin(request.url) == self._called
-        is_sent(has_limit=has_limit, size=_size(request.content, sent) if is_sure else 0)
+        sending.is_written(_size(request.content, sent) if is_sure else 0, has_limit=has_limit)
         if self.options["api_base"] is None:
             self._check_called(request.url, is_sure)
         self._write_headers(request, client, is_sure)
@@ -354,7 +356,7 @@ class LiteLLMTransport(Transport):
         of_this = (_is_variable_of(self.provider, "KEY", name) for name in names)
         return "api_key" in names or any(of_this) or bool(self._found()[0])
 
-    async def _deliver(self, is_sent: Sent, request: Any) -> Answer:
+    async def _deliver(self, sending: Sending, request: Any) -> Answer:
         """Send a request that litellm has written, by our own connections. Return the answer."""
         import yarl
 
@@ -368,7 +370,7 @@ class LiteLLMTransport(Transport):
             headers,
             request.content,
             name=self._shown_name,
-            is_sent=is_sent,
+            is_sent=sending.is_sent,
         )
 
     @reads(

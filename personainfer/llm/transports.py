@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from pydantic import BaseModel
@@ -54,15 +54,30 @@ from .replies import decode, taken_by
 
 T = TypeVar("T")
 
-# Called when a request has a connection, before it is sent. What it raises is raised, and nothing is sent.
-# With `checks=False`, for a request that is known to be sent only afterwards, it raises nothing. With
-# `size=` or `has_limit=False` it is called before, of a request that has so many bytes, or names no limit of
-# the reply.
-Sent = Callable[..., object]
-
 _NAMES_NOTED = 8
 _COMPLETIONS = re.compile(r"\A([^?#]*)/chat/completions/*(\?.*)?\Z")
 _SLOT_ACTION_TIMEOUT = 60.0  # seconds
+
+
+class Sending(Protocol):
+    """A request that a transport sends, which it tells how far it is."""
+
+    def is_written(self, size: int, *, has_limit: bool) -> None:
+        """Note how a library has written the request, before it is sent. What this raises is raised.
+
+        Args:
+            size: the bytes; 0: not known.
+            has_limit: whether it names the most tokens of its reply.
+        """
+
+    def is_sent(self) -> None:
+        """Note that there is a connection, and the request is sent next.
+
+        What this raises is raised, and nothing is sent.
+        """
+
+    def was_sent(self) -> None:
+        """Note that the request was sent, which was not known before."""
 
 
 class Transport:
@@ -147,15 +162,8 @@ class Transport:
         if not self._runs:
             await self._connections.close()
 
-    def most_tokens(self, asked: int) -> int:
-        """Return the most tokens that a reply may take, if `asked` tokens are wanted for the answer alone.
-
-        They are more for a model that reasons first: its reasoning counts as output.
-        """
-        return self.dialect.most_tokens(asked)
-
     async def complete(
-        self, body: bytes, timeout: float, asked: Asked, is_sent: Sent
+        self, body: bytes, timeout: float, asked: Asked, sending: Sending
     ) -> Completion:
         """Send a request once, in the dialect of the endpoint, and learn from the answer.
 
@@ -165,7 +173,7 @@ class Transport:
             body: the request, as JSON.
             timeout: seconds to wait for the reply.
             asked: the request, which remembers in what form it is to be sent.
-            is_sent: called as soon as the request has a connection. What it raises is raised.
+            sending: is told when the request is written and sent. What it raises is raised.
 
         Raises:
             ModelError: there is no reply that can be used. `rewritten` says that the same request would now
@@ -176,7 +184,7 @@ class Transport:
         own = asked.trial or dialect  # as its own refusal asks for, or as all are written
         version = own.version
         try:
-            completion = await self._send(body, timeout, own, is_sent)
+            completion = await self._send(body, timeout, own, sending)
         except RequestRejectedError as error:
             if not error.rewritten:  # True: it was not sent, and the endpoint has refused nothing
                 error.rewritten = dialect.refused(version, error, body, asked)
@@ -257,7 +265,7 @@ class Transport:
         return status_error(status, headers, words, self.secrets, asked)
 
     async def _send(
-        self, body: bytes, timeout: float, dialect: Dialect, is_sent: Sent
+        self, body: bytes, timeout: float, dialect: Dialect, sending: Sending
     ) -> Completion:
         """Send a request, written in this dialect, and return its reply.
 
@@ -381,12 +389,12 @@ class EndpointTransport(Transport):
         return written
 
     async def _send(
-        self, body: bytes, timeout: float, dialect: Dialect, is_sent: Sent
+        self, body: bytes, timeout: float, dialect: Dialect, sending: Sending
     ) -> Completion:
         written, in_full = self.written(body, dialect), self._wants_full_name
         try:  # no variable holds the answer: a traceback would show what it repeats
             completion = self._read_completion(
-                body, *await self._post("/chat/completions", written, timeout, is_sent)
+                body, *await self._post("/chat/completions", written, timeout, sending.is_sent)
             )
         except ModelNotFoundError as error:
             error.rewritten = self._tries_other_name(in_full=in_full)
@@ -429,7 +437,7 @@ class EndpointTransport(Transport):
         path: str,
         body: bytes | None,
         timeout: float,
-        is_sent: Sent = object,
+        is_sent: Callable[[], object] = object,
     ) -> Answer:
         """POST the body to a path below the address, or GET if the body is None. Return the whole answer.
 
@@ -509,7 +517,7 @@ class EmbeddedTransport(EndpointTransport):
         local_model(self._weights).reset()
 
     async def complete(
-        self, body: bytes, timeout: float, asked: Asked, is_sent: Sent
+        self, body: bytes, timeout: float, asked: Asked, sending: Sending
     ) -> Completion:
         """Start the server if necessary, and send the request to the slot that has read most of its prompt.
 
@@ -526,7 +534,7 @@ class EmbeddedTransport(EndpointTransport):
             check_chat_template(server)
             self._base, self.key = Address(server.api_base), server.api_key
             self._socket = server.process.socket
-            return await self._complete_on(server, body, timeout, asked, is_sent, alone=alone)
+            return await self._complete_on(server, body, timeout, asked, sending, alone=alone)
 
         return await local_model(self._weights).ask(send, chat=body)
 
@@ -549,7 +557,7 @@ class EmbeddedTransport(EndpointTransport):
         body: bytes,
         timeout: float,
         asked: Asked,
-        is_sent: Sent,
+        sending: Sending,
         *,
         alone: bool,
     ) -> Completion:
@@ -562,7 +570,7 @@ class EmbeddedTransport(EndpointTransport):
                 await self._act_on_slot(slot.number, "restore", name)
             answer: Completion | ReplyError
             try:
-                answer = await self._complete_in(slot.number, body, timeout, asked, is_sent)
+                answer = await self._complete_in(slot.number, body, timeout, asked, sending)
             except ReplyError as error:  # the prompt is read all the same
                 answer = error
             if slots.is_awaited(start):
@@ -574,10 +582,10 @@ class EmbeddedTransport(EndpointTransport):
         return answer
 
     async def _complete_in(
-        self, slot: int, body: bytes, timeout: float, asked: Asked, is_sent: Sent
+        self, slot: int, body: bytes, timeout: float, asked: Asked, sending: Sending
     ) -> Completion:
         fields = json.loads(body) | {"id_slot": slot}
-        return await super().complete(json.dumps(fields).encode(), timeout, asked, is_sent)
+        return await super().complete(json.dumps(fields).encode(), timeout, asked, sending)
 
     async def _act_on_slot(self, slot: int, action: str, name: str) -> bool:
         """Save or restore a slot's KV cache. Return whether it worked; if not, the prompt is read again."""

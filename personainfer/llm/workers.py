@@ -86,37 +86,6 @@ class CallSettings:
     model: str
 
 
-@dataclass(slots=True)
-class _OnItsWay:
-    """A request that is being sent, and what is held for it.
-
-    Attributes:
-        body: the bytes.
-        prompt: the most tokens of its prompt, by its bytes.
-        added: tokens beyond these, which endpoints add: as many as to an earlier prompt.
-        asked: the most tokens of its reply, by what it asks for.
-        most: the most tokens of its reply, with those by which earlier replies went beyond what was asked
-            for.
-        reserved: USD of the budget; None: there is no budget.
-        places: its places in the limits a minute.
-        sent: whether it had a connection.
-    """
-
-    body: bytes
-    prompt: int
-    added: int
-    asked: int
-    most: int
-    reserved: float | None = None
-    places: list[tuple[Window, Place]] = field(default_factory=list)
-    sent: bool = False
-
-    @property
-    def plausible(self) -> int:
-        """The most tokens of prompt and reply. A larger count of the endpoint's is not believed."""
-        return self.prompt + self.asked + _MOST_BEYOND
-
-
 class Workers:
     """The part of a run on the background loop: as many workers as calls may be in flight.
 
@@ -147,10 +116,11 @@ class Workers:
         self.met_another = False  # whether another run of this LLM was open at the same time
         self._transport = transport
         self._account = account
-        self._bounds = bounds
         self._cache = cache
         self._settings = settings
         self._tally = tally
+        self._refusals = RefusalWatch(settings.max_concurrency)
+        self._sender = _Sender(transport, account, bounds, settings, tally, self._refusals)
         self._in_flight = account.in_flight
         self._jobs: deque[Job] = deque()
         self._later: deque[Job] = deque()  # those that were refused often for going too fast
@@ -162,7 +132,6 @@ class Workers:
         self._failures = 0  # requests in a row whose connection or endpoint failed
         self._refused_rows = 0  # in a row, although a short request was taken
         self._dead: ModelError | None = None  # why no more is sent
-        self._refusals = RefusalWatch(settings.max_concurrency)
         self._one_asks = asyncio.Lock()  # one at a time sends a short request
         self._taken_at = -math.inf  # when the endpoint last took a row …
         self._taken_form: Form | None = None  # … and in what form
@@ -261,8 +230,13 @@ class Workers:
             self._tally.errors += 1
             job.reply = Reply(error=ModelError("the call was cancelled from within."))
         except BaseException as error:  # the cache failed, or a bug: the caller must not wait
-            self.fatal = error
+            self._end(error)
         self._tell()
+
+    def _end(self, error: BaseException) -> None:
+        """End the run with this error."""
+        self.fatal = error
+        self._sender.ran_nothing = getattr(error, "ran_nothing", False)
 
     async def _reply_to(self, job: Job) -> None:
         """Set the job's reply, which may be an error. If every request would meet it, set `fatal`, too."""
@@ -279,7 +253,7 @@ class Workers:
             self._tally.errors += 1
             log.debug("no reply: %s", type(error).__name__)
             if error.fatal:
-                self.fatal = error
+                self._end(error)
             if isinstance(error, TransportError):
                 await self._count_failure(job, error)
             elif isinstance(error, ReplyError):  # the reply is useless, but the endpoint answers
@@ -392,8 +366,12 @@ class Workers:
         while completion is None:  # a refusal for going too fast, or for its form, is no attempt
             before = job.refusals
             try:
-                completion = await self._send(job)
+                completion = await self._sender.send(job)
+                self._taken_at, self._taken_form = time.monotonic(), job.form
+                self._refused_rows = 0
             except ModelError as error:
+                if getattr(error, "completion", None) is not None:
+                    self._refused_rows = 0
                 if not (self._is_sent_again(error) or await self._is_full(job, error, before)):
                     await self._check_whose(job, error)
                     await self._check_hopeless(job, error)
@@ -525,7 +503,7 @@ class Workers:
         short = Job(b"", job.form, _SHORT)  # one, since it learns what its request takes
         while True:
             try:
-                await self._send(short, is_watched=False)
+                await self._sender.send(short, is_watched=False)
             except ModelError as found:
                 if not found.rewritten:  # a rewritten one may not even have been sent
                     return found
@@ -543,7 +521,7 @@ class Workers:
             return
         try:
             form = self._taken_form or job.form
-            await self._send(Job(b"", form, _SHORT), is_watched=False)
+            await self._sender.send(Job(b"", form, _SHORT), is_watched=False)
         except (RequestRejectedError, ReplyError) as found:
             if found.rewritten:
                 self._refusals.start_again(error)
@@ -554,162 +532,6 @@ class Workers:
                 raise stop from None
         except ModelError:
             self._refusals.start_again(error)
-
-    async def _send(self, job: Job, *, is_watched: bool = True) -> Completion:
-        """Send a job once, within every limit. Count what it took, also if it fails.
-
-        Args:
-            job: the request.
-            is_watched: whether it may have to wait for the outcome of others, see `RefusalWatch`.
-
-        Raises:
-            ModelError: no reply came, or none that can be used.
-        """
-        body, account = job.body, self._account
-        budget, requests, tokens = self._bounds
-        asked = self._asked_tokens(job)
-        prompt = max(most_tokens(body), job.written)
-        way = _OnItsWay(body, prompt, account.added, asked, asked + account.beyond)
-        used: Completion | None = None
-        failure: BaseException | None = None
-        is_watched = is_watched and not self._refusals.is_over
-        if is_watched:
-            await self._refusals.enter()
-        try:
-            if budget is not None:
-                way.reserved = await budget.reserve(self._tally.most(prompt + way.added, way.most))
-            guess = partial(account.tokens.of, len(body), asked)
-            for window in (requests, tokens):
-                if window is not None:
-                    units = 1 if window is requests else guess
-                    way.places.append((window, await window.take(units)))
-            entered = await account.gate.enter()
-            try:
-                is_sent = partial(self._is_sent, job, way)
-                used = await self._transport.complete(body, self._settings.timeout, job, is_sent)
-                if job.key:  # no short request
-                    self._taken_at, self._refused_rows = time.monotonic(), 0
-                    self._taken_form = job.form
-                account.gate.accepted()
-                self._refusals.accepted()
-                return used
-            except RateLimitError as error:
-                job.refusals += not error.loading
-                try:
-                    account.gate.refused(entered, error)
-                except RateLimitError:  # it was this request that used up the patience
-                    job.refusals = max(job.refusals, _REFUSALS * error.loading)
-                    raise
-                raise
-            except ReplyError as error:
-                account.gate.accepted()
-                if error.cut_off and (error.reasoned or job.room > 1):  # it had more room already
-                    error.retryable = False
-                if error.completion is not None:
-                    self._refusals.accepted()
-                    if job.key:
-                        self._refused_rows = 0
-                raise
-            finally:
-                account.gate.leave()
-        except BaseException as error:
-            failure = error
-            used = getattr(error, "completion", None) or getattr(error, "took", None)
-            raise
-        finally:
-            if is_watched:
-                self._refusals.leave()
-            self._settle(way, used, failure)
-
-    def _is_sent(
-        self,
-        job: Job,
-        way: _OnItsWay,
-        *,
-        checks: bool = True,
-        has_limit: bool = True,
-        size: int = 0,
-    ) -> None:
-        """Note that a request has a connection: it counts as a call from here on.
-
-        Args:
-            job: the request.
-            way: what is held for it.
-            checks: whether to raise the error below about the reply.
-            has_limit: whether the request names the most tokens of its reply. False: nothing is noted.
-            size: bytes of the request, if a library has written it. Unless it is 0, they are reserved, and
-                nothing is noted.
-
-        Raises:
-            ModelError: it names none, and a budget was reserved for it: the reply could cost any amount.
-            RequestRejectedError: the prompt has more bytes than the budget has left beside other calls, or
-                prompt or reply may take more tokens than were reserved: while the request waited, another one
-                showed that the model reasons, or keeps no limit, or that the endpoint adds to prompts. It is
-                sent again with a new reservation.
-        """
-        if size or not has_limit:
-            if not has_limit and way.reserved is not None:
-                raise _without_limit()
-            self._reserve_bytes(job, way, size)
-            return
-        if checks and way.reserved is not None:
-            asked = self._asked_tokens(job) + self._account.beyond
-            if asked > way.most or self._account.added > way.added:
-                raise RequestRejectedError(
-                    "the call may take more tokens than were reserved.", rewritten=True
-                )
-        self._tally.calls += not way.sent
-        way.sent = True
-        for window, place in way.places:
-            window.sent(place)
-
-    def _reserve_bytes(self, job: Job, way: _OnItsWay, size: int) -> None:
-        """Reserve as many tokens for a prompt as the request has bytes. Raise: see `_is_sent`."""
-        budget = self._bounds.budget
-        if budget is None or way.reserved is None or size <= way.prompt:
-            return
-        more = self._tally.most(size + way.added, way.most) - way.reserved
-        if not budget.reserve_more(more):
-            job.written = size
-            raise RequestRejectedError(
-                "the prompt may take more tokens than were reserved.", rewritten=True
-            )
-        way.prompt, way.reserved = size, way.reserved + more
-
-    def _settle(
-        self, way: _OnItsWay, used: Completion | None, failure: BaseException | None
-    ) -> None:
-        """Count what a request took, and give back what was held for it beyond that.
-
-        A request that was sent, and may have cost something unknown, is counted with the most that it can
-        cost.
-        """
-        account, (budget, _, tokens), spent = self._account, self._bounds, 0.0
-        if used is not None:
-            spent, account.has_run = self._tally.add(used), True
-            beyond = min(used.completion_tokens - way.asked, _MOST_BEYOND)
-            account.beyond = max(account.beyond, beyond)
-            added = min(used.prompt_tokens - way.prompt, _MOST_BEYOND)
-            account.added = max(account.added, added)
-        is_unknown = cost_is_unknown(used, failure)
-        # An endpoint that lets this caller use no model has charged nothing for the calls in flight.
-        may_cost = account.has_run or not getattr(self.fatal, "ran_nothing", False)
-        if way.sent and is_unknown and may_cost:
-            spent = self._tally.assume(way.prompt + way.added, way.most, spent)
-        if budget is not None and way.reserved is not None:
-            budget.settle(way.reserved, spent)
-        for window, place in way.places:
-            window.leave(place)
-            if window is tokens and used is not None and not is_unknown:
-                taken = used.prompt_tokens + used.completion_tokens
-                if taken <= way.plausible:  # a wrong count would close the window for hours
-                    window.correct(place, taken)
-                    account.tokens.learn(len(way.body), used.prompt_tokens, used.completion_tokens)
-
-    def _asked_tokens(self, job: Job) -> int:
-        """Return the most tokens that the reply to a job may take, by what the request asks for."""
-        asked = self._transport.most_tokens(self._settings.max_tokens * job.room)
-        return self._settings.size.most(asked)
 
     def _count(self, state: tenacity.RetryCallState) -> None:
         """Count a further attempt, and tell the model what was wrong with its reply. tenacity calls this.
@@ -759,7 +581,7 @@ class Workers:
                 here = asyncio.get_running_loop()
                 here.call_later(_LOCKED_PAUSE, self._write_until, replies, written, ends)
                 return
-            self.fatal = error
+            self._end(error)
             self._tell()
         written.set()
 
@@ -776,6 +598,229 @@ class Workers:
     def _wake(self) -> None:
         self._told = False
         self.done.put(None)
+
+
+class _Sender:
+    """Sends single requests within every limit, and counts what they take.
+
+    Args:
+        transport, account, bounds, settings, tally: see `Workers`.
+        refusals: lets requests wait for the outcome of others, if all may be refused for one reason.
+
+    Attributes:
+        ran_nothing: whether the run ends since the endpoint lets this caller use no model. Then it has
+            charged nothing for the calls in flight.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        account: Account,
+        bounds: Bounds,
+        settings: CallSettings,
+        tally: Tally,
+        refusals: RefusalWatch,
+    ) -> None:
+        self.ran_nothing = False
+        self.account = account
+        self.bounds = bounds
+        self.tally = tally
+        self._transport = transport
+        self._settings = settings
+        self._refusals = refusals
+
+    async def send(self, job: Job, *, is_watched: bool = True) -> Completion:
+        """Send a job once, and count what it took, also if it fails.
+
+        Args:
+            job: the request.
+            is_watched: whether it may have to wait for the outcome of others, see `RefusalWatch`.
+
+        Raises:
+            ModelError: no reply came, or none that can be used.
+        """
+        body, account = job.body, self.account
+        budget, requests, tokens = self.bounds
+        asked = self.asked_tokens(job)
+        prompt = max(most_tokens(body), job.written)
+        sending = _Sending(self, job, body, prompt, account.added, asked, asked + account.beyond)
+        used: Completion | None = None
+        failure: BaseException | None = None
+        is_watched = is_watched and not self._refusals.is_over
+        if is_watched:
+            await self._refusals.enter()
+        try:
+            if budget is not None:
+                most = self.tally.most(prompt + sending.added, sending.most)
+                sending.reserved = await budget.reserve(most)
+            guess = partial(account.tokens.of, len(body), asked)
+            for window in (requests, tokens):
+                if window is not None:
+                    units = 1 if window is requests else guess
+                    sending.places.append((window, await window.take(units)))
+            entered = await account.gate.enter()
+            try:
+                used = await self._transport.complete(body, self._settings.timeout, job, sending)
+                account.gate.accepted()
+                self._refusals.accepted()
+                return used
+            except (RateLimitError, ReplyError) as error:
+                self._heed(job, entered, error)
+                raise
+            finally:
+                account.gate.leave()
+        except BaseException as error:
+            failure = error
+            used = getattr(error, "completion", None) or getattr(error, "took", None)
+            raise
+        finally:
+            if is_watched:
+                self._refusals.leave()
+            self._settle(sending, used, failure)
+
+    def _heed(self, job: Job, entered: float, error: RateLimitError | ReplyError) -> None:
+        """Slow down if the endpoint asks for that. A reply, however bad, shows that it takes requests.
+
+        Args:
+            job: the request.
+            entered: what the gate returned for it.
+            error: why there is no completion. If another attempt cannot help, it is no longer `retryable`.
+
+        Raises:
+            RateLimitError: the endpoint has asked for too long.
+        """
+        gate = self.account.gate
+        if isinstance(error, RateLimitError):
+            job.refusals += not error.loading
+            try:
+                gate.refused(entered, error)
+            except RateLimitError:  # it was this request that used up the patience
+                job.refusals = max(job.refusals, _REFUSALS * error.loading)
+                raise
+            return
+        gate.accepted()
+        if error.cut_off and (error.reasoned or job.room > 1):  # it had more room already
+            error.retryable = False
+        if error.completion is not None:
+            self._refusals.accepted()
+
+    def asked_tokens(self, job: Job) -> int:
+        """Return the most tokens that the reply to a job may take, by what the request asks for."""
+        asked = self._transport.dialect.most_tokens(self._settings.max_tokens * job.room)
+        return self._settings.size.most(asked)
+
+    def _settle(
+        self, sending: _Sending, used: Completion | None, failure: BaseException | None
+    ) -> None:
+        """Count what a request took, and give back what was held for it beyond that.
+
+        A request that was sent, and may have cost something unknown, is counted with the most that it can
+        cost.
+        """
+        account, (budget, _, tokens), spent = self.account, self.bounds, 0.0
+        if used is not None:
+            spent, account.has_run = self.tally.add(used), True
+            beyond = min(used.completion_tokens - sending.asked, _MOST_BEYOND)
+            account.beyond = max(account.beyond, beyond)
+            added = min(used.prompt_tokens - sending.prompt, _MOST_BEYOND)
+            account.added = max(account.added, added)
+        is_unknown = cost_is_unknown(used, failure)
+        may_cost = account.has_run or not self.ran_nothing
+        if sending.is_counted and is_unknown and may_cost:
+            spent = self.tally.assume(sending.prompt + sending.added, sending.most, spent)
+        if budget is not None and sending.reserved is not None:
+            budget.settle(sending.reserved, spent)
+        for window, place in sending.places:
+            window.leave(place)
+            if window is tokens and used is not None and not is_unknown:
+                taken = used.prompt_tokens + used.completion_tokens
+                if taken <= sending.plausible:  # a wrong count would close the window for hours
+                    window.correct(place, taken)
+                    account.tokens.learn(
+                        len(sending.body), used.prompt_tokens, used.completion_tokens
+                    )
+
+
+@dataclass(slots=True)
+class _Sending:
+    """A request that is being sent, and what is held for it: see `transports.Sending`.
+
+    Attributes:
+        sender: what sends it.
+        job: the request.
+        body: the bytes.
+        prompt: the most tokens of its prompt, by its bytes.
+        added: tokens beyond these, which endpoints add: as many as to an earlier prompt.
+        asked: the most tokens of its reply, by what it asks for.
+        most: the most tokens of its reply, with those by which earlier replies went beyond what was asked
+            for.
+        reserved: USD of the budget; None: there is no budget.
+        places: its places in the limits a minute.
+        is_counted: whether it was counted as a call, since it had a connection.
+    """
+
+    sender: _Sender
+    job: Job
+    body: bytes
+    prompt: int
+    added: int
+    asked: int
+    most: int
+    reserved: float | None = None
+    places: list[tuple[Window, Place]] = field(default_factory=list)
+    is_counted: bool = False
+
+    @property
+    def plausible(self) -> int:
+        """The most tokens of prompt and reply. A larger count of the endpoint's is not believed."""
+        return self.prompt + self.asked + _MOST_BEYOND
+
+    def is_written(self, size: int, *, has_limit: bool) -> None:
+        """Reserve as many tokens for the prompt as the request has bytes. Nothing is done without a budget.
+
+        Raises:
+            ModelError: it has no limit, so the reply could cost any amount.
+            RequestRejectedError: the budget has too little left beside other calls. The request is sent again
+                with a new reservation.
+        """
+        budget = self.sender.bounds.budget
+        if budget is None or self.reserved is None:
+            return
+        if not has_limit:
+            raise _without_limit()
+        if size <= self.prompt:
+            return
+        more = self.sender.tally.most(size + self.added, self.most) - self.reserved
+        if not budget.reserve_more(more):
+            self.job.written = size
+            raise RequestRejectedError(
+                "the prompt may take more tokens than were reserved.", rewritten=True
+            )
+        self.prompt, self.reserved = size, self.reserved + more
+
+    def is_sent(self) -> None:
+        """Note that the request has a connection, and is sent next.
+
+        Raises:
+            RequestRejectedError: prompt or reply may take more tokens than were reserved: while the request
+                waited, another one showed that the model reasons, or keeps no limit, or that the endpoint
+                adds to prompts. The request is sent again with a new reservation.
+        """
+        if self.reserved is not None:
+            account = self.sender.account
+            most = self.sender.asked_tokens(self.job) + account.beyond
+            if most > self.most or account.added > self.added:
+                raise RequestRejectedError(
+                    "the call may take more tokens than were reserved.", rewritten=True
+                )
+        self.was_sent()
+
+    def was_sent(self) -> None:
+        """Note that the request was sent: it counts as a call."""
+        self.sender.tally.calls += not self.is_counted
+        self.is_counted = True
+        for window, place in self.places:
+            window.sent(place)
 
 
 def _is_answer(error: ModelError | None) -> bool:

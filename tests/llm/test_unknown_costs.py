@@ -26,7 +26,7 @@ from personainfer.exceptions import (
 from personainfer.llm.pricing import Price, ReplySize, find_batch_price, find_price
 from personainfer.llm.refusals import provider_errors
 from personainfer.llm.requests import Request
-from personainfer.llm.transports import EndpointTransport, Sent
+from personainfer.llm.transports import EndpointTransport, Sending
 from personainfer.testing import FakeLLM, Fault, Reply
 
 from ..builders import each_way, pairs
@@ -202,10 +202,10 @@ def test_a_request_that_a_library_wrote_longer_is_reserved_by_its_size(
     budget: float, calls: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def send(
-        self: EndpointTransport, body: bytes, timeout: float, dialect: Any, is_sent: Sent
+        self: EndpointTransport, body: bytes, timeout: float, dialect: Any, sending: Sending
     ) -> Any:
-        is_sent(size=3000)
-        return await as_it_is(self, body, timeout, dialect, is_sent)
+        sending.is_written(3000, has_limit=True)
+        return await as_it_is(self, body, timeout, dialect, sending)
 
     as_it_is = EndpointTransport._send
     monkeypatch.setattr(EndpointTransport, "_send", send)
@@ -1036,13 +1036,13 @@ def test_a_short_request_for_which_too_little_is_left_is_sent_no_more() -> None:
         complete = llm.transport.complete
         tried = 0
 
-        async def larger(body: bytes, timeout: float, asked: Any, is_sent: Any) -> Any:
+        async def larger(body: bytes, timeout: float, asked: Any, sending: Any) -> Any:
             nonlocal tried
             if json.loads(body)["messages"][-1]["content"] != "?":
-                return await complete(body, timeout, asked, is_sent)
+                return await complete(body, timeout, asked, sending)
             tried += 1
             assert tried < 9
-            is_sent(has_limit=True, size=len(body) + 400)
+            sending.is_written(len(body) + 400, has_limit=True)
             raise AssertionError("it was sent")
 
         llm.transport.complete = larger  # type: ignore[method-assign]
