@@ -289,7 +289,9 @@ class Facts(TypedDict, total=False):
     overloaded: bool
     completion: Any
     cut_off: bool
+    is_whole: bool
     reasoned: bool
+    declined: bool
 
 
 class ModelError(PersonaInferError):
@@ -384,13 +386,17 @@ class ReplyError(ModelError):
     Attributes:
         completion: the reply, a `Completion`; None: nothing of it could be read.
         cut_off: the reply ends at `max_tokens`.
+        is_whole: with `cut_off`: the reply begins with a complete JSON object.
         reasoned: the model wrote reasoning, with or without an answer after it.
+        declined: the model says that it does not answer this request.
     """
 
     retryable = True
     completion: Any = None  # a `Completion`, or None; records import this module
     cut_off = False
+    is_whole = False
     reasoned = False
+    declined = False
 
 
 def keeps_no_cause(function: Callable[P, T]) -> Callable[P, T]:

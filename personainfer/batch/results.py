@@ -274,7 +274,10 @@ class BatchOutcome:
                 self.tally.assume(most, self.max_tokens, spent)
             if is_unknown or (reply is not None and reply.prompt_tokens + reply.completion_tokens):
                 self._charged.add(key)
-        error = answer.error or self._unreadable(reply)
+        error = answer.error
+        # What was cut off behind a whole object may be the answer all the same.
+        if error is None or (self.schema is not None and getattr(error, "is_whole", False)):
+            error = self._unreadable(reply)
         if error is not None:
             self.failed[key] = error
             return None

@@ -100,7 +100,7 @@ def wire_schema(schema: type[BaseModel], *, tight: bool) -> Json:
 
 _ROUNDING = 1e-3  # by how much log p may exceed 0 if it was computed in half precision
 _MOST_TOKENS = 2**31
-CUT_OFF = {"length", "max_tokens", "model_length"}
+CUT_OFF = {"length", "max_tokens", "max_length", "model_length", "token_limit", "max_output_tokens"}
 _FILTERED = re.compile(
     r"filter|safety|prohibited|blocklist|blocked|spii|recitation|sensitive|^language$|guardrail|refusal"
     r"|moderat"
@@ -259,9 +259,10 @@ def _completion(reply: Mapping[str, Any]) -> tuple[Completion, Json]:
     message = choice.get("message")
     if message is None:
         message = {"content": choice.get("text") if choice.get("finish_reason") else choice["text"]}
-    text = message.get("content")
+    text, finish = message.get("content"), choice.get("finish_reason") or "stop"
     if not isinstance(text, str) or not text.strip():
         text = _other_text(message)
+        finish = finish if text.strip() else _filter_of(choice) or finish
     if message.get("tool_calls") or message.get("function_call"):  # the words announce the call
         called = _all_arguments(message)
         text = f"{text}\n{called}" if called.strip("{}") and called != text else text
@@ -272,7 +273,7 @@ def _completion(reply: Mapping[str, Any]) -> tuple[Completion, Json]:
     asked, said, reasoning, counted = _counted(usage)
     completion = Completion(
         text,
-        str(choice.get("finish_reason") or "stop"),
+        str(finish),
         asked,
         said,
         _logprobs(choice["logprobs"]) if choice.get("logprobs") else None,
@@ -281,6 +282,19 @@ def _completion(reply: Mapping[str, Any]) -> tuple[Completion, Json]:
         written_tokens=0 if usage.keys() <= _PLAIN_COUNTS else min(asked, _written(usage)),
     )
     return completion, message
+
+
+def _filter_of(choice: Mapping[str, Any]) -> str:
+    """Return what names the filter that left a choice empty although it says "stop"; "": nothing does.
+
+    Azure marks the reason among its results; OpenRouter keeps the provider's own word.
+    """
+    results = choice.get("content_filter_results")
+    for name, found in results.items() if isinstance(results, dict) else ():
+        if isinstance(found, dict) and found.get("filtered") is True:
+            return f"content_filter: {name}"
+    native = str(choice.get("native_finish_reason") or "")
+    return native if _FILTERED.search(native.lower()) else ""
 
 
 def _other_text(message: Mapping[str, Any]) -> str:
@@ -433,6 +447,31 @@ def _token(entry: Mapping[str, Any]) -> str:
     return text if text.isascii() else text.encode(errors="replace").decode()
 
 
+_FIRST_BRACE = re.compile(r"\s*(?:```\w*\s*)?(?={)")
+_DECODER = json.JSONDecoder(strict=False)
+
+
+def _begins_with_object(text: str) -> bool:
+    """Return whether a text begins with a complete JSON object, maybe in a fence, whatever comes after it."""
+    start = _FIRST_BRACE.match(text)
+    if start is None:
+        return False
+    try:
+        _DECODER.raw_decode(text, start.end())
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+_CUT_OFF = "the reply was cut off at max_tokens.", "Raise max_tokens=."
+
+
+def cut_off(completion: Completion, *, retryable: bool) -> ReplyError:
+    """Make the error for a reply that was cut off, although its reason says otherwise. It is returned."""
+    problem, hint = _CUT_OFF
+    return ReplyError(problem, hint=hint, completion=completion, cut_off=True, retryable=retryable)
+
+
 def _completion_problem(
     completion: Completion, message: Mapping[str, Any], secrets: Secrets
 ) -> ReplyError | TransportError | None:
@@ -443,6 +482,7 @@ def _completion_problem(
     hint, facts = "", Facts(completion=completion)
     if refusal:
         problem = f"the model refused: {secrets.mask(str(refusal))[:200]!r}."
+        hint, facts["declined"] = "Another model may answer.", True
     elif finish in _BROKEN_OFF:
         problem = f"the endpoint broke its reply off ({completion.finish_reason})."
         return TransportError(problem, unanswered=True)
@@ -451,13 +491,13 @@ def _completion_problem(
         problem = f"the reply was stopped by the provider's content filter ({reason})."
         facts["retryable"] = False
     elif finish in CUT_OFF:
-        problem, hint = "the reply was cut off at max_tokens.", "Raise max_tokens=."
-        facts["cut_off"] = True
+        problem, hint = _CUT_OFF
+        facts["cut_off"], facts["is_whole"] = True, _begins_with_object(completion.text)
     elif is_blank:
         problem = "the reply is empty: the model said nothing."
     else:
         return None
-    facts["reasoned"] = bool(
+    facts["reasoned"] = not facts.get("is_whole") and bool(
         completion.reasoning_tokens
         or reasoning_of(message)
         or is_blank

@@ -155,7 +155,7 @@ class Gate:
     Args:
         width: the most requests at a time.
         rounds: the most refusals in a row.
-        patience: the longest time to wait, in seconds.
+        patience: the longest time to wait, in seconds; also an attribute.
         clock: tells the seconds.
         sleep: waits for so many seconds.
     """
@@ -174,7 +174,7 @@ class Gate:
         self._active = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._rounds = rounds
-        self._patience = patience
+        self.patience = patience
         self._clock = clock
         self._sleep = sleep
         self._refusals = 0
@@ -259,9 +259,9 @@ class Gate:
             self._wait_for_model(now, error)
             return
         pause = error.retry_after
-        if pause is not None and pause > self._patience:
+        if pause is not None and pause > self.patience:
             self._give_up(
-                f"{_TOO_FAST}: it asks to wait {pause:.0f} s, longer than patience={self._patience:g}",
+                f"{_TOO_FAST}: it asks to wait {pause:.0f} s, longer than patience={self.patience:g}",
                 retry_after=pause,
             )
         if entered >= self._counted_at:
@@ -284,7 +284,7 @@ class Gate:
         """
         self._allowed = 1.0  # one request is enough to look
         since = self._loading_since = now if self._loading_since is None else self._loading_since
-        if now - since > self._patience:
+        if now - since > self.patience:
             self._give_up(
                 f"the endpoint has not loaded its model after {now - since:.0f} s",
                 "Raise patience=, or call again when the model is loaded.",

@@ -35,6 +35,7 @@ from ..exceptions import (
 from ..local.cache import ReplyCache
 from ..observability import log
 from ..records import Completion, Message
+from .openai_protocol import cut_off
 from .pricing import ReplySize, Tally, cost_is_unknown, most_tokens
 from .rate_limits import Account, Bounds, Place, RefusalWatch, Window
 from .replies import reask
@@ -52,7 +53,8 @@ from .transports import Transport
 
 _LOCKED_PATIENCE = 60.0  # seconds: a cache that another program locks for longer ends the run
 _LOCKED_PAUSE = 0.2  # seconds between two attempts to write to it
-_GONE_AFTER = 20  # requests that must fail in a row before an endpoint counts as gone
+_GONE_AFTER = 20  # requests that must fail in a row before an endpoint counts as gone …
+_FEW = 3  # … or so many, if that takes longer than a user waits for an endpoint
 _MORE_ROOM = 2  # times max_tokens for a reply that was cut off
 _WORKER_STAGGER_S = 0.0008  # between the first requests of two workers
 _REFUSALS = 3  # for going too fast, in a row, after which a request waits until others are sent
@@ -74,6 +76,7 @@ class CallSettings:
         max_attempts: the most calls for one request; those refused for going too fast do not count.
         max_tokens: the most tokens of a reply, as the user asked.
         size: what the user's own fields of requests say of the size of replies.
+        samples: whether one request can have several different replies.
         max_concurrency: the most calls in flight.
         model: the name as the user gave it: the cache stores it with each reply.
     """
@@ -82,6 +85,7 @@ class CallSettings:
     max_attempts: int
     max_tokens: int
     size: ReplySize
+    samples: bool
     max_concurrency: int
     model: str
 
@@ -129,7 +133,14 @@ class Workers:
         self._written: asyncio.Event | None = None
         self._told = False
         self._open = False
-        self._failures = 0  # requests in a row whose connection or endpoint failed
+        self._failures = 0  # requests in a row whose connection or endpoint failed …
+        self._failing_since = 0.0  # … and when the first of them had failed
+        # Requests in a row without a reply that can be used, in the form (of the dialect) that is asked for.
+        self._unread = 0
+        self._unread_form = 0
+        self._was_read = False  # whether any reply could be used
+        # Failures in a row after which an endpoint, or a model, is asked less.
+        self._many = max(_GONE_AFTER, settings.max_concurrency)
         self._refused_rows = 0  # in a row, although a short request was taken
         self._dead: ModelError | None = None  # why no more is sent
         self._one_asks = asyncio.Lock()  # one at a time sends a short request
@@ -245,7 +256,8 @@ class Workers:
                 job.reply = await self._known(job)
             if job.reply is None:
                 job.reply = await self._answer(job)
-                self._failures = 0
+                self._failures = self._unread = 0
+                self._was_read = True
         except ModelError as found:
             error = found
             if error.__suppress_context__:  # what a provider or its client raised may hold the key
@@ -258,6 +270,7 @@ class Workers:
                 await self._count_failure(job, error)
             elif isinstance(error, ReplyError):  # the reply is useless, but the endpoint answers
                 self._failures = 0
+                await self._count_unread(job, error)
             job.reply = Reply(error=error)
 
     async def _known(self, job: Job) -> Reply | None:
@@ -289,6 +302,8 @@ class Workers:
             try:  # most requests need no retry, so tenacity's set-up (0.1 ms) waits for a failure
                 answer: tuple[Completion, Any] = await self._attempt(job)
             except ModelError as error:
+                if isinstance(error, ReplyError) and self._unread >= self._many:
+                    raise  # further attempts have helped none of the rows before
                 answer = await self._retrying(self._attempt, job, iter([error]))
             else:
                 doubt = job.form.doubt
@@ -333,10 +348,14 @@ class Workers:
     async def _count_failure(self, job: Job, error: TransportError) -> None:
         """Send no more requests after as many failures in a row as calls may be in flight, but at least 20.
 
-        The texts of these requests may be the reason, so a short request has to fail, too.
+        A few are enough if they go on for as long as `patience`. The texts of these requests may be the
+        reason, so a short request has to fail, too.
         """
+        now = time.monotonic()
+        self._failing_since = self._failing_since if self._failures else now
         self._failures += 1
-        if self._failures < max(_GONE_AFTER, self._settings.max_concurrency) or self._dead:
+        has_lasted = now - self._failing_since > self._account.gate.patience
+        if self._failures < (_FEW if has_lasted else self._many) or self._dead:
             return
         if not isinstance(await self._short_error(job), TransportError):
             self._failures = 0
@@ -346,6 +365,41 @@ class Workers:
                 hint=error.hint or "Is the server up? Call again when it is.",
             )
             log.warning("%d requests in a row failed: no more are sent", self._failures)
+
+    async def _count_unread(self, job: Job, error: ReplyError) -> None:
+        """Send no more requests if the model has not given one reply that can be used, to many requests.
+
+        These are twice as many as those after which each has a single call. Their texts may be the reason, so
+        the reply to a short request has to be useless, too.
+        """
+        form = self._transport.dialect.version
+        self._unread = self._unread + 1 if form == self._unread_form else 1
+        self._unread_form = form
+        if self._was_read or self._dead is not None or self._unread < 2 * self._many:
+            return
+        async with self._one_asks:
+            if self._was_read or self._dead is not None or self._unread < 2 * self._many:
+                return  # found out meanwhile
+            if await self._is_short_reply_useless(job):
+                self._dead = ReplyError(
+                    f"not sent, since {self._unread} requests in a row had no reply that can be used:"
+                    f" {error.message}",
+                    hint=error.hint or "Name a model that follows instructions and writes JSON.",
+                )
+                log.warning("%d replies in a row were useless: no more are sent", self._unread)
+            else:
+                self._unread = self._many
+
+    async def _is_short_reply_useless(self, job: Job) -> bool:
+        """Return whether a short request in the form of this one has a reply, and a useless one."""
+        answer = await self._short_answer(job)
+        try:
+            if isinstance(answer, Completion):
+                job.form.read(answer.text)
+                return False
+        except ReplyError:
+            return True
+        return isinstance(answer, ReplyError)
 
     async def _attempt(self, job: Job, failed: Iterable[ModelError] = ()) -> tuple[Completion, Any]:
         """Make one attempt: send a job, and read its reply. Return both.
@@ -372,6 +426,9 @@ class Workers:
             except ModelError as error:
                 if getattr(error, "completion", None) is not None:
                     self._refused_rows = 0
+                if job.form.schema is not None and getattr(error, "is_whole", False):
+                    completion = cast("ReplyError", error).completion  # cut off behind the answer
+                    continue
                 if not (self._is_sent_again(error) or await self._is_full(job, error, before)):
                     await self._check_whose(job, error)
                     await self._check_hopeless(job, error)
@@ -381,11 +438,14 @@ class Workers:
                 await self._check_size(job, error)
         try:
             value = job.form.read(completion.text)
-        except ReplyError as error:
-            error.completion = completion
+        except ReplyError as unread:
+            problem = unread
+            problem.completion = completion
+            if completion.completion_tokens == self._sender.asked_tokens(job):
+                problem = cut_off(completion, retryable=job.room == 1)  # whatever its reason says
             if job.form.schema is not None:
                 self._transport.was_read(completion, fits=False)
-            raise
+            raise problem from None
         if job.form.schema is not None:
             self._transport.was_read(completion, fits=True)
         return completion, value
@@ -425,7 +485,7 @@ class Workers:
         if not told_to_wait and job.refusals < _REFUSALS:
             return True
         self._refused_rows += 1
-        if self._refused_rows >= max(_GONE_AFTER, self._settings.max_concurrency):
+        if self._refused_rows >= self._many:
             self._dead = error
             self._account.gate.give_up(error)
             return False
@@ -494,21 +554,20 @@ class Workers:
             if self._asked_at < since and self.fatal is None:
                 if reopen:
                     self._account.gate.reset(at_once=True)
-                self._found = await self._short_refusal(job)
+                answer = await self._short_answer(job)
+                self._found = answer if isinstance(answer, ModelError) else None
                 self._asked_at = time.monotonic()
             return self._found
 
-    async def _short_refusal(self, job: Job) -> ModelError | None:
-        """Send a short request, in a form that the endpoint has not refused. Return its error, or None."""
+    async def _short_answer(self, job: Job) -> Completion | ModelError:
+        """Send a short request, in a form that the endpoint has not refused. Return its reply or error."""
         short = Job(b"", job.form, _SHORT)  # one, since it learns what its request takes
         while True:
             try:
-                await self._sender.send(short, is_watched=False)
+                return await self._sender.send(short, is_watched=False)
             except ModelError as found:
                 if not found.rewritten:  # a rewritten one may not even have been sent
                     return found
-            else:
-                return None
 
     async def _check_hopeless(self, job: Job, error: ModelError) -> None:
         """Raise an error, and send no more, if every request would be refused as this one was.
@@ -700,6 +759,8 @@ class _Sender:
             return
         gate.accepted()
         if error.cut_off and (error.reasoned or job.room > 1):  # it had more room already
+            error.retryable = False
+        if error.declined and not self._settings.samples:  # the same bytes, the same reply
             error.retryable = False
         if error.completion is not None:
             self._refusals.accepted()

@@ -75,6 +75,7 @@ def test_odd_lines_cost_their_rows_alone(tmp_path: Path) -> None:
         ("finish_reason", "timeout", "broke its reply off"),
         ("error", {"message": "flagged mid-stream"}, "flagged mid-stream"),
         ("logprobs", {"content": [{"token": "\ud83d", "logprob": -1}]}, None),
+        ("finish_reason", "length", None),  # behind the whole object
     ],
 )
 def test_what_once_made_a_batch_uncollectable_costs_its_row(

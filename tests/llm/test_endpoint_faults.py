@@ -1044,6 +1044,12 @@ def test_the_budget_holds_while_a_model_reasons() -> None:
     assert "budget" in str(replies[-1].error)
 
 
+def ended(more: dict[str, Any]) -> dict[str, Any]:
+    """A reply without a text, which a filter stopped, although it says "stop"."""
+    choice = {"message": {"content": ""}, "finish_reason": "stop", **more}
+    return {"choices": [choice], "usage": {"prompt_tokens": 9, "completion_tokens": 0}}
+
+
 @each_way
 @pytest.mark.parametrize(
     ("fault", "calls"),
@@ -1053,6 +1059,9 @@ def test_the_budget_holds_while_a_model_reasons() -> None:
         (Fault("edit", edit={"content": '{"na', "finish_reason": "MAX_TOKENS"}), 2),
         (Fault.filtered(), 1),
         (Fault("edit", edit={"content": None, "finish_reason": "SAFETY"}), 1),
+        (Fault.response(ended({"native_finish_reason": "SAFETY"})), 1),
+        (Fault.response(ended({"content_filter_results": {"hate": {"filtered": True}}})), 1),
+        (Fault("edit", edit={"content": '{"na', "finish_reason": "token_limit"}), 2),
     ],
 )
 def test_a_reply_that_was_ended_is_not_asked_for_again_unchanged(fault: Fault, calls: int) -> None:
@@ -1063,6 +1072,51 @@ def test_a_reply_that_was_ended_is_not_asked_for_again_unchanged(fault: Fault, c
         assert server.calls == calls
         sent = Counter(json.dumps(body) for body in server.requests)
     assert max(sent.values()) == 1
+
+
+@each_way
+@pytest.mark.parametrize("after", [" " * 40, "\n\nNote: Oslo is", '\n{"name": "Ber'])
+@pytest.mark.parametrize("fence", ["", "```json\n"])
+def test_a_reply_that_was_cut_off_behind_its_answer_is_used(fence: str, after: str) -> None:
+    said = Reply(f'{fence}{{"name": "Oslo"}}{after}', finish_reason="length")
+    with FakeLLM(said) as server:
+        llm = ask(server)
+        assert server.calls == 1
+    assert "reasons" not in llm.settings
+
+
+@each_way
+@pytest.mark.parametrize(
+    "said",
+    ['{"name": "Os', '<think>Maybe {"name": "Oslo"} or', 'Is it {"name": "Oslo"}? No, it is'],
+)
+def test_a_draft_in_a_reply_that_was_cut_off_is_no_answer(said: str) -> None:
+    with FakeLLM(Reply(said, finish_reason="length")) as server:
+        llm = pi.LLM("fake", api_base=server.api_base, cache=False)
+        with pytest.raises(ReplyError, match="cut off"):
+            llm.ask(MESSAGES, City)
+
+
+@each_way
+def test_a_text_that_was_cut_off_is_no_answer_though_it_begins_with_an_object() -> None:
+    with FakeLLM(Reply('{"a": 1} is an', finish_reason="length")) as server:
+        llm = pi.LLM("fake", api_base=server.api_base, cache=False)
+        with pytest.raises(ReplyError, match="cut off"):
+            llm.ask(MESSAGES)
+
+
+@each_way
+def test_an_object_that_ends_with_the_last_token_was_cut_off_whatever_its_reason_says() -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        allowed = body["max_tokens"]
+        counts = {"prompt_tokens": 9, "completion_tokens": allowed}
+        text = '{"na' if allowed < 600 else '{"name": "Oslo"}'
+        choice = {"message": {"content": text}, "finish_reason": "stop"}
+        return Fault.response({"choices": [choice], "usage": counts})
+
+    with FakeLLM(reply) as server:
+        ask(server)
+        assert [body["max_tokens"] for body in server.requests] == [500, 1000]
 
 
 @each_way
@@ -1347,6 +1401,79 @@ def test_rows_at_which_the_server_fails_end_no_run_however_many_there_are() -> N
 
 
 @each_way
+@each_way
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_what_a_model_declines_is_asked_once_unless_another_sample_may_answer(
+    temperature: float,
+) -> None:
+    said = {"message": {"content": None, "refusal": "I cannot."}, "finish_reason": "stop"}
+    with FakeLLM(Fault.response({"choices": [said]})) as server:
+        llm = pi.LLM(
+            "fake", api_base=server.api_base, cache=False, temperature=temperature, max_attempts=3
+        )
+        with pytest.raises(ReplyError, match=r"refused: 'I cannot"):
+            llm.ask(MESSAGES, City)
+        assert server.calls == (3 if temperature else 1)
+
+
+def number_of(body: dict[str, Any]) -> int | None:
+    """The number of the row that a request is about; None: it is a short request."""
+    said = next(
+        (m["content"] for m in reversed(body["messages"]) if "Question " in m["content"]), ""
+    )
+    number = said.rpartition("Question ")[2].partition("?")[0]
+    return int(number) if number.isdecimal() and body["messages"][-1]["content"] != "?" else None
+
+
+@each_way
+def test_a_model_that_never_gives_what_is_asked_for_is_asked_few_times() -> None:
+    with FakeLLM("safe") as server:
+        table = infer(server, 170)
+        assert server.calls < 20 * 5 + 20 + 8 * 5
+    assert len(table.errors) == 170
+    assert "requests in a row had no reply that can be used" in str(table[169].error)
+
+
+@pytest.mark.heavy
+@each_way
+@pytest.mark.parametrize("is_short_read", [True, False])
+def test_rows_to_which_no_reply_is_useful_cost_no_other_row(is_short_read: bool) -> None:
+    """The data may be sorted. The model reads nothing else, or nothing of the first rows."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        number = number_of(body)
+        if number is None:
+            return GOOD if is_short_read else "What do you mean?"
+        return "No." if 10 * (not is_short_read) <= number < 90 else GOOD
+
+    with FakeLLM(reply) as server:
+        table = infer(server, 120)
+        assert server.calls < 120 + 28 * 4 + 10
+    assert table.failed_places() == list(range(10 * (not is_short_read), 90))
+
+
+@pytest.mark.heavy
+@each_way
+def test_every_form_is_tried_before_a_model_is_asked_no_more() -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        is_asked_in_words = "response_format" not in body and "tools" not in body
+        return GOOD if is_asked_in_words else "Hello!"
+
+    with FakeLLM(reply) as server:
+        table = infer(server, 300, max_attempts=1, max_concurrency=64)
+    assert len(table.errors) < 250
+    assert table[299].error is None
+
+
+@pytest.mark.heavy
+def test_an_endpoint_that_fails_for_longer_than_patience_is_given_up() -> None:
+    with FakeLLM(Fault.response(openai_error("Overloaded"), 529)) as server:
+        table = infer(server, 20, max_concurrency=1, max_attempts=2, patience=1)
+        assert server.calls < 15
+    assert len(table.errors) == 20
+    assert "in a row failed" in str(table[19].error)
+
+
 def test_rows_that_are_not_sent_hold_no_memory() -> None:
     """Each would add its request to the traceback of the one error that all of them have."""
     llm = pi.LLM("m", api_base="http://127.0.0.1:9/v1", cache=False, max_attempts=1)
