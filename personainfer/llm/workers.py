@@ -121,6 +121,7 @@ class Workers:
         self._transport = transport
         self._account = account
         self._cache = cache
+        self._writer = None if cache is None else _Writer(cache, settings.model, self._cannot_write)
         self._settings = settings
         self._tally = tally
         self._refusals = RefusalWatch(settings.max_concurrency)
@@ -129,8 +130,6 @@ class Workers:
         self._jobs: deque[Job] = deque()
         self._later: deque[Job] = deque()  # those that were refused often for going too fast
         self._tasks: set[asyncio.Task[None]] = set()
-        self._unwritten: list[tuple[bytes, str]] = []
-        self._written: asyncio.Event | None = None
         self._told = False
         self._open = False
         self._failures = 0  # requests in a row whose connection or endpoint failed …
@@ -310,8 +309,8 @@ class Workers:
                 if doubt is not None and (advice := doubt(answer[1])) is not None:
                     answer = await self._better(job, answer, advice, doubt)
             completion, value = answer
-            if self._cache is not None:
-                await self._keep(job.cache_key, completion)
+            if self._writer is not None:
+                await self._writer.keep(job.cache_key, completion)
             reply = Reply(value, completion.text, logprobs=completion.logprobs)
             return reply
         finally:
@@ -334,8 +333,8 @@ class Workers:
         """
         if self._settings.max_attempts == 1:
             return first
-        if self._cache is not None:  # the first reply is paid for, and the run may end meanwhile
-            await self._keep(job.cache_key, first[0])
+        if self._writer is not None:  # the first reply is paid for, and the run may end meanwhile
+            await self._writer.keep(job.cache_key, first[0])
         self._tally.reasks += 1
         try:
             # Small models repeat a reply that they are shown.
@@ -610,39 +609,9 @@ class Workers:
         else:
             self._tally.retries += 1
 
-    async def _keep(self, key: bytes, completion: Completion) -> None:
-        """Write a reply to the cache, with all that came in the same turn of the loop, and wait for that."""
-        self._unwritten.append((key, text_to_cache(completion)))
-        if self._written is None:
-            self._written = asyncio.Event()
-            asyncio.get_running_loop().call_soon(self._write)
-        await self._written.wait()
-
-    def _write(self) -> None:
-        assert self._cache is not None
-        assert self._written is not None
-        replies, self._unwritten = self._unwritten, []
-        written, self._written = self._written, None
-        self._write_until(replies, written, time.monotonic() + _LOCKED_PATIENCE)
-
-    def _write_until(
-        self, replies: list[tuple[bytes, str]], written: asyncio.Event, ends: float
-    ) -> None:
-        """Write the replies, then set `written`. While another program locks the cache, retry until `ends`.
-
-        The loop is not held up meanwhile. An error of the cache is set as `fatal`.
-        """
-        assert self._cache is not None
-        try:
-            self._cache.set_many(replies, model=self._settings.model, patience=0)
-        except BaseException as error:  # whatever it is: workers must not wait for ever
-            if getattr(error, "retryable", False) and time.monotonic() < ends:
-                here = asyncio.get_running_loop()
-                here.call_later(_LOCKED_PAUSE, self._write_until, replies, written, ends)
-                return
-            self._end(error)
-            self._tell()
-        written.set()
+    def _cannot_write(self, error: BaseException) -> None:
+        self._end(error)
+        self._tell()
 
     def _tell(self) -> None:
         """Wake the caller once for all replies of this turn of the loop.
@@ -882,6 +851,56 @@ class _Sending:
         self.is_counted = True
         for window, place in self.places:
             window.sent(place)
+
+
+class _Writer:
+    """Writes replies to the cache: all that come in the same turn of the loop in one transaction.
+
+    Args:
+        cache: where they are kept.
+        model: its name, which the cache stores with each reply.
+        failed: called with the error of a cache that cannot be written.
+    """
+
+    def __init__(
+        self, cache: ReplyCache, model: str, failed: Callable[[BaseException], object]
+    ) -> None:
+        self._cache = cache
+        self._model = model
+        self._failed = failed
+        self._replies: list[tuple[bytes, str]] = []
+        self._written: asyncio.Event | None = None  # None: no reply waits
+
+    async def keep(self, key: bytes, completion: Completion) -> None:
+        """Write a reply, and wait until it is on disk, or cannot be written."""
+        self._replies.append((key, text_to_cache(completion)))
+        if self._written is None:
+            self._written = asyncio.Event()
+            asyncio.get_running_loop().call_soon(self._write)
+        await self._written.wait()
+
+    def _write(self) -> None:
+        assert self._written is not None
+        replies, self._replies = self._replies, []
+        written, self._written = self._written, None
+        self._write_until(replies, written, time.monotonic() + _LOCKED_PATIENCE)
+
+    def _write_until(
+        self, replies: list[tuple[bytes, str]], written: asyncio.Event, ends: float
+    ) -> None:
+        """Write the replies, then set `written`. While another program locks the cache, retry until `ends`.
+
+        The loop is not held up meanwhile.
+        """
+        try:
+            self._cache.set_many(replies, model=self._model, patience=0)
+        except BaseException as error:  # whatever it is: workers must not wait for ever
+            if getattr(error, "retryable", False) and time.monotonic() < ends:
+                here = asyncio.get_running_loop()
+                here.call_later(_LOCKED_PAUSE, self._write_until, replies, written, ends)
+                return
+            self._failed(error)
+        written.set()
 
 
 def _is_answer(error: ModelError | None) -> bool:
