@@ -129,7 +129,10 @@ def read_completion(reply: Mapping[str, Any], secrets: Secrets) -> Completion:
     except UnicodeEncodeError:
         raise ReplyError("the reply holds half of a surrogate pair, which no text may.") from None
     except _NO_COMPLETION:
-        raise ReplyError("the reply is JSON, but not a chat completion.") from None
+        raise ReplyError(
+            "the reply is JSON, but not a chat completion.",
+            hint="Check the address: it has to speak OpenAI's protocol (often ending in /v1).",
+        ) from None
     text = secrets.mask_reply(completion.text)
     if text != completion.text:  # the tokens would spell the secret
         completion = replace(completion, text=text, logprobs=None)
@@ -258,6 +261,8 @@ def _completion(reply: Mapping[str, Any]) -> tuple[Completion, Json]:
         choice = {"message": reply["message"], "finish_reason": reply.get("done_reason")}
     message = choice.get("message")
     if message is None:
+        message = choice.get("delta")
+    if message is None:
         message = {"content": choice.get("text") if choice.get("finish_reason") else choice["text"]}
     text, finish = message.get("content"), choice.get("finish_reason") or "stop"
     if not isinstance(text, str) or not text.strip():
@@ -303,6 +308,8 @@ def _other_text(message: Mapping[str, Any]) -> str:
     Reasoning is taken only if there is nothing else, and stands between <think> tags; "": there is nothing.
     """
     text, reasoning = split_content(message.get("content"))
+    if not text.strip() and isinstance(message.get("parsed"), dict):
+        text = json.dumps(message["parsed"], ensure_ascii=False)
     if text.strip():
         return text
     if arguments := _all_arguments(message):
@@ -333,6 +340,8 @@ def split_content(content: Any) -> tuple[str, str]:
             texts.append(part["text"])
         elif kind == "tool_use":
             texts.append(arguments_of(part))
+        elif isinstance(part.get("json"), dict):
+            texts.append(json.dumps(part["json"], ensure_ascii=False))
     return "".join(texts), "".join(reasoning)
 
 

@@ -12,7 +12,8 @@ import json
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, NamedTuple, Unpack
 
@@ -79,8 +80,9 @@ RULES = (
         r"insufficient_(user_)?quota|billing_hard_limit|insufficient.{0,9}(balance|credit|fund)"
         r"|credit balance is too low|(no|more|out of) credits|exceeded_current_quota|arrear"
         r"|account.{0,20}(not active|suspended|deactivated)|(spend|spending|monthly) limit"
-        r"|budget has been exceeded\W+current|budget_exceeded|exceeded(token)?budget"
-        r"|specified api usage limits"
+        r"|budget has been exceeded\W+current|budget_exceeded|exceeded(token| )?budget"
+        r"|credits are (depleted|exhausted)|specified api usage limits"
+        r"|quota exceeded for metric: \S+, limit: 0\b"
         r"|\u4f59\u989d\u4e0d\u8db3"  # Zhipu: too little balance
         r"|(?=.*exceeded your current quota)(?!.*(retry|resource_exhausted|per ?(minute|day)|free.?tier))",
         AuthenticationError,
@@ -114,6 +116,8 @@ RULES = (
         (400, 429, 503),
         r"too many tokens.{0,3} please wait|tokens per (minute|day|hour) limit exceeded"
         r"|too many tokens for team"
+        # Anthropic: it names the limit of input tokens, and then advises shorter prompts.
+        r"|(?=.*(rate_limit_error|exceed .{0,60}rate limit))(?!.*too (large|long))"
         r"|(?=.*too many (input )?tokens.{0,40}per.?(min|day|hour))(?!.*too (large|long))",
         RateLimitError,
         "the endpoint refused, for too many tokens",
@@ -230,7 +234,8 @@ RULES = (
         "failed server, said as a bad request",
         "moment",
         (400, 422, 498),
-        r"\bno healthy|model (has )?(crashed|unloaded)|no valid response|capacity exceeded",
+        r"\bno healthy|model (has )?(crashed|unloaded)|no valid response|capacity exceeded"
+        r"|upstream connect error|please retry|try again (later|shortly|soon)\b",
         TransportError,
         "the endpoint failed",
     ),
@@ -247,6 +252,7 @@ RULES = (
 
 _RULES = tuple((rule, re.compile(rule.words, re.DOTALL)) for rule in RULES)
 _LONGEST_WORDS = 300  # characters that an error quotes
+_LONGEST_WAIT = 100  # characters of a time
 _LONGEST_READ = 2000  # characters that are searched: the time of some rules grows with their square
 _LONGEST_MASKED = 100_000  # characters that are masked: a cut before could leave half of a secret
 
@@ -437,7 +443,8 @@ def embedded_status(reply: Mapping[str, Any]) -> tuple[int, str] | None:
     choices = reply.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else {}
     error = reply.get("error") or (choice.get("error") if isinstance(choice, dict) else None)
-    if choices and isinstance(error, dict) and all(map(_says_nothing, error.values())):
+    said = error.values() if isinstance(error, dict) else [error]
+    if choices and all(map(_says_nothing, said)):
         return None  # some gateways always write an error that says nothing
     if not error:
         if choices:
@@ -448,6 +455,9 @@ def embedded_status(reply: Mapping[str, Any]) -> tuple[int, str] | None:
             return None  # an empty list of choices: an empty reply
         if "choices" not in reply and isinstance(reply.get("message"), dict):
             return None  # a reply in Ollama's own protocol
+        names = {name for name, value in reply.items() if value}
+        if names & _OF_OTHER_PROTOCOLS and not names & _OF_AN_ERROR:
+            return None  # a reply, but no chat completion
     status = error.get("code") if isinstance(error, dict) else None
     if isinstance(status, str) and re.fullmatch("[45][0-9]{2}", status):
         status = int(status)
@@ -460,7 +470,14 @@ def _says_nothing(value: Any) -> bool:
     return (value.lower() if isinstance(value, str) else value) in _NO_ERROR
 
 
-_NO_ERROR: tuple[Any, ...] = (None, False, 0, 200, "", "0", "200", "ok", "success", "none", [], {})
+_NO_ERROR: tuple[Any, ...] = (
+    *(None, False, 0, 200, "", "0", "200", "ok", "success", "none", "null", [], {}),
+)
+# Of Anthropic, Gemini, OpenAI's responses and text generation servers.
+_OF_OTHER_PROTOCOLS = frozenset(
+    "content candidates output generated_text completion result".split()
+)
+_OF_AN_ERROR = frozenset("message detail msg code errors".split())
 
 
 def error_text(content: bytes) -> str:
@@ -491,7 +508,7 @@ def _words(error: Any) -> str:
     ]
     parts += [details.get("raw"), details.get("reasons"), details.get("provider_name")]
     parts += [error.get("status"), error.get("estimated_time") and "estimated_time"]
-    parts += [_retry_delay(error.get("details"))]
+    parts += [_retry_delay(error.get("details")), _told_wait(error), _told_wait(details)]
     said = [part if isinstance(part, str) else json.dumps(part) for part in parts if part]
     return " ".join(dict.fromkeys(said)) or json.dumps(error, ensure_ascii=False)[:_LONGEST_MASKED]
 
@@ -502,6 +519,23 @@ def _validation(detail: Any) -> Any:
         return detail
     names = ("type", "loc", "msg")
     return [{name: one[name] for name in names if name in one} or one for one in detail]
+
+
+def _told_wait(fields: Mapping[str, Any]) -> str | None:
+    """Return in words what fields of an error say of the time to wait; None: they say nothing.
+
+    OpenRouter repeats the provider's headers there.
+    """
+    for name in ("retry_after", "retryAfter", "retry_after_seconds"):
+        wait = _wait(str(fields.get(name))[:_LONGEST_WAIT], time.time())
+        if wait is not None:
+            return f"retry in {wait:.1f}s"
+    headers = fields.get("headers")
+    if isinstance(headers, dict):
+        shown = {name: str(value)[:_LONGEST_WAIT] for name, value in headers.items()}
+        if (wait := retry_after(shown)) is not None:
+            return f"retry in {wait:.1f}s"
+    return None
 
 
 def _retry_delay(details: Any) -> str | None:
@@ -616,7 +650,7 @@ _UNITS = "ms|milliseconds?|s|secs?|seconds?|m|mins?|minutes?|h|hrs?|hours?|d|day
 _TIME = rf"(\d++(?:\.\d++)?) ?({_UNITS})(?![a-z])"
 _TIME_IN_WORDS = re.compile(_TIME)
 _WAIT_IN_WORDS = re.compile(
-    rf"(?:retry|try again) (?:in|after) (?:about )?((?:{_TIME} ?(?:and )?)+)"
+    rf"(?:(?:retry|try again|resets?) (?:in|after)|\bwait(?: for)?) (?:about )?((?:{_TIME} ?(?:and )?)+)"
 )
 
 
@@ -636,7 +670,8 @@ def retry_after(headers: Mapping[str, str], words: str = "") -> float | None:
     """Return the seconds to wait before a request is sent again; None: nothing says so.
 
     The first of these that is there counts, and None is returned if it cannot be read: the header
-    retry-after-ms, the header Retry-After (seconds or a date), the words, the headers x-ratelimit-reset-*.
+    retry-after-ms, the header Retry-After (seconds or a date), the words, the headers x-ratelimit-reset-* and
+    others of such names (`_RESET`).
 
     Args:
         headers: of the answer.
@@ -653,6 +688,9 @@ def retry_after(headers: Mapping[str, str], words: str = "") -> float | None:
     return _reset(lower, now) if said is None else said
 
 
+_RESET = re.compile("rate-?limit.*reset")  # also ratelimit-reset, anthropic-ratelimit-tokens-reset
+
+
 def _reset(headers: Mapping[str, str], now: float) -> float | None:
     """Return the seconds until the limit that refused a request is free again; None: no header tells.
 
@@ -661,7 +699,7 @@ def _reset(headers: Mapping[str, str], now: float) -> float | None:
     """
     resets: dict[str, list[float]] = {"0": [], "": [], "more": []}
     for key, value in headers.items():
-        if key.startswith("x-ratelimit-reset") and (wait := _wait(value, now)) is not None:
+        if _RESET.search(key) and (wait := _wait(value, now)) is not None:
             left = headers.get(key.replace("reset", "remaining", 1), "")
             resets[left if left in resets else "more"].append(wait)
     most = resets["0"] or resets[""]
@@ -687,20 +725,24 @@ def _wait(value: str, now: float) -> float | None:
     parts = _DURATION.findall(value)
     if parts and "".join(number + unit for number, unit in parts) == value:
         return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    if (said := _wait_in_words(f"wait {value.lower()}")) is not None:  # "30 seconds"
+        return said
     date = _date(value)
     return None if date is None else max(0.0, date - now)
 
 
 def _date(value: str) -> float | None:
-    """Return the seconds since 1970 of an HTTP date; None: the text is no date."""
-    try:
+    """Return the seconds since 1970 of a date of HTTP, or of ISO 8601 in UTC; None: the text is no date."""
+    with suppress(*_NO_DATE):
         return parsedate_to_datetime(value).timestamp()
-    except _NO_DATE:
-        return None
+    with suppress(*_NO_DATE):
+        date = datetime.fromisoformat(value)
+        return date.replace(tzinfo=date.tzinfo or UTC).timestamp()
+    return None
 
 
 def _number(value: str, scale: float = 1.0) -> float | None:
-    return float(value) * scale if re.fullmatch(r"\d+(\.\d+)?", value) else None
+    return float(value) * scale if re.fullmatch(r"\d+(\.\d+)?|\.\d+", value) else None
 
 
 _KEY = re.compile(rf"\b{KEY_START.pattern}|(?<=Bearer )\S+")

@@ -368,6 +368,55 @@ CASES: dict[str, tuple[int, Any, type[ModelError], str]] = {
         RequestRejectedError,
         "row",
     ),
+    "Anthropic: input tokens a minute": (
+        429,
+        {
+            "type": "error",
+            "error": {
+                "type": "rate_limit_error",
+                "message": "This request would exceed the rate limit for your organization (1-2) of 50,000"
+                " input tokens per minute. Please reduce the prompt length or the maximum tokens requested,"
+                " or try again later.",
+            },
+        },
+        RateLimitError,
+        "moment",
+    ),
+    "the same, by litellm's proxy": (
+        429,
+        openai_error(
+            "litellm.RateLimitError: AnthropicException - This request would exceed your organization's"
+            " rate limit of 8,000 output tokens per minute. Reduce the prompt length."
+        ),
+        RateLimitError,
+        "moment",
+    ),
+    "Gemini: the free tier has nothing of this model": (
+        429,
+        {
+            "error": {
+                "message": "You exceeded your current quota. * Quota exceeded for metric: x/free_tier,"
+                " limit: 0, model: gemini-2.5-pro. Please retry in 36s.",
+                "status": "RESOURCE_EXHAUSTED",
+            }
+        },
+        AuthenticationError,
+        "run",
+    ),
+    "Gemini: prepaid": (
+        429,
+        openai_error("Your prepayment credits are depleted.", status="RESOURCE_EXHAUSTED"),
+        AuthenticationError,
+        "run",
+    ),
+    "Envoy, behind OpenRouter": (
+        400,
+        openai_error(
+            "Provider returned error", code=400, metadata={"raw": "upstream connect error or reset"}
+        ),
+        TransportError,
+        "moment",
+    ),
     "unknown words": (400, openai_error("computer says no"), RequestRejectedError, "row"),
 }
 
@@ -421,6 +470,8 @@ def test_the_words_of_the_provider_behind_a_gateway_are_there_without_keys() -> 
         ("Please retry after 2 minutes.", 120.0),
         ("Try again in about 1 hour and 30 min", 5400.0),
         ("try again in 250 milliseconds", 0.25),
+        ("Please wait 40 seconds before retrying.", 40.0),
+        ("Limit resets in 40s", 40.0),
         ("retry after 30 messages", None),
         ("try again soon", None),
     ],
@@ -429,6 +480,22 @@ def test_a_wait_that_only_the_words_say_is_kept(words: str, seconds: float | Non
     error = status_error(429, {}, f"Rate limit reached. {words}", Secrets())
     assert isinstance(error, RateLimitError)
     assert error.retry_after == (None if seconds is None else pytest.approx(seconds))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"retry_after": 20},
+        {"retryAfter": "20s"},
+        {"metadata": {"retry_after_seconds": 20.0}},
+        {"metadata": {"headers": {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "20"}}},
+    ],
+)
+def test_a_wait_that_a_field_of_the_error_tells_is_kept(fields: dict[str, Any]) -> None:
+    text = error_text(json.dumps(openai_error("Rate limit reached", **fields)).encode())
+    error = status_error(429, {}, text, Secrets())
+    assert isinstance(error, RateLimitError)
+    assert error.retry_after == 20
 
 
 @given(st.integers(200, 599), st.text(), st.text())
@@ -619,6 +686,24 @@ def test_a_web_page_for_every_request_says_what_to_check() -> None:
         pytest.raises(ModelError, match="Check the address"),
     ):
         infer(server, ROWS)
+
+
+@each_way
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"type": "message", "content": [{"type": "text", "text": GOOD}], "stop_reason": "end_turn"},
+        {"candidates": [{"content": {"parts": [{"text": GOOD}]}, "finishReason": "STOP"}]},
+        {"object": "response", "error": None, "output": [{"type": "message", "content": []}]},
+    ],
+)
+def test_an_endpoint_of_another_protocol_is_asked_few_times(body: dict[str, Any]) -> None:
+    with (
+        FakeLLM(Fault.response(body)) as server,
+        pytest.raises(ModelError, match=r"not a chat completion.*Check the address"),
+    ):
+        infer(server, ROWS)
+    assert server.calls <= WIDTH + 3
 
 
 @pytest.mark.heavy

@@ -291,6 +291,12 @@ class Answer(BaseModel):
             {"function_call": "auto"},
             {"tool_calls": [{"function": None}]},
         )
+    ]
+    + [
+        {"choices": [{"message": {"content": WHOLE}}], "error": "null"},
+        {"choices": [{"message": {"content": None, "parsed": {"text": "yes"}}}]},
+        {"choices": [{"message": {"content": [{"type": "json", "json": {"text": "yes"}}]}}]},
+        {"choices": [{"delta": {"content": WHOLE}, "finish_reason": "stop"}]},
     ],
 )
 def test_a_whole_answer_is_read_whatever_is_beside_it(answer: dict[str, Any]) -> None:

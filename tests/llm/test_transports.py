@@ -103,6 +103,19 @@ def test_bounds_of_strings_stay_where_a_grammar_is_made_of_them() -> None:
             1.2,
         ),
         ({"Retry-After": "3", "x-ratelimit-reset-tokens": "60s"}, 3.0),
+        ({"Retry-After": ".5"}, 0.5),
+        ({"Retry-After": "30 seconds"}, 30.0),
+        ({"RateLimit-Remaining": "0", "RateLimit-Reset": "30"}, 30.0),
+        (
+            {
+                "anthropic-ratelimit-input-tokens-remaining": "0",
+                "anthropic-ratelimit-input-tokens-reset": "2025-11-30T10:00:21Z",
+                "anthropic-ratelimit-requests-remaining": "49",
+                "anthropic-ratelimit-requests-reset": "2025-11-30T10:00:01Z",
+                "Date": "Sun, 30 Nov 2025 10:00:00 GMT",
+            },
+            21.0,
+        ),
         ({"Retry-After": "soon"}, None),
     ],
 )
