@@ -23,6 +23,7 @@ from ..event_loop import renew_in_forks
 from ..exceptions import ModelError, ReplyError, RequestRejectedError
 from ..llm.client import LLM, make_llm
 from ..llm.rate_limits import Bounds
+from ..llm.replies import BEGINS
 from ..llm.requests import Reply, Request
 from ..observability import progress_bar, with_progress_bar
 from ..records import FloatArray, Logprobs, Message, Persona, Prompt, Side, Usage
@@ -332,8 +333,12 @@ def require_a_reply(judge: str, problems: Sequence[str | None]) -> None:
 
 
 def most_common(problems: Iterable[str | None]) -> dict[str, int]:
-    """Count how often each problem occurs, the most frequent first; None is no problem."""
-    return dict(Counter(problem for problem in problems if problem is not None).most_common())
+    """Count how often each problem occurs, the most frequent first; None is no problem.
+
+    What a reply said is left out: it differs from reply to reply.
+    """
+    told = (each.partition(f" {BEGINS}")[0] for each in problems if each is not None)
+    return dict(Counter(told).most_common())
 
 
 def verdict_columns(

@@ -190,8 +190,14 @@ _CLOSES = "|".join(
     for opening, closing in _THINKING
 )
 # Where a draft of an object may stand, too. In plain text, these tags may belong to the answer.
-_NOTES = rf"<(?i:analysis|scratchpad){_ATTRIBUTES}>"
-_CLOSES_NOTES = rf"{_CLOSES}|</(?i:analysis|scratchpad)>"
+_NOTE = "(?i:analysis|scratch_?pad|draft|plan|brainstorm)"
+_NOTES = rf"<{_NOTE}{_ATTRIBUTES}>"
+# The last ones are gpt-oss without its marks, and Granite.
+_CLOSES_NOTES = rf"{_CLOSES}|</{_NOTE}>|assistant(?:commentary|final)|Here(?: is|'s) my response:"
+# A model that says so between two answers means the second one.
+_TAKES_BACK = re.compile(
+    r"\b(?:wait|sorry|apolog\w+|correct(?:ed|ion)|revised|mistake|mixed up|final)\b", re.IGNORECASE
+)
 # Where somebody else's turn begins: a model that runs on has ended its reply before.
 _NEXT_TURN = (
     r"<\|im_start\|>\s*(?:user|system)|<\|start_header_id\|>\s*(?:user|system)"
@@ -259,8 +265,15 @@ def read_reply(text: str, schema: type[BaseModel] | None, sender: HasSecrets | N
         return read
     broken = "the object is broken or not complete" if "{" in text else "there is no object"
     problem = problems[0] if problems else f"Invalid JSON: {broken}"
-    problem = sender.secrets.mask(problem) if sender else problem
-    raise ReplyError(f"it is not in the asked form: {problem}.")
+    said = " ".join(text[:_QUOTED].split())
+    if sender:
+        problem, said = sender.secrets.mask(problem), sender.secrets.mask(said)
+    hint = f"{BEGINS}{said[:_SHOWN]!r}." if said else ""
+    raise ReplyError(f"it is not in the asked form: {problem}.", hint=hint)
+
+
+BEGINS = "The reply begins: "  # in an error, before what the model said
+_QUOTED, _SHOWN = 2_000, 80  # characters that are masked, and those that are shown
 
 
 _reads_text = reads("the text of the reply")
@@ -311,12 +324,26 @@ def _found_in(text: str, schema: type[BaseModel]) -> list[tuple[Any, str]]:
         text: the reply.
         schema: what is looked for. Lists count only if its root is a list.
     """
+    answers = _candidates(text, list_root=issubclass(schema, RootModel))
     found = [
         fields
-        for candidate in _candidates(text, list_root=issubclass(schema, RootModel))
+        for candidate in _latest_first(answers, text)
         for fields in (candidate, *_wrapped(candidate, schema))
     ]
+    ends = [0, *(one.end for one in answers)]
+    parts = [(one.value, text[end : one.start]) for one, end in zip(answers, ends, strict=False)]
+    joined = _joined(parts, schema) if len(parts) > 1 else None
+    found += [joined] if joined else []
     return [(fields, json.dumps(fields)) for fields in _variants(found, schema)]
+
+
+def _latest_first(answers: Sequence[_Found], text: str) -> list[Any]:
+    """Return the values in order; but those after words that take an answer back come first."""
+    values = [one.value for one in answers]
+    for place in range(len(answers) - 1, 0, -1):
+        if _TAKES_BACK.search(text, answers[place - 1].end, answers[place].start):
+            return values[place:] + values[:place]
+    return values
 
 
 class _Found(NamedTuple):
@@ -327,20 +354,20 @@ class _Found(NamedTuple):
     value: Any
 
 
-def _candidates(text: str, *, list_root: bool) -> Iterator[Any]:
-    """Yield the JSON objects of a reply that may be its answer, in order; lists too, with `list_root`."""
+def _candidates(text: str, *, list_root: bool) -> list[_Found]:
+    """Return the JSON objects of a reply that may be its answer, in order; lists too, with `list_root`."""
     objects, thoughts, length = _scanned(text, list_root=list_root)
     answers = [one for one in objects if not any(s <= one.start < e for s, e in thoughts)]
     if answers:
-        yield from (one.value for one in answers)
-        return
+        return answers
     rest = "".join(text[i:j] for i, j in _gaps(thoughts, length))
     if thoughts and objects and not _has_words(rest):
         last, end = objects[-1], max(e for s, e in thoughts if s <= objects[-1].start)
         closing = list(re.finditer(_CLOSES_NOTES, text[last.end : end]))
         follows = text[last.end : last.end + closing[0].start() if closing else end]
         if not _has_words(follows):
-            yield last.value
+            return [last]
+    return []
 
 
 def _scanned(text: str, *, list_root: bool) -> tuple[list[_Found], list[tuple[int, int]], int]:
@@ -442,16 +469,21 @@ def _strings(value: Any) -> list[str]:
 _WRAPPERS = {
     *(
         "answer",
+        "content",
         "data",
+        "final",
         "final_answer",
         "json",
         "object",
         "output",
+        "people",
         "person",
         "persona",
         "personas",
+        "persons",
+        "profiles",
     ),
-    *("reply", "response", "result"),
+    *("reply", "response", "result", "users"),
 }
 _CALLED = {"action", "function", "name", "recipient_name", "tool", "tool_name"}
 _ARGUMENTS = ("arguments", "parameters", "input", "args", "action_input", "tool_input")
@@ -471,9 +503,63 @@ def _wrapped(candidate: Any, schema: type[BaseModel]) -> Iterator[Any]:
                 yield from (_parsed(one[name]) for name in _ARGUMENTS if name in one)
     known = _WRAPPERS | {_plain_key(schema.__name__), schema.__name__.lower()}
     inner = [_parsed(value) for name, value in candidate.items() if name.lower() in known]
+    inner += [
+        _joined([(one, "") for one in each], schema) for each in inner if isinstance(each, list)
+    ]
     found = [value for value in inner if isinstance(value, dict)]
-    if len(found) == 1:
-        yield found[0]
+    holding = [v for v in found if not _renamed(v, schema).keys().isdisjoint(schema.model_fields)]
+    if len(holding or found) == 1:
+        yield (holding or found)[0]
+
+
+def _joined(parts: Sequence[tuple[Any, str]], schema: type[BaseModel]) -> dict[str, Any] | None:
+    """Put together an object of which each record was written on its own, as a list or one after another.
+
+    Args:
+        parts: values, each with the words before it: objects that hold different fields of the schema, or
+            a record for each field. Numbers say which is which, such as "Person 2:" before a record or an
+            "id" in it; without any, their order does.
+        schema: it has several fields, all of one kind of record. For another one, nothing is put together.
+
+    Returns:
+        The object; None: a part is missing, one too many, or it is not certain which one it is.
+    """
+    names = list(schema.model_fields)
+    kinds = {field.annotation for field in schema.model_fields.values()}
+    objects = [value for value, _ in parts if isinstance(value, dict)]
+    kind = next(iter(kinds), None)
+    is_record = isinstance(kind, type) and issubclass(kind, BaseModel)
+    if len(kinds) > 1 or not is_record or len(names) < 2 or len(objects) < len(parts):
+        return None
+    renamed = [_renamed(value, schema) for value in objects]
+    held = [name for value in renamed for name in names if name in value]
+    if sorted(held) == sorted(names):
+        return {name: value[name] for value in renamed for name in names if name in value}
+    if held or len(objects) != len(names):
+        return None
+    numbers = [_numbers(value, words) for value, words in parts]
+    if not any(numbers):
+        return dict(zip(names, objects, strict=True))
+    named = {
+        name: value
+        for value, found in zip(objects, numbers, strict=True)
+        for name in names
+        if {name.rpartition("_")[2]} == found
+    }
+    return named if len(named) == len(names) else None
+
+
+def _numbers(record: Mapping[str, Any], words: str) -> set[str]:
+    """Return the numbers that a record, or the words before it, have of the person whom it describes."""
+    own = " ".join(f"person {value}" for key, value in record.items() if key.lower() in _IDS)
+    return set(_NUMBERED.findall(f"{words} {own}"))
+
+
+_IDS = {"id", "index", "name", "number", "person", "persona", "user"}
+_NUMBERED = re.compile(
+    r"\b(?:person|persona|user|response)[\W_]{0,3}(?:(?:person|persona|user|response)[\W_]{0,3})?(\d+)",
+    re.IGNORECASE,
+)
 
 
 def _variants(found: list[Any], schema: type[BaseModel]) -> Iterator[Any]:
@@ -487,27 +573,48 @@ def _variants(found: list[Any], schema: type[BaseModel]) -> Iterator[Any]:
 def _renamed(value: Any, schema: type[BaseModel]) -> Any:
     """Return an object with keys as the schema spells them: "Person 1" and "person1" are `person_1`.
 
-    A record in it that is JSON text is parsed. If two keys are the same field, `value` itself is returned.
+    `other_names` of the schema, key -> field, has further names. A record in it that is JSON text is parsed.
+    One whose fields stand beside the others, as `person_1_trait` does, becomes a record. If two keys are the
+    same field, `value` itself is returned.
     """
     if not isinstance(value, dict):
         return value
     fields = {_plain_key(name): name for name in schema.model_fields}
-    named = {fields.get(_plain_key(key)) or str(key): inner for key, inner in value.items()}
+    keys = {key: _plain_key(key) for key in value}
+    there = {fields.get(plain) for plain in keys.values()}
+    others: Mapping[str, str] = getattr(schema, "other_names", {})
+    fields |= {other: name for other, name in others.items() if name not in there}
+    named = {fields.get(plain) or str(key): value[key] for key, plain in keys.items()}
     if len(named) < len(value):
         return value
-    for name, inner in named.items():
-        field = schema.model_fields.get(name)
-        kind = field.annotation if field else None
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            named[name] = _renamed(_parsed(inner), kind)
+    for name, field in schema.model_fields.items():
+        kind = field.annotation
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            continue
+        if name in named:
+            named[name] = _record(_parsed(named[name]), kind)
+        elif beside := {
+            plain.removeprefix(f"{name}_"): value[key]
+            for key, plain in keys.items()
+            if plain.startswith(f"{name}_")
+        }:
+            named[name] = beside
     return named
 
 
+def _record(value: Any, kind: type[BaseModel]) -> Any:
+    """Return a record within an object with keys as `kind` spells them, and without a wrapper of its own."""
+    renamed = _renamed(value, kind)
+    if isinstance(renamed, dict) and renamed.keys().isdisjoint(kind.model_fields):
+        return next((_renamed(inner, kind) for inner in _wrapped(renamed, kind)), renamed)
+    return renamed
+
+
 def _plain_key(name: str) -> str:
-    return _BETWEEN_WORDS.sub("_", name.strip()).lower()
+    return _BETWEEN_WORDS.sub("_", name.strip(" \n\t*:#`")).lower()
 
 
-_BETWEEN_WORDS = re.compile(r"[\s-]+|(?<=[a-z])(?=[A-Z\d])")
+_BETWEEN_WORDS = re.compile(r"[\s.-]+|(?<=[a-z])(?=[A-Z\d])")
 
 
 def _parsed(value: Any) -> Any:
@@ -521,9 +628,11 @@ def _parsed(value: Any) -> Any:
 
 _OPENING_QUOTE = re.compile(r"(?<=[{\[,:])(\s*)[“”„«]")
 _CLOSING_QUOTE = re.compile(r"[“”»](?=\s*[:,}\]])")
-# A text; else a comment, a wide sign, or a comma before a bracket.
+# A text; else a comment, a wide sign or space, a comma before a bracket, or a key without quotes.
 _TEXT_OR_SIGN = re.compile(
-    r'("(?:[^"\\]|\\.?)*+"?)|(?<!:)//[^\n]*|/\*[^*]*\*/|[\uff1a\uff0c]|,(?=\s*[}\]])', re.DOTALL
+    r'("(?:[^"\\]|\\.?)*+"?)|(?<!:)//[^\n]*|/\*[^*]*\*/|[\uff1a\uff0c\u00a0\u200b\u3000]|,(?=\s*[}\]])'
+    r'|\{\s*(\w+)(?=\s*:\s*["{])|(?<=["}\]]),\s*(\w+)(?=\s*:\s*["{])',
+    re.DOTALL,
 )
 _WIDE = {"\uff1a": ":", "\uff0c": ","}
 _ESCAPE = re.compile(r"""\\(?:["\\/bfnrtu]|([_'`*#~.!&$%-])|(.))""", re.DOTALL)
@@ -557,6 +666,8 @@ def _tidied(text: str) -> str:
     bare = text.strip("\ufeff \n\r\t")
     if bare.startswith("```") and bare.endswith("```"):
         bare = bare[3:-3].removeprefix("json").strip()
+    if "{{" in bare and 2 * bare.count("{{") == bare.count("{"):  # as in a template of Python's
+        text = bare = bare.replace("{{", "{").replace("}}", "}")
     quoted = f'"{bare}"' if bare.startswith('{\\"') else bare
     if quoted.startswith('"') and isinstance(inner := _parsed(quoted), str):
         return inner
@@ -571,7 +682,8 @@ def _tidied(text: str) -> str:
 def _tidied_part(found: re.Match[str]) -> str:
     """Return a text with escapes that JSON has, or what stands in the place of a sign outside texts."""
     if not found[1]:
-        return _WIDE.get(found[0], "")
+        key = found[2] or found[3]
+        return f'{found[0][0]}"{key}"' if key else _WIDE.get(found[0], "")
     if "\\" not in found[1]:
         return found[1]
     return _ESCAPE.sub(_valid_escape, found[1])

@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 from zlib import crc32
 
 from pydantic import BaseModel, Field, StringConstraints
@@ -56,6 +56,14 @@ def at_most(characters: int) -> dict[str, Any]:
 class OnePersona(BaseModel):
     """The form of a reply about one person: the evidence in the pair, and then the persona."""
 
+    # What models write in place of a field's name.
+    other_names: ClassVar[Mapping[str, str]] = {
+        "traits": "trait",
+        "personality": "trait",
+        "preferences": "preference",
+        "prefers": "preference",
+    }
+
     evidence: Annotated[str, Field(json_schema_extra=at_most(120))]
     trait: Annotated[Filled, Field(json_schema_extra=at_most(100))]
     preference: Annotated[Filled, Field(json_schema_extra=at_most(120))]
@@ -67,6 +75,14 @@ class OnePersona(BaseModel):
 
 class BothPersonas(BaseModel):
     """The form of a reply with both personas: `person_1` prefers the response that is shown first."""
+
+    other_names: ClassVar[Mapping[str, str]] = {
+        form.format(thing, side): f"person_{number}"
+        for thing in ("person", "persona", "user", "response")
+        for number, sides in ((1, ("1", "one", "a", "first")), (2, ("2", "two", "b", "second")))
+        for side in sides
+        for form in ("{0}_{1}", "{1}_{0}", "{1}")
+    }
 
     person_1: OnePersona
     person_2: OnePersona

@@ -15,9 +15,10 @@ from pydantic import BaseModel, Field, RootModel
 
 import personainfer as pi
 from personainfer.api_keys import Secrets
+from personainfer.evaluation.judge import most_common
 from personainfer.exceptions import ReplyError, TransportError
 from personainfer.llm.openai_protocol import read_completion
-from personainfer.llm.replies import decode, plain_text, read_reply
+from personainfer.llm.replies import decode, plain_text, read_reply, reask
 from personainfer.personas.prompts import BothPersonas, OnePersona
 from personainfer.testing import FakeLLM, Reply
 
@@ -127,6 +128,17 @@ READ: dict[str, str] = {
     "an address before a comma too many": f"See https://a.b/c: {GOOD[:-1]},}}",
     "notes with an attribute behind it": f'{GOOD}\n<analysis kind="short">A cook.</analysis>',
     "reasoning with an attribute": f'<think time="3">Perhaps {DRAFT}?</think>{GOOD}',
+    "Hermes: a draft in a scratch pad": f"<scratch_pad>{DRAFT}</scratch_pad>\n{GOOD}",
+    "a draft in tags": f"<draft>\n{DRAFT}\n</draft>\n{GOOD}",
+    "gpt-oss: channels without their marks": f"analysisTry {DRAFT} first.assistantfinal{GOOD}",
+    "Granite": f"Here is my thought process:\n{DRAFT}\nHere is my response:\n{GOOD}",
+    "a correction": f"{DRAFT}\n\nWait, that is wrong. Corrected:\n{GOOD}",
+    "a final answer": f"```json\n{DRAFT}\n```\n**Final JSON**\n```json\n{GOOD}\n```",
+    "a correction that is not made": f'{GOOD}\nSorry, I have no more than {{"this": 1}}.',
+    "keys without quotes": GOOD.replace('"evidence"', "evidence").replace('"trait"', "trait"),
+    "doubled braces": f"{{{GOOD}}}",
+    "spaces of other kinds": GOOD.replace('": ', '":\u00a0').replace('", ', '",\u200b\u3000'),
+    "keys in bold": json.dumps({f"**{name}**": said for name, said in FIELDS.items()}),
     "Windows line breaks": PRETTY.replace("\n", "\r\n"),
     "a heading and bold words": f"## Persona\n\n**JSON:**\n\n{PRETTY}",
 }
@@ -229,6 +241,106 @@ def test_two_persons_under_other_spellings_of_their_names(name: str) -> None:
     both = {name.format(1): GOOD, name.format(2): {**json.loads(OTHER), "note": "x"}}
     found = read_reply(json.dumps(both), BothPersonas)
     assert (found.person_1, found.person_2.trait) == (OnePersona(**FIELDS), "a patient gardener")
+
+
+ONE, TWO = FIELDS, json.loads(OTHER)
+# Both persons, written in other forms than the one that was asked for.
+BOTH: dict[str, str] = {
+    "personas": json.dumps({"persona_1": ONE, "persona_2": TWO}),
+    "in words": json.dumps({"Person One": ONE, "Person Two": TWO}),
+    "first and second": json.dumps({"first_person": ONE, "second_person": TWO}),
+    "letters": json.dumps({"Person A": ONE, "Person B": TWO}),
+    "numbers": json.dumps({"1": ONE, "2": TWO}),
+    "the responses": json.dumps({"response_1": ONE, "response_2": TWO}),
+    "a key with a colon": json.dumps({"person_1:": ONE, "person_2:": TWO}),
+    "a list": json.dumps([ONE, TWO]),
+    "a list under a name": json.dumps({"persons": [ONE, TWO]}),
+    "a list with numbers": json.dumps([{"id": 2, **TWO}, {"id": 1, **ONE}]),
+    "a list with names": json.dumps(
+        {"personas": [{"person": "Person 2", **TWO}, {"person": "Person 1", **ONE}]}
+    ),
+    "a list of objects with one key": json.dumps([{"person_1": ONE}, {"person_2": TWO}]),
+    "two objects with one key": f'{{"person_2": {OTHER}}}\n{{"person_1": {GOOD}}}',
+    "two objects with headings": f"**Person 2:**\n{OTHER}\n\n**Person 1:**\n{GOOD}",
+    "two objects in order": f"```json\n{GOOD}\n```\n```json\n{OTHER}\n```",
+    "Qwen 3 Coder: parameters": (
+        f"<function=BothPersonas>\n<parameter=person_1>\n{GOOD}\n</parameter>\n"
+        f"<parameter=person_2>\n{OTHER}\n</parameter>\n</function>"
+    ),
+    "Gemma: a call as code": f"```tool_code\nBothPersonas(person_1={ONE}, person_2={TWO})\n```",
+    "all fields side by side": json.dumps(
+        {f"person_{n}_{k}": v for n, one in ((1, ONE), (2, TWO)) for k, v in one.items()}
+    ),
+    "all fields with dots": json.dumps(
+        {f"person_{n}.{k}": v for n, one in ((1, ONE), (2, TWO)) for k, v in one.items()}
+    ),
+    "wrapped one by one": json.dumps(
+        {"person_1": {"persona": ONE}, "person_2": {"description": "x", "persona": TWO}}
+    ),
+    "names in the plural": json.dumps(
+        {
+            key: {f"{k}s" if k != "evidence" else k: v for k, v in one.items()}
+            for key, one in (("person_1", ONE), ("person_2", TWO))
+        }
+    ),
+    "doubled braces": json.dumps({"person_1": ONE, "person_2": TWO})
+    .replace("{", "{{")
+    .replace("}", "}}"),
+    "keys without quotes": f"{{person_1: {GOOD}, person_2: {OTHER}}}",
+    "beside the responses": json.dumps(
+        {"Response 1": "a", "Response 2": "b", "Person 1": ONE, "Person 2": TWO}
+    ),
+    "beside other objects": json.dumps(
+        {"content": {"note": 1}, "answer": {"person_1": ONE, "person_2": TWO}}
+    ),
+    "mixed up at first": (
+        f'{{"person_1": {OTHER}, "person_2": {GOOD}}}\n\nSorry, I mixed up the two:\n'
+        f'{{"person_1": {GOOD}, "person_2": {OTHER}}}'
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_both_persons_are_read_and_not_mixed_up(name: str) -> None:
+    found = read_reply(BOTH[name], BothPersonas)
+    assert found.model_dump() == {"person_1": ONE, "person_2": TWO}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{GOOD}",
+        f"{GOOD}\n{OTHER}\n{DRAFT}",
+        json.dumps({"personas": [ONE, TWO, ONE]}),
+        json.dumps([{"id": 1, **ONE}, {"id": 1, **TWO}]),
+        json.dumps([{"id": 0, **ONE}, {"id": 1, **TWO}]),
+        json.dumps([{"id": 1, **ONE}, TWO]),
+        f"Person 1 differs from person 2: {GOOD} and {OTHER}",
+        json.dumps([{"person_1": ONE}, {"person_1": TWO}]),
+        json.dumps({"person_1": ONE, "persona_1": TWO}),
+        json.dumps({"persons": [ONE, TWO], "people": [TWO, ONE]}),
+        json.dumps({"person_1": "The user is calm and prefers lists.", "person_2": "x"}),
+    ],
+)
+def test_persons_that_may_be_either_are_not_read(text: str) -> None:
+    with pytest.raises(ReplyError, match="not in the asked form"):
+        read_reply(text, BothPersonas)
+
+
+def test_an_error_says_what_the_model_said() -> None:
+    said = "I'm  sorry,\nbut sk-secret-key-12345 is " + "long " * 5_000
+    with pytest.raises(ReplyError) as caught:
+        read_reply(said, OnePersona, _Sender())
+    assert "The reply begins: \"I'm sorry, but [key] is long" in str(caught.value)
+    assert len(str(caught.value)) < 250
+    assert "begins" not in reask(caught.value)
+    assert most_common([str(caught.value), str(caught.value)[:-9], None]) == {
+        caught.value.message: 2
+    }
+
+
+class _Sender:
+    secrets = Secrets(("sk-secret-key-12345",))
 
 
 def test_addresses_and_wide_signs_in_texts_stay() -> None:
