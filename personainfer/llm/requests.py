@@ -214,19 +214,23 @@ class SharingRun(Protocol):
 class InFlight:
     """The requests in flight of an LLM. If several runs make the same one, one sends it and the others wait.
 
-    `open`, `close` and `has_runs` may be used from any thread, the other methods on the background loop.
+    `open`, `close` and `has_runs` may be used from any thread, all else on the background loop.
+
+    Attributes:
+        asked: the key of each request in flight -> what the runs that wait for its reply wait for; None: no
+            other run does.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._runs: WeakSet[SharingRun] = WeakSet()
-        self._asked: dict[bytes, asyncio.Future[Reply | None] | None] = {}  # None: nobody waits
+        self.asked: dict[bytes, asyncio.Future[Reply | None] | None] = {}
 
     def renew_in_fork(self) -> None:
         """Forget the runs and requests of the parent process, to which no reply comes here."""
         self._lock = threading.Lock()
         self._runs.clear()
-        self._asked.clear()
+        self.asked.clear()
 
     def open(self, run: SharingRun) -> None:
         """Register a run before it reads the cache. If others are open, set `met_another` of all of them."""
@@ -247,20 +251,16 @@ class InFlight:
         with self._lock:
             self._runs.discard(run)
 
-    def is_asked(self, key: bytes) -> bool:
-        """Return whether a run has the request with this key in flight."""
-        return key in self._asked
-
     async def other_reply(self, key: bytes) -> Reply | None:
         """Wait for another run's reply to the request with this key.
 
         Returns:
             The reply; None: no run has the request in flight, or it has failed.
         """
-        while key in self._asked:
-            asked = self._asked[key]
+        while key in self.asked:
+            asked = self.asked[key]
             if asked is None:
-                asked = self._asked[key] = asyncio.get_running_loop().create_future()
+                asked = self.asked[key] = asyncio.get_running_loop().create_future()
             reply = await asyncio.shield(asked)
             if reply is not None:
                 return reply
@@ -268,11 +268,11 @@ class InFlight:
 
     def begin(self, key: bytes) -> None:
         """Note that a run sends the request with this key."""
-        self._asked[key] = None
+        self.asked[key] = None
 
     def end(self, key: bytes, reply: Reply | None) -> None:
         """Note that a request is done, and give its reply to the runs that wait for it; None: it failed."""
-        asked = self._asked.pop(key)
+        asked = self.asked.pop(key)
         if asked is not None and not asked.done():
             asked.set_result(reply)
 

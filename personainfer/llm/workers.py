@@ -36,7 +36,7 @@ from ..local.cache import ReplyCache
 from ..observability import log
 from ..records import Completion, Message
 from .openai_protocol import cut_off
-from .pricing import ReplySize, Tally, cost_is_unknown, most_tokens
+from .pricing import ReplySize, Tally, cost_is_unknown
 from .rate_limits import Account, Bounds, Place, RefusalWatch, Window
 from .replies import reask
 from .requests import (
@@ -119,36 +119,19 @@ class Workers:
         self.cancelled = False
         self.met_another = False  # whether another run of this LLM was open at the same time
         self._transport = transport
-        self._account = account
         self._cache = cache
         self._writer = None if cache is None else _Writer(cache, settings.model, self._cannot_write)
         self._settings = settings
         self._tally = tally
-        self._refusals = RefusalWatch(settings.max_concurrency)
-        self._sender = _Sender(transport, account, bounds, settings, tally, self._refusals)
+        refusals = RefusalWatch(settings.max_concurrency)
+        self._sender = _Sender(transport, account, bounds, settings, tally, refusals)
+        self._endpoint = _Endpoint(transport, self._sender, refusals, settings.max_concurrency)
         self._in_flight = account.in_flight
         self._jobs: deque[Job] = deque()
         self._later: deque[Job] = deque()  # those that were refused often for going too fast
         self._tasks: set[asyncio.Task[None]] = set()
         self._told = False
         self._open = False
-        self._failures = 0  # requests in a row whose connection or endpoint failed …
-        self._failing_since = 0.0  # … and when the first of them had failed
-        # Requests in a row without a reply that can be used, in the form (of the dialect) that is asked for.
-        self._unread = 0
-        self._unread_form = 0
-        self._was_read = False  # whether any reply could be used
-        # Failures in a row after which an endpoint, or a model, is asked less.
-        self._many = max(_GONE_AFTER, settings.max_concurrency)
-        self._refused_rows = 0  # in a row, although a short request was taken
-        self._dead: ModelError | None = None  # why no more is sent
-        self._one_asks = asyncio.Lock()  # one at a time sends a short request
-        self._taken_at = -math.inf  # when the endpoint last took a row …
-        self._taken_form: Form | None = None  # … and in what form
-        # Bytes of the shortest request that is larger than a limit a minute.
-        self._too_long = math.inf
-        self._asked_at = -math.inf  # when a short request was last answered …
-        self._found: ModelError | None = None  # … and its error
         self._retrying = attempts(settings.max_attempts, before_retry=self._count)
         self._in_flight.open(self)
 
@@ -246,17 +229,17 @@ class Workers:
     def _end(self, error: BaseException) -> None:
         """End the run with this error."""
         self.fatal = error
+        self._endpoint.is_left = True
         self._sender.ran_nothing = getattr(error, "ran_nothing", False)
 
     async def _reply_to(self, job: Job) -> None:
         """Set the job's reply, which may be an error. If every request would meet it, set `fatal`, too."""
         try:
-            if self.met_another or self._in_flight.is_asked(job.key):
+            if self.met_another or job.key in self._in_flight.asked:
                 job.reply = await self._known(job)
             if job.reply is None:
                 job.reply = await self._answer(job)
-                self._failures = self._unread = 0
-                self._was_read = True
+                self._endpoint.answered()
         except ModelError as found:
             error = found
             if error.__suppress_context__:  # what a provider or its client raised may hold the key
@@ -266,10 +249,9 @@ class Workers:
             if error.fatal:
                 self._end(error)
             if isinstance(error, TransportError):
-                await self._count_failure(job, error)
-            elif isinstance(error, ReplyError):  # the reply is useless, but the endpoint answers
-                self._failures = 0
-                await self._count_unread(job, error)
+                await self._endpoint.count_failure(job, error)
+            elif isinstance(error, ReplyError):
+                await self._endpoint.count_unread(job, error)
             job.reply = Reply(error=error)
 
     async def _known(self, job: Job) -> Reply | None:
@@ -293,15 +275,16 @@ class Workers:
         Raises:
             ModelError: there is no usable reply after all attempts.
         """
-        if self._dead is not None:
-            raise self._dead.with_traceback(None)  # the traceback grows, and holds requests
+        dead = self._endpoint.dead
+        if dead is not None:
+            raise dead.with_traceback(None)  # the traceback grows, and holds requests
         reply = None
         self._in_flight.begin(job.key)
         try:
             try:  # most requests need no retry, so tenacity's set-up (0.1 ms) waits for a failure
                 answer: tuple[Completion, Any] = await self._attempt(job)
             except ModelError as error:
-                if isinstance(error, ReplyError) and self._unread >= self._many:
+                if isinstance(error, ReplyError) and self._endpoint.writes_nothing_useful:
                     raise  # further attempts have helped none of the rows before
                 answer = await self._retrying(self._attempt, job, iter([error]))
             else:
@@ -344,62 +327,6 @@ class Workers:
             return first
         return first if doubt(second[1]) else second
 
-    async def _count_failure(self, job: Job, error: TransportError) -> None:
-        """Send no more requests after as many failures in a row as calls may be in flight, but at least 20.
-
-        A few are enough if they go on for as long as `patience`. The texts of these requests may be the
-        reason, so a short request has to fail, too.
-        """
-        now = time.monotonic()
-        self._failing_since = self._failing_since if self._failures else now
-        self._failures += 1
-        has_lasted = now - self._failing_since > self._account.gate.patience
-        if self._failures < (_FEW if has_lasted else self._many) or self._dead:
-            return
-        if not isinstance(await self._short_error(job), TransportError):
-            self._failures = 0
-        elif self._dead is None:
-            self._dead = TransportError(
-                f"not sent, since {self._failures} requests in a row failed: {error.message}",
-                hint=error.hint or "Is the server up? Call again when it is.",
-            )
-            log.warning("%d requests in a row failed: no more are sent", self._failures)
-
-    async def _count_unread(self, job: Job, error: ReplyError) -> None:
-        """Send no more requests if the model has not given one reply that can be used, to many requests.
-
-        These are twice as many as those after which each has a single call. Their texts may be the reason, so
-        the reply to a short request has to be useless, too.
-        """
-        form = self._transport.dialect.version
-        self._unread = self._unread + 1 if form == self._unread_form else 1
-        self._unread_form = form
-        if self._was_read or self._dead is not None or self._unread < 2 * self._many:
-            return
-        async with self._one_asks:
-            if self._was_read or self._dead is not None or self._unread < 2 * self._many:
-                return  # found out meanwhile
-            if await self._is_short_reply_useless(job):
-                self._dead = ReplyError(
-                    f"not sent, since {self._unread} requests in a row had no reply that can be used:"
-                    f" {error.message}",
-                    hint=error.hint or "Name a model that follows instructions and writes JSON.",
-                )
-                log.warning("%d replies in a row were useless: no more are sent", self._unread)
-            else:
-                self._unread = self._many
-
-    async def _is_short_reply_useless(self, job: Job) -> bool:
-        """Return whether a short request in the form of this one has a reply, and a useless one."""
-        answer = await self._short_answer(job)
-        try:
-            if isinstance(answer, Completion):
-                job.form.read(answer.text)
-                return False
-        except ReplyError:
-            return True
-        return isinstance(answer, ReplyError)
-
     async def _attempt(self, job: Job, failed: Iterable[ModelError] = ()) -> tuple[Completion, Any]:
         """Make one attempt: send a job, and read its reply. Return both.
 
@@ -415,26 +342,27 @@ class Workers:
         """
         for failure in failed:
             raise failure
+        endpoint = self._endpoint
         completion: Completion | None = None
         while completion is None:  # a refusal for going too fast, or for its form, is no attempt
             before = job.refusals
             try:
                 completion = await self._sender.send(job)
-                self._taken_at, self._taken_form = time.monotonic(), job.form
-                self._refused_rows = 0
+                endpoint.took(job)
             except ModelError as error:
                 if getattr(error, "completion", None) is not None:
-                    self._refused_rows = 0
+                    endpoint.refused_rows = 0
                 if job.form.schema is not None and getattr(error, "is_whole", False):
                     completion = cast("ReplyError", error).completion  # cut off behind the answer
                     continue
-                if not (self._is_sent_again(error) or await self._is_full(job, error, before)):
-                    await self._check_whose(job, error)
-                    await self._check_hopeless(job, error)
+                if not (self._is_sent_again(error) or await endpoint.is_full(job, error, before)):
+                    await endpoint.check_whose(job, error)
+                    await endpoint.check_hopeless(job, error)
                     raise
                 if self._jobs and job.refusals >= _REFUSALS and not failed:
                     raise _LaterError from None
-                await self._check_size(job, error)
+                if not self._jobs:
+                    await endpoint.check_size(job, error)
         try:
             value = job.form.read(completion.text)
         except ReplyError as unread:
@@ -457,139 +385,6 @@ class Workers:
             log.debug("refused, and sent again: %s", type(error).__name__)
             return True
         return False
-
-    async def _is_full(self, job: Job, error: ModelError, before: int) -> bool:
-        """Return whether to send a request again after the endpoint seemed to refuse all, for going too fast.
-
-        If the endpoint refuses a short request as well, or as many rows in a row as calls may be in flight,
-        but at least 20, no more requests are sent, and this returns False. It may be one row that is told to
-        wait for hours: it is larger than what is left of a limit a day.
-
-        Args:
-            job: the request.
-            error: its refusal.
-            before: how many times it was refused before.
-
-        Raises:
-            RequestRejectedError: only this request is refused. It may be larger than the limit of a minute.
-        """
-        if not (isinstance(error, RateLimitError) and error.given_up):
-            return False
-        if self._dead is None and not _is_answer(await self._short_error(job, reopen=True)):
-            self._dead = error
-            self._account.gate.give_up(error)
-        if self._dead is not None:
-            return False
-        told_to_wait = job.refusals > before and error.retry_after is not None
-        if not told_to_wait and job.refusals < _REFUSALS:
-            return True
-        self._refused_rows += 1
-        if self._refused_rows >= self._many:
-            self._dead = error
-            self._account.gate.give_up(error)
-            return False
-        raise self._refused_alone(error) from None
-
-    @staticmethod
-    def _refused_alone(error: ModelError) -> RequestRejectedError:
-        return RequestRejectedError(
-            f"refused, although the endpoint takes other requests: {error.message}",
-            hint="It may be larger than what the endpoint takes in a minute, or go to another model there.",
-        )
-
-    async def _check_size(self, job: Job, error: ModelError) -> None:
-        """Raise an error of this request alone if it is refused for going too fast when nothing else is sent.
-
-        Such a request would hold up all others until the gate gives up, which takes minutes. It has an error
-        when the endpoint has taken nothing for a minute. If one has failed so, those that are as long or
-        longer do not wait for the minute.
-
-        Raises:
-            RequestRejectedError: the endpoint takes a short request.
-        """
-        is_last = isinstance(error, RateLimitError) and not (self._jobs or error.loading)
-        if not is_last or job.refusals <= _REFUSALS:
-            return
-        length = len(job.body)
-        if length < self._too_long and time.monotonic() - self._taken_at < _WINDOW:
-            return
-        if _is_answer(await self._short_error(job, reopen=True)):
-            self._too_long = min(length, self._too_long)
-            raise self._refused_alone(error) from None
-
-    async def _check_whose(self, job: Job, error: ModelError) -> None:
-        """Raise an error of this request alone if its refusal would end the run, but others are taken.
-
-        A firewall refuses the words of one row with the status of a wrong key (403) or address (404).
-
-        Raises:
-            RequestRejectedError: a short request is not refused in such a way.
-        """
-        is_doubtful = error.is_doubtful or self._refusals.is_over
-        if not (error.fatal and error.is_refusal and is_doubtful):
-            return
-        found = await self._short_error(job)
-        if self.fatal is not None or (found is not None and found.fatal):
-            return
-        taken = "although the endpoint takes other requests"
-        unknown = "and the endpoint did not answer whether it takes others"
-        raise RequestRejectedError(
-            f"refused, {taken if _is_answer(found) else unknown}: {error.message}",
-            hint="The endpoint, or a firewall before it, refuses the words of this row.",
-        ) from None
-
-    async def _short_error(self, job: Job, *, reopen: bool = False) -> ModelError | None:
-        """Send a short request in the form of this one, and return its error; None: it was taken.
-
-        It tells whether a fault concerns all requests or this one. Calls that wait while another one sends a
-        short request return the outcome of that one.
-
-        Args:
-            job: the request at fault.
-            reopen: whether the short request goes through the gate at once.
-        """
-        since = time.monotonic()
-        async with self._one_asks:
-            if self._asked_at < since and self.fatal is None:
-                if reopen:
-                    self._account.gate.reset(at_once=True)
-                answer = await self._short_answer(job)
-                self._found = answer if isinstance(answer, ModelError) else None
-                self._asked_at = time.monotonic()
-            return self._found
-
-    async def _short_answer(self, job: Job) -> Completion | ModelError:
-        """Send a short request, in a form that the endpoint has not refused. Return its reply or error."""
-        short = Job(b"", job.form, _SHORT)  # one, since it learns what its request takes
-        while True:
-            try:
-                return await self._sender.send(short, is_watched=False)
-            except ModelError as found:
-                if not found.rewritten:  # a rewritten one may not even have been sent
-                    return found
-
-    async def _check_hopeless(self, job: Job, error: ModelError) -> None:
-        """Raise an error, and send no more, if every request would be refused as this one was.
-
-        A short request is sent to find out, if many in a row, or the first ones, were refused for one reason.
-        It has a form that the endpoint took before, if there is one.
-        """
-        refused = isinstance(error, RequestRejectedError | ReplyError) and not error.fatal
-        if not refused or getattr(error, "completion", None) or not self._refusals.refused(error):
-            return
-        try:
-            form = self._taken_form or job.form
-            await self._sender.send(Job(b"", form, _SHORT), is_watched=False)
-        except (RequestRejectedError, ReplyError) as found:
-            if found.rewritten:
-                self._refusals.start_again(error)
-            elif getattr(found, "completion", None) is None and (
-                stop := self._refusals.stopped(error, found)
-            ):
-                self._dead = stop
-                raise stop from None
-        except ModelError:
-            self._refusals.start_again(error)
 
     def _count(self, state: tenacity.RetryCallState) -> None:
         """Count a further attempt, and tell the model what was wrong with its reply. tenacity calls this.
@@ -626,6 +421,254 @@ class Workers:
     def _wake(self) -> None:
         self._told = False
         self.done.put(None)
+
+
+class _Endpoint:
+    """What a run has learned of its endpoint: whether a fault is that of one request, or concerns all.
+
+    Short requests, which are neither too long nor offensive, tell.
+
+    Args:
+        transport: how the endpoint is called.
+        sender: sends the short requests.
+        refusals: counts those for one reason.
+        width: how many requests may be in flight.
+
+    Attributes:
+        dead: why no more is sent; None: more is.
+        is_left: whether the run ends, so that nobody needs to know more.
+        refused_rows: requests in a row that were refused although a short one was taken.
+    """
+
+    def __init__(
+        self, transport: Transport, sender: _Sender, refusals: RefusalWatch, width: int
+    ) -> None:
+        self.dead: ModelError | None = None
+        self.is_left = False
+        self.refused_rows = 0
+        self._transport = transport
+        self._sender = sender
+        self._refusals = refusals
+        self._gate = sender.account.gate
+        # Failures in a row after which an endpoint, or a model, is asked less.
+        self._many = max(_GONE_AFTER, width)
+        self._failures = 0  # requests in a row whose connection or endpoint failed …
+        self._failing_since = 0.0  # … and when the first of them had failed
+        # Requests in a row without a reply that can be used, in the form (of the dialect) that is asked for.
+        self._unread = 0
+        self._unread_form = 0
+        self._was_read = False  # whether any reply could be used
+        self._taken_at = -math.inf  # when the endpoint last took a row …
+        self._taken_form: Form | None = None  # … and in what form
+        # Bytes of the shortest request that is larger than a limit a minute.
+        self._too_long = math.inf
+        self._one_asks = asyncio.Lock()  # one at a time sends a short request
+        self._asked_at = -math.inf  # when a short request was last answered …
+        self._found: ModelError | None = None  # … and its error
+
+    @property
+    def writes_nothing_useful(self) -> bool:
+        """Whether the model has given none of many requests a reply that can be used."""
+        return self._unread >= self._many
+
+    def took(self, job: Job) -> None:
+        """Note that the endpoint took a request, and gave a reply."""
+        self._taken_at, self._taken_form, self.refused_rows = time.monotonic(), job.form, 0
+
+    def answered(self) -> None:
+        """Note that a reply could be used."""
+        self._failures = self._unread = 0
+        self._was_read = True
+
+    async def count_failure(self, job: Job, error: TransportError) -> None:
+        """Send no more requests after as many failures in a row as calls may be in flight, but at least 20.
+
+        A few are enough if they go on for as long as `patience`. The texts of these requests may be the
+        reason, so a short request has to fail, too.
+        """
+        now = time.monotonic()
+        self._failing_since = self._failing_since if self._failures else now
+        self._failures += 1
+        has_lasted = now - self._failing_since > self._gate.patience
+        if self._failures < (_FEW if has_lasted else self._many) or self.dead:
+            return
+        if not isinstance(await self._short_error(job), TransportError):
+            self._failures = 0
+        elif self.dead is None:
+            self.dead = TransportError(
+                f"not sent, since {self._failures} requests in a row failed: {error.message}",
+                hint=error.hint or "Is the server up? Call again when it is.",
+            )
+            log.warning("%d requests in a row failed: no more are sent", self._failures)
+
+    async def count_unread(self, job: Job, error: ReplyError) -> None:
+        """Send no more requests if the model has not given one reply that can be used, to many requests.
+
+        These are twice as many as those after which each has a single call. Their texts may be the reason, so
+        the reply to a short request has to be useless, too.
+        """
+        self._failures = 0  # the reply is useless, but the endpoint answers
+        form = self._transport.dialect.version
+        self._unread = self._unread + 1 if form == self._unread_form else 1
+        self._unread_form = form
+        if self._was_read or self.dead is not None or self._unread < 2 * self._many:
+            return
+        async with self._one_asks:
+            if self._was_read or self.dead is not None or self._unread < 2 * self._many:
+                return  # found out meanwhile
+            if await self._is_short_reply_useless(job):
+                self.dead = ReplyError(
+                    f"not sent, since {self._unread} requests in a row had no reply that can be used:"
+                    f" {error.message}",
+                    hint=error.hint or "Name a model that follows instructions and writes JSON.",
+                )
+                log.warning("%d replies in a row were useless: no more are sent", self._unread)
+            else:
+                self._unread = self._many
+
+    async def _is_short_reply_useless(self, job: Job) -> bool:
+        """Return whether a short request in the form of this one has a reply, and a useless one."""
+        answer = await self._short_answer(job)
+        try:
+            if isinstance(answer, Completion):
+                job.form.read(answer.text)
+                return False
+        except ReplyError:
+            return True
+        return isinstance(answer, ReplyError)
+
+    async def is_full(self, job: Job, error: ModelError, before: int) -> bool:
+        """Return whether to send a request again after the endpoint seemed to refuse all, for going too fast.
+
+        If the endpoint refuses a short request as well, or as many rows in a row as calls may be in flight,
+        but at least 20, no more requests are sent, and this returns False. It may be one row that is told to
+        wait for hours: it is larger than what is left of a limit a day.
+
+        Args:
+            job: the request.
+            error: its refusal.
+            before: how many times it was refused before.
+
+        Raises:
+            RequestRejectedError: only this request is refused. It may be larger than the limit of a minute.
+        """
+        if not (isinstance(error, RateLimitError) and error.given_up):
+            return False
+        if self.dead is None and not _is_answer(await self._short_error(job, reopen=True)):
+            self.dead = error
+            self._gate.give_up(error)
+        if self.dead is not None:
+            return False
+        told_to_wait = job.refusals > before and error.retry_after is not None
+        if not told_to_wait and job.refusals < _REFUSALS:
+            return True
+        self.refused_rows += 1
+        if self.refused_rows >= self._many:
+            self.dead = error
+            self._gate.give_up(error)
+            return False
+        raise self._refused_alone(error) from None
+
+    @staticmethod
+    def _refused_alone(error: ModelError) -> RequestRejectedError:
+        return RequestRejectedError(
+            f"refused, although the endpoint takes other requests: {error.message}",
+            hint="It may be larger than what the endpoint takes in a minute, or go to another model there.",
+        )
+
+    async def check_size(self, job: Job, error: ModelError) -> None:
+        """Raise an error of this request alone, the last one, if it is refused for going too fast.
+
+        Such a request would hold up all others until the gate gives up, which takes minutes. It has an error
+        when the endpoint has taken nothing for a minute. If one has failed so, those that are as long or
+        longer do not wait for the minute.
+
+        Raises:
+            RequestRejectedError: the endpoint takes a short request.
+        """
+        is_too_fast = isinstance(error, RateLimitError) and not error.loading
+        if not is_too_fast or job.refusals <= _REFUSALS:
+            return
+        length = len(job.body)
+        if length < self._too_long and time.monotonic() - self._taken_at < _WINDOW:
+            return
+        if _is_answer(await self._short_error(job, reopen=True)):
+            self._too_long = min(length, self._too_long)
+            raise self._refused_alone(error) from None
+
+    async def check_whose(self, job: Job, error: ModelError) -> None:
+        """Raise an error of this request alone if its refusal would end the run, but others are taken.
+
+        A firewall refuses the words of one row with the status of a wrong key (403) or address (404).
+
+        Raises:
+            RequestRejectedError: a short request is not refused in such a way.
+        """
+        is_doubtful = error.is_doubtful or self._refusals.is_over
+        if not (error.fatal and error.is_refusal and is_doubtful):
+            return
+        found = await self._short_error(job)
+        if self.is_left or (found is not None and found.fatal):
+            return
+        taken = "although the endpoint takes other requests"
+        unknown = "and the endpoint did not answer whether it takes others"
+        raise RequestRejectedError(
+            f"refused, {taken if _is_answer(found) else unknown}: {error.message}",
+            hint="The endpoint, or a firewall before it, refuses the words of this row.",
+        ) from None
+
+    async def _short_error(self, job: Job, *, reopen: bool = False) -> ModelError | None:
+        """Send a short request in the form of this one, and return its error; None: it was taken.
+
+        It tells whether a fault concerns all requests or this one. Calls that wait while another one sends a
+        short request return the outcome of that one.
+
+        Args:
+            job: the request at fault.
+            reopen: whether the short request goes through the gate at once.
+        """
+        since = time.monotonic()
+        async with self._one_asks:
+            if self._asked_at < since and not self.is_left:
+                if reopen:
+                    self._gate.reset(at_once=True)
+                answer = await self._short_answer(job)
+                self._found = answer if isinstance(answer, ModelError) else None
+                self._asked_at = time.monotonic()
+            return self._found
+
+    async def _short_answer(self, job: Job) -> Completion | ModelError:
+        """Send a short request, in a form that the endpoint has not refused. Return its reply or error."""
+        short = Job(b"", job.form, _SHORT)  # one, since it learns what its request takes
+        while True:
+            try:
+                return await self._sender.send(short, is_watched=False)
+            except ModelError as found:
+                if not found.rewritten:  # a rewritten one may not even have been sent
+                    return found
+
+    async def check_hopeless(self, job: Job, error: ModelError) -> None:
+        """Raise an error, and send no more, if every request would be refused as this one was.
+
+        A short request is sent to find out, if many in a row, or the first ones, were refused for one reason.
+        It has a form that the endpoint took before, if there is one.
+        """
+        refused = isinstance(error, RequestRejectedError | ReplyError) and not error.fatal
+        if not refused or getattr(error, "completion", None) or not self._refusals.refused(error):
+            return
+        try:
+            form = self._taken_form or job.form
+            await self._sender.send(Job(b"", form, _SHORT), is_watched=False)
+        except (RequestRejectedError, ReplyError) as found:
+            if found.rewritten:
+                self._refusals.start_again(error)
+            elif getattr(found, "completion", None) is None and (
+                stop := self._refusals.stopped(error, found)
+            ):
+                self.dead = stop
+                raise stop from None
+        except ModelError:
+            self._refusals.start_again(error)
 
 
 class _Sender:
@@ -670,7 +713,7 @@ class _Sender:
         body, account = job.body, self.account
         budget, requests, tokens = self.bounds
         asked = self.asked_tokens(job)
-        prompt = max(most_tokens(body), job.written)
+        prompt = max(len(body), job.written)  # a token a byte, see `most_tokens`
         sending = _Sending(self, job, body, prompt, account.added, asked, asked + account.beyond)
         used: Completion | None = None
         failure: BaseException | None = None
