@@ -2,6 +2,9 @@
 
 A worker takes its next request only when its last reply is on disk, so a kill loses at most
 `max_concurrency` calls. Replies that arrive together are written in one transaction.
+
+`Workers` answer the requests of a run. A `_Sender` sends each of them within the limits, an `_Endpoint` tells
+whether a fault is that of one request, and a `_Writer` writes to the cache.
 """
 
 from __future__ import annotations
