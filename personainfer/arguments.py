@@ -480,7 +480,13 @@ def _array(name: str, given: Any, dimensions: tuple[int, ...]) -> NDArray[Any]:
 
     said = f"{name}=" if name.isidentifier() else name
     try:
-        found = np.asarray(_without_masks(list(given) if isinstance(given, Iterator) else given))
+        given = _without_masks(list(given) if isinstance(given, Iterator) else given)
+        try:
+            found = np.asarray(given)
+        except (TypeError, RuntimeError):  # a tensor of bfloat16, on a GPU, or with a gradient
+            if not callable(read := getattr(given, "tolist", None)):
+                raise
+            found = np.asarray(read())
     except (ValueError, TypeError, RuntimeError) as problem:
         raise InvalidArgumentError(
             f"{said} is not an array of numbers: {problem}", argument=name
@@ -543,8 +549,22 @@ def read_items(name: str, given: Iterable[T]) -> list[T]:
     return list(items)
 
 
+def id_text(given: object) -> str:
+    """Return an id as text, as ids are read from data: 7 and 7.0 are "7"."""
+    value = in_python(_unboxed(given))
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
+def _unboxed(value: Any) -> Any:
+    """Return the value of a tensor or of an Arrow scalar: no two tensors are equal as keys of a dict."""
+    if callable(read := getattr(value, "as_py", None)):
+        return read()
+    is_tensor = getattr(value, "shape", None) == () and type(value).__module__ != "numpy"
+    return value.item() if is_tensor else value
+
+
 def by_text(name: str, given: Mapping[Any, T]) -> dict[str, T]:
-    """Read an argument that maps users or ids, whose names in the data are texts: 7 means "7".
+    """Read an argument that maps users or ids, whose names in the data are texts: 7 and 7.0 mean "7".
 
     Args:
         name: the argument.
@@ -557,13 +577,13 @@ def by_text(name: str, given: Mapping[Any, T]) -> dict[str, T]:
         raise InvalidArgumentError(f"{name}={quoted(given)} is not a mapping.", argument=name)
     found: dict[str, T] = {}
     for key, value in given.items():
-        if str(key) in found:
+        if (text := id_text(key)) in found:
             raise InvalidArgumentError(
-                f"{name}= has {str(key)!r} twice, as a number and as text.",
+                f"{name}= has {text!r} twice, as a number and as text.",
                 hint="Remove one of them.",
                 argument=name,
             )
-        found[str(key)] = value
+        found[text] = value
     return found
 
 
@@ -586,12 +606,17 @@ def read_labels(name: str, given: Iterable[Hashable]) -> tuple[list[Any], NDArra
     """
     import numpy as np
 
-    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+    labels: Any = None
+    if callable(read := getattr(given, "tolist", None)):  # of NumPy, pandas, torch, Arrow
+        labels = read()
+    elif isinstance(given, Iterable) and not isinstance(given, str | bytes | Mapping | set):
+        labels = list(given)
+    if not isinstance(labels, list) or hasattr(given, "columns"):
         raise InvalidArgumentError(
             f"{name}= is a single {type(given).__name__}: a label for each item is needed.",
             argument=name,
         )
-    labels = given.tolist() if isinstance(given, np.ndarray) else list(given)
+    labels = labels if isinstance(given, np.ndarray) else list(map(_unboxed, labels))
     for place, label in enumerate(labels):
         if _is_missing(label):
             raise InvalidArgumentError(

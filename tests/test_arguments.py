@@ -22,6 +22,7 @@ from personainfer.arguments import (
     Options,
     PositiveNumber,
     Wanted,
+    by_text,
     check_argument,
     read_items,
     takes_options,
@@ -234,3 +235,14 @@ def test_a_mapping_is_to_be_passed_as_a_list_of_its_keys() -> None:
     with pytest.raises(InvalidArgumentError) as caught:
         read_items("names", {"a": 1})
     assert caught.value.hint == "Pass list(it)."
+
+
+def test_ids_that_a_column_with_gaps_made_floats_are_those_of_the_data() -> None:
+    assert by_text("personas", {1: "a", 2.0: "b", np.float64(3): "c", "d": "d"}) == {
+        "1": "a",
+        "2": "b",
+        "3": "c",
+        "d": "d",
+    }
+    with pytest.raises(InvalidArgumentError, match="'1' twice"):
+        by_text("personas", {1.0: "a", "1": "b"})

@@ -11,6 +11,8 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pytest
 from numpy.testing import assert_allclose
 
@@ -327,6 +329,45 @@ def test_groups_of_different_types_stay_apart() -> None:
     assert mean_by_group([1, 0, 1], ["1", 1, ("1",)]).n == 3
     distinct, places = read_labels("groups", ["b", "a", "b"])
     assert (distinct, places.tolist()) == (["a", "b"], [1, 0, 1])
+
+
+class Tensor:
+    """As torch's: a key of a dict by its identity, and no condition if it has several items."""
+
+    def __init__(self, items: Any) -> None:
+        self._items = items
+        self.shape = np.shape(items)
+
+    def __iter__(self) -> Any:
+        return map(Tensor, self._items)
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise TypeError("Got unsupported ScalarType BFloat16")
+
+    def tolist(self) -> Any:
+        return self._items
+
+    item = tolist
+
+
+def test_groups_in_a_tensor_are_those_of_its_numbers() -> None:
+    """Each item would be a group of its own, and the interval too narrow or too wide."""
+    expected = mean_by_group([1, 0, 1, 1], [7, 7, 8, 8])
+    numbers: Any = Tensor([7, 7, 8, 8])
+    groups: Any
+    for groups in (numbers, list(numbers), pa.array([7, 7, 8, 8]), list(pa.array([7, 7, 8, 8]))):
+        assert mean_by_group([1, 0, 1, 1], groups) == expected
+    for groups in (pa.array([7, None, 8, 8]), pa.chunked_array([[7, None], [8, 8]])):
+        with pytest.raises(InvalidArgumentError, match=r"groups\[1\] is missing"):
+            mean_by_group([1, 0, 1, 1], groups)
+    for groups in ({1, 2, 3, 4}, pd.DataFrame({"a": [1]}), Tensor(3)):
+        with pytest.raises(InvalidArgumentError, match="a label for each item"):
+            mean_by_group([1, 0, 1, 1], groups)
+
+
+def test_numbers_of_a_tensor_that_numpy_does_not_read_are_read() -> None:
+    """One of bfloat16, on a GPU, or with a gradient."""
+    assert read_numbers("values", Tensor([0.5, 2])).tolist() == [0.5, 2.0]
 
 
 @pytest.mark.parametrize("scores", [[2.0, 0.0], [-0.1, 0.5]])

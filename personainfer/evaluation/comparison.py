@@ -136,7 +136,7 @@ def compare_responses(
     if not places:
         raise DataError(
             f"none of the {len(pairs):,} rows can be judged.",
-            hint=f"The first: {_left_out(pairs[0], shown)}.",
+            hint=f"The first: {str(_left_out(pairs[0], shown)).rstrip('.')}.",
         )
     asker = _asker(judge, options, rubrics)
     judged: tuple[Rubric, ...] = ("quality", "personalization") if shown else ("quality",)

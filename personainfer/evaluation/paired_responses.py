@@ -89,8 +89,8 @@ def _has_items(given: object) -> bool:
 
 
 def _is_single(given: object) -> bool:
-    """Whether this is one text or persona, or a data frame, where several values are needed."""
-    return isinstance(given, str | bytes | Persona) or hasattr(given, "columns")
+    """Whether this is one text or persona, a frame, or a set (no order), where values are needed."""
+    return isinstance(given, str | bytes | Persona | set) or hasattr(given, "columns")
 
 
 def _has_id(row: object) -> bool:

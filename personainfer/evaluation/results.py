@@ -354,7 +354,7 @@ class ResponseComparison(Findings):
             f" difference {length.difference.value:.0f}"
             f" [{length.difference.low:.0f}, {length.difference.high:.0f}]."
         ]
-        said += [f"{count:,} not judged: {why}." for why, count in self.left_out.items()]
+        said += [f"{n:,} not judged: {why.rstrip('.')}." for why, n in self.left_out.items()]
         said += [f"{self.same:,} with equal responses are ties."] if self.same else []
         said += self.problem_remarks()
         if self.failed:

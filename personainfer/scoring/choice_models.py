@@ -373,7 +373,9 @@ def featured(
     found = features([prompt for prompt, _ in responses], texts)
     if not hasattr(found, "tocsr"):
         narrow = str(getattr(found, "dtype", "")).endswith("float32")  # of NumPy or torch: stays so
-        if narrow and not isinstance(found, np.ma.MaskedArray):
+        if narrow and not (
+            isinstance(found, np.ma.MaskedArray) or getattr(found, "requires_grad", False)
+        ):
             found = np.asarray(found)
         else:
             found = read_numbers(

@@ -29,6 +29,7 @@ from ..exceptions import (
 )
 from ..llm.openai_protocol import Json
 from ..llm.transports import EndpointTransport, root_of
+from ..preferences.cells import is_null
 from ..preferences.conversations import text_problem
 from ..records import FloatArray, Message, Persona, Prompt
 
@@ -332,10 +333,13 @@ def check_rows(
 def check_row(number: int, prompt: object, persona: object, response: object) -> Row:
     """Check one row, and return it with the persona as text. `number` is its place, for errors.
 
+    A null, such as the NaN of a pandas column, is the persona None.
+
     Raises:
         InvalidArgumentError: a value is of the wrong type, or cannot be written as JSON in UTF-8: it holds
             half of a surrogate pair, for one, in any part of a conversation.
     """
+    persona = None if is_null(persona) else persona
     if not (persona is None or isinstance(persona, str | Persona)):
         raise InvalidArgumentError(
             f"personas[{number}]={persona!r:.80} is neither a persona, nor text, nor None."

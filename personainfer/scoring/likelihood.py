@@ -257,7 +257,7 @@ class Likelihood:
         means = np.array([one.mean for one in found])
         gaps = means.reshape(len(pairs), 1 + len(self._baseline), 2) @ (1.0, -1.0)
         gained = gaps[:, 0] - gaps[:, 1:].mean(axis=1)
-        return np.where([persona is None for persona in personas], 0.0, gained)
+        return np.where([persona is None for _, persona, _ in rows[::a_pair]], 0.0, gained)
 
     def explains_candidates(
         self, preferences: Sequence[Preference], candidates: Sequence[Sequence[Persona | str]]

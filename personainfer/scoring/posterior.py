@@ -77,9 +77,11 @@ class PersonaPosterior:
             InvalidArgumentError: an argument cannot be used, or the selector refuses all pairs.
             ModelError: the selector's model failed.
         """
+        preferences = read_items("preferences", preferences)
+        personas = read_items("personas", personas)
         posterior = cls(personas, prior, temperature)
         pairs = [pair for pair in preferences for _ in personas]
-        asked = list(personas) * len(preferences)
+        asked = personas * len(preferences)
         scores = explains_each(selector, pairs, asked, "selector")
         rows = scores.reshape(len(preferences), len(personas))
         known = ~np.isnan(rows).any(axis=1)

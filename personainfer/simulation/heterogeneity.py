@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import InstanceOf
 
-from ..arguments import Count, check_argument, read_items, read_places
+from ..arguments import Count, check_argument, read_items, read_numbers, read_places
 from ..data.table_display import result_text
 from ..evaluation.statistics import (
     CONFIDENCE,
@@ -246,9 +246,8 @@ def feature_regression(
     check_argument("matrix", matrix, InstanceOf[RewardMatrix])
     check_argument("features", features, Mapping[str, Callable[..., Any]])
     _, responses = matrix.texts
-    table = np.array(
-        [[[f(text) for f in features.values()] for text in row] for row in responses], dtype=float
-    )
+    values = [[[f(text) for f in features.values()] for text in row] for row in responses]
+    table = read_numbers("the values of features", values, dimensions=(3,), infinite=True)
     if (broken := np.argwhere(~np.isfinite(table))).size:
         prompt, response, feature = broken[0]
         raise DataError(

@@ -307,7 +307,9 @@ def check_models(models: Sequence[str]) -> tuple[str, ...]:
     """
     names = _several(models)
     if not names or not all(isinstance(name, str) and name for name in names):
-        raise InvalidArgumentError(f"models={models!r:.80} must be the names of the models.")
+        raise InvalidArgumentError(
+            f"models={models!r:.80} must be the names of the models, in order."
+        )
     if twins := [name for name, count in Counter(names).items() if count > 1]:
         raise InvalidArgumentError(f"models= names {twins[0]!r} twice.")
     return names
@@ -396,9 +398,9 @@ def _responses(
 
 
 def _several(given: Any) -> tuple[Any, ...]:
-    """Return the items of an iterable as a tuple; () for a text, and for what is not iterable."""
+    """Return the items of an iterable as a tuple; () for a text, a set (no order), and no iterable."""
     try:
-        return () if isinstance(given, str) else tuple(given)
+        return () if isinstance(given, str | set | frozenset) else tuple(given)
     except TypeError:
         return ()
 

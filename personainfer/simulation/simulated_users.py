@@ -8,6 +8,7 @@ their order.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
@@ -373,9 +374,16 @@ def _decide(
 
 def _weights(given: Any, models: Sequence[str]) -> FloatArray:
     """Read weights, shape (users, models). A frame whose columns are the models is read by their names."""
-    columns = list(getattr(given, "columns", ()))
-    if all(isinstance(name, str) for name in columns) and sorted(columns) == sorted(models):
-        given = given[list(models)]
+    columns = list(getattr(given, "column_names", getattr(given, "columns", ())))  # Arrow's first
+    if not set(models).isdisjoint(columns):
+        if Counter(columns) != Counter(models):
+            raise InvalidArgumentError(
+                f"weights= has the columns {', '.join(map(str, columns))}, and the models are"
+                f" {', '.join(models)}.",
+                hint="Give the frame one column for each model, and no other.",
+                argument="weights",
+            )
+        given = np.column_stack([np.asarray(given[name]) for name in models])
     weights = read_numbers("weights", given, dimensions=(0, 1, 2, 3), infinite=True)
     if weights.ndim != 2 or not len(weights) or weights.shape[1] != len(models):
         raise InvalidArgumentError(

@@ -22,6 +22,7 @@ from ..arguments import (
     Count,
     Seconds,
     check_argument,
+    id_text,
     in_python,
     read_items,
 )
@@ -68,8 +69,8 @@ class PersonaRetriever:
         personas: one a prompt: a `Persona`, its sentence, or None. A prompt that has no persona, or cannot be
             read, is left out; the attribute `left_out` maps the reason, "no_persona" or "no_prompt", to the
             number of such prompts.
-        ids: an id, or None, for each prompt. `retrieve` compares `exclude=` and the ids of its rows with
-            them. None: no prompt has an id.
+        ids: an id (text or a number), or None, for each prompt. `retrieve` compares `exclude=` and the ids of
+            its rows with them. None: no prompt has an id.
         model: "bm25", which needs no model; a sentence-transformers model, by its name on the hub or its
             folder; the name of a model at `api_base`; or a function from n texts to vectors, shape (n,
             dimensions).
@@ -91,7 +92,7 @@ class PersonaRetriever:
         prompts: Iterable[object],
         personas: Iterable[Persona | str | None],
         *,
-        ids: Iterable[str | None] | None = None,
+        ids: Iterable[str | int | None] | None = None,
         model: str | Path | Embedder = "bm25",
         api_base: str | None = None,
         api_key: str | None = None,
@@ -104,7 +105,8 @@ class PersonaRetriever:
                 f"{len(asked)} prompts and {len(people)} personas: one persona a prompt is needed.",
                 hint="None stands for a persona that is missing.",
             )
-        names = [None] * len(asked) if ids is None else list(ids)
+        given = [None] * len(asked) if ids is None else list(ids)
+        names = [None if is_null(one) else id_text(one) for one in given]
         if len(names) != len(asked):
             raise InvalidArgumentError(
                 f"{len(names)} ids and {len(asked)} prompts: one id a prompt is needed."
@@ -276,7 +278,10 @@ def _excluded_names(exclude: object) -> list[str]:
             hint="Pass a list: [it].",
         )
     given = read_items("exclude", exclude)
-    texts = [str(one) if isinstance(one, str) else _query(n, one) for n, one in enumerate(given)]
+    texts = [
+        id_text(one) if isinstance(in_python(one), str | int | float) else _query(n, one)
+        for n, one in enumerate(given)
+    ]
     return [name for text in texts for name in (_id_key(text), _prompt_key(text))]
 
 
@@ -402,7 +407,7 @@ def _listed(name: str, given: object) -> list[Any]:
         InvalidArgumentError: the argument is a single prompt or persona, or a frame, not a sequence of
             values.
     """
-    single = isinstance(given, str | bytes | Persona | Mapping) or hasattr(given, "columns")
+    single = isinstance(given, str | bytes | Persona | Mapping | set) or hasattr(given, "columns")
     single = single or not isinstance(given, Iterable)
     values: list[Any] = [] if single else list(given)  # type: ignore[call-overload]
     if single or any(isinstance(value, Message | Mapping) for value in values):

@@ -25,6 +25,7 @@ from ..arguments import (
     by_text,
     check_argument,
     check_text,
+    id_text,
     read_items,
     read_numbers,
     takes_options,
@@ -33,6 +34,7 @@ from ..evaluation.statistics import CONFIDENCE, check_confidence
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, UnknownOptionError
 from ..llm.client import OPTIONS, LLMOptions
 from ..personas.costs import BYTES_A_TOKEN
+from ..preferences.cells import is_null
 from ..records import FloatArray, Persona, Preference
 from ..scoring.choice_models import (
     ChoiceModel,
@@ -90,8 +92,8 @@ def audit_personas(
     Args:
         personas: the result of `infer_user_personas`; or a mapping of users to personas (records or texts),
             made by any system; or a function k -> either of these, made from k choices of each user. The
-            function is called once for each `k`. Users with None or an empty text count as users without a
-            persona.
+            function is called once for each `k`. Users with None, NaN or an empty text count as users
+            without a persona.
         choices: the held-out choices: preference data as for `infer_personas`, with a user for each row.
         scorer: the model that predicts: a `Likelihood`, a judge (a model's name, an `LLM`, an object with
             `explains`), or a callable (conversations, responses) -> numbers, as for `evaluate_prefixes`.
@@ -172,7 +174,7 @@ def audit_personas(
         names=list(models),
         left_out=left_out,
         groups=known,
-        fitted_users={str(one) for one in fitted_users},
+        fitted_users={id_text(one) for one in fitted_users},
         unknown=len(asked) - len(kept),
         skipped=skipped,
         settings={
@@ -220,11 +222,13 @@ class _Made:
             )
         texts, sources = {}, {user: ChoicesUsed(mine) for user, mine in choices.items()}
         for user, one in said.items():
-            if one is not None and not isinstance(one, str | Persona | UserPersona):
+            if is_null(one):
+                continue
+            if not isinstance(one, str | Persona | UserPersona):
                 raise InvalidArgumentError(
                     f"personas[{user!r}]={one!r:.80} is not a persona.", argument="personas"
                 )
-            if one is not None and str(one).strip():
+            if str(one).strip():
                 check_text(f"personas[{user!r}]", str(one), "personas")
                 texts[user] = str(one)
             if isinstance(one, UserPersona):

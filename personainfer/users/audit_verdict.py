@@ -25,7 +25,7 @@ from ..evaluation.results import plain
 from ..evaluation.statistics import NOTHING, Estimate, bootstrap
 from ..records import FloatArray, Preference
 from ..scoring.choice_models import length_only
-from .groups import Equity, equities
+from .groups import Equity, equities, left_out_of_groups
 from .predictors import Flags
 from .results import mean_difference, right_share
 from .similar_users import find_questions
@@ -320,6 +320,7 @@ class PersonaAudit:
             f" corrected p = {one.adjusted_p:.4f}."
             for one in self.by_group
         ]
+        said += left_out_of_groups(self.by_group)
         read = ", ".join(f"{name} {one.value:.0f}" for name, one in self.tokens.items())
         if self.margins.neither > 0:  # not where it is NaN
             said.append(

@@ -120,6 +120,7 @@ def evaluate_prefixes(
     users, skipped = users_in(data, user, columns, None, None)
     choices = [choice for one in users for choice in one.new]
     check_groups(known, choices)
+    kinds = _questions(questions, choices)
     names = tuple(one.name for one in users if one.new)
     parts = (
         [Fold("all", names, names)] if folds is None else folds_of(names, folds, known, draw_seed)
@@ -134,7 +135,7 @@ def evaluate_prefixes(
     return PrefixEvaluation.of(
         _score(tests, choices, folds is not None, lift, draw_seed, before_tuning),
         choices,
-        questions=_questions(questions, choices),
+        questions=kinds,
         groups=known,
         attribution=_attribution(named, tests, choices, ablations, confidence, draw_seed),
         skipped=skipped,
@@ -324,7 +325,14 @@ def _questions(
     if isinstance(given, str):
         return tuple(find_questions(choices))
     known = texts_of("questions", given or {})
-    return tuple(known.get(choice.id or "") for choice in choices) if known else ()
+    kinds = tuple(known.get(choice.id or "") for choice in choices)
+    if known and not any(kinds):
+        raise InvalidArgumentError(
+            f"questions= has none of the {len(choices):,} choices, such as {choices[0].id!r}.",
+            hint="Its keys are the ids of the choices.",
+            argument="questions",
+        )
+    return kinds if known else ()
 
 
 def _attribution(

@@ -25,6 +25,7 @@ from ..arguments import (
     Wanted,
     by_text,
     check_argument,
+    id_text,
     read_items,
     read_labels,
     read_numbers,
@@ -169,6 +170,15 @@ def correct_together(found: Sequence[Equity]) -> tuple[Equity, ...]:
     """Copy each comparison with `adjusted_p` by Holm's correction (1979) over all that have a p-value."""
     adjusted = holm_of_tested([one.p for one in found])
     return tuple(replace(one, adjusted_p=float(p)) for one, p in zip(found, adjusted, strict=True))
+
+
+def left_out_of_groups(found: Iterable[Equity]) -> list[str]:
+    """Return a sentence for each attribute that some users have no value of."""
+    counts = {one.attribute: one.without for one in found if one.without}
+    return [
+        f"{n:,} users without a value of {name}, left out of its groups."
+        for name, n in counts.items()
+    ]
 
 
 def anova(
@@ -324,7 +334,7 @@ def texts_of(name: str, values: Mapping[Any, Any]) -> dict[str, str]:
         InvalidArgumentError: two keys are one text, such as 7 and "7".
     """
     there = {key: value for key, value in values.items() if not (is_null(value) or value == "")}
-    return {key: str(value) for key, value in by_text(name, there).items()}
+    return {key: id_text(value) for key, value in by_text(name, there).items()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,7 @@ from ..arguments import (
     by_text,
     check_argument,
     check_text,
+    id_text,
     in_python,
     read_items,
 )
@@ -232,7 +233,7 @@ class Examples:
         # Whose choices are shown to a user. Users are texts in the data, whatever they are in the mapping.
         near = {user: [user] for user in self._choices} if neighbours is None else neighbours
         self._sources = {
-            user: list(map(str, read_items(f"neighbours[{user!r}]", others)))
+            user: list(map(id_text, read_items(f"neighbours[{user!r}]", others)))
             for user, others in by_text("neighbours", near).items()
         }
         self._vectors: dict[str, FloatArray] = {}

@@ -16,7 +16,7 @@ from ..evaluation.statistics import Estimate
 from ..exceptions import DataError
 from ..records import FloatArray, Preference
 from .attribution import Attribution
-from .groups import Equity, Measure, correlation, equities
+from .groups import Equity, Measure, correlation, equities, left_out_of_groups
 from .predictors import Flags
 
 Groups = Mapping[str, Mapping[str, str]]
@@ -237,6 +237,7 @@ class PrefixEvaluation:
             f" F = {one.f:.2f}, p = {one.p:.4f}, corrected {one.adjusted_p:.4f}."
             for one in self.equity
         ]
+        said += left_out_of_groups(self.equity)
         said += [
             f"{count:,} rows left out: {reason.rstrip('.')}."
             for reason, count in self.skipped.items()

@@ -379,6 +379,8 @@ def paired(prompts: Any, base: Any) -> list[pi.Preference]:
         ({"prompts": [{"id": 1, "prompt": "a"}, {"id": "1", "prompt": "b"}]}, "'1' twice"),
         ({"test": ["base 0", "base 1"]}, "compared with itself"),
         ({"base": "base 0"}, "base= is a single str"),
+        ({"base": {"base 0", "base 1"}}, "base= is a single set"),  # which has no order
+        ({"personas": {PERSONA, "another"}}, "personas= is a single set"),
         ({"base": 5}, "base=5 cannot be read"),
         ({"base": pd.DataFrame({"base": ["a", "b"]})}, "base= is a single DataFrame"),
         ({"prompts": [], "base": [], "test": []}, "prompts= is empty"),
@@ -415,6 +417,7 @@ def test_a_row_that_cannot_be_judged_costs_only_itself() -> None:
     assert found.skipped == 2
     assert found.length.base.n == 2
     assert "1 not judged: no persona." in str(found)
+    assert "1 not judged: 'base' is missing (null).\n" in str(found)
     with pytest.raises(DataError, match=r"none of the 1 rows can be judged.*no persona"):
         compare(["ww"], personas=[float("nan")])
 

@@ -140,7 +140,10 @@ def test_the_persona_with_the_words_of_the_choice_explains_it(server: ScoringSer
 
 
 def test_without_a_persona_nothing_is_explained(server: ScoringServer) -> None:
-    assert likelihood(server).explains([pair()], [None]).tolist() == [0.0]
+    model = likelihood(server, baseline=PEOPLE_IN_GENERAL)
+    for nobody in (None, float("nan")):  # as in a column of pandas
+        assert model.explains([pair()], [nobody]).tolist() == [0.0]  # type: ignore[list-item]
+        assert model.lift(["How?"], [nobody], ["So."]).tolist() == [0.0]  # type: ignore[list-item]
 
 
 def test_nothing_to_score_is_no_call(server: ScoringServer) -> None:

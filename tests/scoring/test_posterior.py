@@ -268,3 +268,19 @@ def test_it_arrives_in_another_process_as_it_was() -> None:
     arrived = pickle.loads(pickle.dumps(found))
     np.testing.assert_array_equal(arrived.trajectory, found.trajectory)
     assert (arrived.temperature, arrived.personas) == (0.7, found.personas)
+
+
+def test_personas_and_choices_may_come_from_generators() -> None:
+    pairs = [pi.Preference(prompt="q", chosen=text, rejected="b") for text in ("a", "aa")]
+    people = [pi.Persona.parse(name) for name in names(3)]
+    scorer: Any = _Lengths()
+    expected = pi.PersonaPosterior.from_preferences(people, pairs, scorer)
+    found = pi.PersonaPosterior.from_preferences(iter(people), iter(pairs), scorer)  # type: ignore[arg-type]
+    assert found.explains.tolist() == expected.explains.tolist()
+    assert len(found.explains) == 2
+
+
+class _Lengths:
+    def explains(self, preferences: Any, personas: Any) -> list[float]:
+        pairs = zip(preferences, personas, strict=True)
+        return [float(len(pair.chosen) + len(str(one))) for pair, one in pairs]

@@ -135,3 +135,5 @@ def test_a_feature_that_is_no_number_is_named() -> None:
     features: dict[str, Any] = {"length": len, "odd": lambda t: math.nan if t == "yy" else 1.0}
     with pytest.raises(DataError, match="'odd' of response 1 to prompt 0"):
         feature_regression(users, data, features)
+    with pytest.raises(InvalidArgumentError, match=r"it holds .'x'"):
+        feature_regression(users, data, {"itself": lambda t: t})  # type: ignore[dict-item, return-value]

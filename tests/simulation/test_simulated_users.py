@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -62,7 +63,7 @@ def test_weights_are_a_row_for_each_user_that_adds_up_to_one() -> None:
     assert len(users) == 50
 
 
-@pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame])
+@pytest.mark.parametrize("frame", [pd.DataFrame, pl.DataFrame, pa.table])
 def test_weights_in_a_frame_are_read_by_the_names_of_the_models(frame: Any) -> None:
     weights = frame({"b": [1.0, 0.25], "a": [0.0, 0.75]})
     assert SimulatedUsers(weights, models=["a", "b"]).weights.tolist() == [[0, 1], [0.75, 0.25]]
@@ -347,12 +348,23 @@ def test_histories_are_preference_data(endpoint: dict[str, Any]) -> None:
         ([0.5, 0.5], "shape"),
         ([["x", "y"]], "not an array of numbers"),
         ([[1.0], [0.5, 0.5]], "not an array of numbers"),
+        (pd.DataFrame({"c": [0.3], "a": [0.7]}), "the columns c, a, and the models are a, b"),
+        (pd.DataFrame([[0.3, 0.7]], columns=["a", "a"]), "the columns a, a"),
+        (pd.DataFrame({"a": [1.0], "b": [0.0], "age": [3]}), "the columns a, b, age"),
     ],
-    ids=["sum", "negative", "nan", "models", "one-dimensional", "text", "ragged"],
+    ids=[
+        *("sum", "negative", "nan", "models", "one-dimensional", "text", "ragged"),
+        *("another column", "a column twice", "one column more"),
+    ],
 )
 def test_weights_that_cannot_be(weights: Any, what: str) -> None:
     with pytest.raises(InvalidArgumentError, match=what):
         SimulatedUsers(weights, models=["a", "b"])
+
+
+def test_models_in_a_set_have_no_order() -> None:
+    with pytest.raises(InvalidArgumentError, match="names of the models, in order"):
+        SimulatedUsers([[1.0, 0.0]], models={"a", "b"})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("names", ["xy", 3, ["x", "x"], ["x"], [1, 2]])

@@ -94,6 +94,18 @@ def test_rows_of_a_table_do_not_find_themselves() -> None:
         retriever.retrieve([bare], exclude="id0")
 
 
+@pytest.mark.parametrize(
+    "ids", [[0, 1, 2], [0.0, 1.0, np.nan], np.arange(3), pd.Series(["0", pd.NA, "2"])], ids=repr
+)
+def test_ids_that_are_numbers_are_those_of_the_data(ids: Any) -> None:
+    """A prompt would find its own persona, and the first of all would most surely: 0 is false."""
+    retriever = pi.PersonaRetriever(PROMPTS, PERSONAS, ids=ids)
+    row = pi.Preference(prompt="Brew tea?", chosen="a", rejected="b", id="0")
+    assert traits(retriever.retrieve([row])) == [["picky"]]
+    for excluded in ("0", 0, 0.0):
+        assert traits(retriever.retrieve(["Brew tea?"], exclude=[excluded])) == [["picky"]]  # type: ignore[list-item]
+
+
 def test_pairs_that_cannot_be_used_are_left_out_and_counted() -> None:
     half = [{"role": "system", "content": "Tea."}, {"role": "user", "content": "\ud800"}]
     prompts = [*PROMPTS, None, "  ", half, "Tea, tea, tea!", "Tea?", "Tea."]

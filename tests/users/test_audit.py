@@ -560,6 +560,27 @@ def test_groups_and_fitted_users_of_nobody_are_not_passed_over() -> None:
     assert "None of the 1 users of fitted_users= is among" in str(audit(fitted_users=["zoe"]))
 
 
+def test_users_of_a_column_with_gaps_are_those_of_the_data() -> None:
+    """Pandas makes such a column floats, and its empty cells NaN."""
+    rows = [
+        {"user_id": float(user), "prompt": f"q{n}", "chosen": f"a{n}", "rejected": f"b{n}"}
+        for user in range(1, 4)
+        for n in range(2)
+    ]
+    said: dict[Any, Any] = {1.0: "The user likes a.", 2.0: "The user likes b.", 3.0: np.nan}
+    group: dict[Any, str] = {1.0: "x", 2.0: "y"}
+    found = pi.audit_personas(
+        said,
+        rows,
+        read,
+        baselines=FREE,
+        groups={"kind": group},
+        fitted_users=[2.0],  # type: ignore[list-item]
+    )
+    assert (len(found.choices), found.unknown, found.unseen.own.n) == (4, 2, 1)
+    assert set(found.by_group[0].groups) == {"x", "y"}
+
+
 def test_a_user_with_two_personas_is_named() -> None:
     world = World(0, users=4, choices=3)
     personas: dict[Any, str] = {"1": "x", 1: "y"}

@@ -265,6 +265,28 @@ def test_clashing_and_personal_questions_are_told_apart() -> None:
     assert list(named.prefixes["persona"].questions) == ["divergent"]
 
 
+def test_questions_of_no_choice_are_not_passed_over() -> None:
+    asked: list[object] = []
+
+    def never(*_: Any) -> list[float]:
+        asked.append(None)
+        return []
+
+    with pytest.raises(InvalidArgumentError, match="questions= has none of the 24 choices"):
+        pi.evaluate_prefixes({"persona": personas()}, held_out(), never, questions={"zoe0": "x"})
+    assert not asked
+    data = [row | {"id": float(n)} for n, row in enumerate(held_out())]
+    found = pi.evaluate_prefixes({"persona": personas()}, data, obeys, questions={3.0: "x"})  # type: ignore[dict-item]
+    assert found.prefixes["persona"].questions["x"].n == 1
+
+
+def test_users_without_a_value_are_told_of() -> None:
+    diet = {"ann": "vegan", "bob": "none", "cy": None, "dee": "none", "eve": 1, "fay": 1.0}
+    found = pi.evaluate_prefixes({"persona": personas()}, held_out(), obeys, groups={"diet": diet})
+    assert set(found.equity[0].groups) == {"vegan", "none", "1"}
+    assert "1 users without a value of diet, left out of its groups." in found.remarks()
+
+
 def test_a_prefix_that_serves_one_group_only_is_seen() -> None:
     users = [f"u{n}" for n in range(24)]
     group = {user: "served" if n < 12 else "not" for n, user in enumerate(users)}
