@@ -418,13 +418,27 @@ def _json_rows(path: Path) -> list[object]:
     value = _json_value(path)
     if isinstance(value, dict):
         lists = [each for each in value.values() if isinstance(each, list)]
-        value = lists[0] if len(lists) == 1 else value
+        listed = value.get("rows") if "features" in value else None  # of the datasets-server
+        value = lists[0] if len(lists) == 1 else listed or value
     if isinstance(value, list):
         return [
-            each if isinstance(each, dict) else _no_object(type(each).__name__) for each in value
+            _unwrapped(each) if isinstance(each, dict) else _no_object(type(each).__name__)
+            for each in value
         ]
     advice = 'Write [{"prompt": …, "chosen": …, "rejected": …}, …].'
+    if isinstance(value, dict) and all(isinstance(each, dict | list) for each in value.values()):
+        advice += " If pandas wrote it, pass the frame: pandas.read_json(path), with its orient=."
     raise _mismatch(path, "a list of objects", f"a single {type(value).__name__}", advice)
+
+
+def _unwrapped(row: dict[str, Any]) -> object:
+    """Return the row in what the datasets-server of the hub says of one; another row as it is."""
+    if row.keys() != {"row_idx", "row", "truncated_cells"} or not isinstance(row["row"], dict):
+        return row
+    if cut := row["truncated_cells"]:
+        cells = ", ".join(map(repr, cut))
+        return BrokenRow(f"the datasets-server has cut {cells:.80}. Load the data set itself.")
+    return row["row"]
 
 
 def _json_value(path: Path) -> object:

@@ -176,6 +176,24 @@ def listed_dicts(value: object, keys: Iterable[str]) -> object:
     )
 
 
+def of_pairs(value: object, keys: Iterable[str]) -> object:
+    """Return the dict that a list of (key, value) tuples was: Arrow gives a value of its type map so.
+
+    Args:
+        value: the cell.
+        keys: one of them must be a key.
+
+    Returns:
+        The dict; any other value unchanged.
+    """
+    if not isinstance(value, list) or not value:
+        return value
+    if not all(isinstance(each, tuple) and len(each) == 2 for each in value):
+        return value
+    found = {key: each for key, each in value if isinstance(key, str)}
+    return found if len(found) == len(value) and not found.keys().isdisjoint(keys) else value
+
+
 def looks_like_turns(value: object) -> bool:
     """Whether a value is text that begins like one or several messages, in JSON or as Python prints them.
 

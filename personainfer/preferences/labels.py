@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from ..exceptions import ContradictionError, DataError, InvalidArgumentError, NoPreferenceError
-from .cells import LEAVE_OUT, is_null, parse_cell, plain, wrong_type
+from .cells import LEAVE_OUT, is_null, listed_dicts, of_pairs, parse_cell, plain, wrong_type
 from .pairing import as_score
 
 Verdict = Literal["first", "second", "tie"]
@@ -495,8 +495,10 @@ def majority_verdict(*annotations: object) -> Verdict:
     for cell in map(plain, annotations):
         with suppress(DataError):  # a CSV file has lists as text
             cell = parse_cell("", cell)
+        cell = listed_dicts(cell, ("overall_pref",))
         for each in cell if isinstance(cell, list | tuple) else ():
-            said = each.get("overall_pref") if isinstance(each, Mapping) else each
+            vote = of_pairs(plain(each), ("overall_pref",))
+            said = vote.get("overall_pref") if isinstance(vote, Mapping) else vote
             votes[word_verdict(str(said).strip().lower(), ("", ""))] += 1
     if not votes:
         raise NoPreferenceError("the row has no annotations.", hint=LEAVE_OUT)

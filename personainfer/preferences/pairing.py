@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from ..arguments import NumberFromZero, check_argument
 from ..exceptions import DataError, InvalidArgumentError, NoPreferenceError
-from .cells import is_null, listed_dicts, plain, wrong_type
+from .cells import is_null, listed_dicts, of_pairs, plain, wrong_type
 
 PAIR_RULES: Final = ("best-worst", "all", "adjacent")
 # Of one prompt, since they are in memory at once: all pairs of 447 responses.
@@ -124,15 +124,16 @@ def candidates_of(
     items = listed_dicts(plain(value), _TEXT_KEYS)
     if not isinstance(items, list | tuple):
         raise wrong_type(name, items, "a list of responses")
+    items = [of_pairs(plain(item), _TEXT_KEYS) for item in items]
     given = plain(scores)
     if is_null(given):
-        return [_candidate(name, plain(item)) for item in items]
+        return [_candidate(name, item) for item in items]
     if not isinstance(given, list | tuple) or len(given) != len(items):
         size = len(given) if isinstance(given, list | tuple) else "no"
         raise DataError(f"{name!r} has {len(items)} responses and {score_name!r} {size} scores.")
     sign = -1 if is_ranked(score_name) else 1
     return [
-        Candidate(_response(name, plain(item)), _signed(sign, as_score(score_name, score)))
+        Candidate(_response(name, item), _signed(sign, as_score(score_name, score)))
         for item, score in zip(items, given, strict=True)
     ]
 

@@ -33,6 +33,7 @@ from .pairing import by_rater, is_ranked
 from .rows import read_all, read_group
 from .schemas import Mapped, Schema
 from .turns import is_history, texts_of
+from .usual_column_names import RESPONSES, plain_name
 
 LOOK_AHEAD: Final = 200  # schema and coding are recognised from so many first rows
 FEW: Final = 20  # so many rows may all lack a preference by chance
@@ -109,8 +110,13 @@ def _suggest(found: Sequence[str]) -> tuple[str, dict[str, str]]:
     told = (
         f"Nearest is {name if shared[name] else 'explicit'}: {', '.join(nearest)}. "
         "The command `personainfer formats` shows a row of each kind. "
-        "Or say which is which:"
     )
+    if not {plain_name(name) for name in found}.isdisjoint(RESPONSES):  # as in KTO's data
+        told += (
+            "If each row has one response, with a score or a mark of true or false, rows of one prompt can be"
+            ' compared: columns={"prompt": "…", "response": "…", "score": "…"} and pairs="all". '
+        )
+    told += "Or say which is which:"
     return told, dict.fromkeys(roles, "…")
 
 

@@ -19,6 +19,7 @@ from .cells import (
     is_null,
     listed_dicts,
     looks_like_turns,
+    of_pairs,
     parse_cell,
     plain,
     with_commas,
@@ -88,6 +89,10 @@ def text_or_turns(name: str, value: object) -> str | Turns:
         raise wrong_type(name, value, "text or a list of messages")
     if not value:
         raise NoPreferenceError(f"{name!r} is an empty list of messages.", hint=LEAVE_OUT)
+    if type(value[0]) is tuple:
+        mapped = of_pairs(value, (*_ROLE_KEYS, *_LIST_KEYS, *_TEXT_KEYS))
+        if mapped is not value:
+            return text_or_turns(name, mapped)
     turns = tuple(_turn(name, item) for item in value)
     first = turns[0]
     is_blank = first.role == "system" and not first.content.strip() and not first.extra
@@ -227,6 +232,8 @@ def _turn(name: str, item: object) -> Turn:
     if looks_like_turns(item):
         item = parse_cell(name, item)
     if not isinstance(item, Mapping):
+        item = of_pairs(plain(item), _ROLE_KEYS)
+    if not isinstance(item, Mapping):
         raise _no_turn(name)
     role_key = _first(item, _ROLE_KEYS)
     role = item[role_key] if role_key else None
@@ -342,7 +349,7 @@ def _definitions(tools: object) -> list[object]:
     Raises:
         DataError: it holds something else.
     """
-    cell = parse_cell(TOOL_DEFINITIONS, plain(tools))
+    cell = listed_dicts(parse_cell(TOOL_DEFINITIONS, plain(tools)), ("name", "function"))
     if _is_nothing(cell):
         return []
     if isinstance(cell, Mapping) and not cell.keys().isdisjoint(("name", "function")):

@@ -666,6 +666,28 @@ def test_files_that_are_not_what_they_say(
     assert name in str(caught.value)
 
 
+def test_a_page_of_the_hubs_viewer_is_read(tmp_path: Path) -> None:
+    """https://datasets-server.huggingface.co/rows gives such an object."""
+    rows = [{"row_idx": n, "row": ROW, "truncated_cells": ["chosen"] * n} for n in range(2)]
+    page = {"features": [{"feature_idx": 0, "name": "prompt"}], "rows": rows, "partial": False}
+    for name, value in (("page.json", page), ("alone.json", {"rows": rows}), ("list.json", rows)):
+        (tmp_path / name).write_text(json.dumps(value))
+        read = list(read_preferences(tmp_path / name))
+        assert read[0].preference == PAIR
+        assert "has cut 'chosen'" in (read[1].error or "")
+
+
+@pytest.mark.parametrize("orient", ["columns", "index", "split"])
+def test_a_json_file_of_pandas_says_how_it_is_passed(orient: Any, tmp_path: Path) -> None:
+    pd.DataFrame([ROW] * 3).to_json(tmp_path / "rows.json", orient=orient)
+    with pytest.raises(DataError, match=r"pandas\.read_json"):
+        read_preferences(tmp_path / "rows.json")
+    assert (
+        preferences(read_preferences(pd.read_json(tmp_path / "rows.json", orient=orient)))
+        == [PAIR] * 3
+    )
+
+
 def test_missing_files_and_other_strings(tmp_path: Path) -> None:
     write_jsonl([ROW], tmp_path)
     with pytest.raises(InvalidArgumentError, match=r"not found.*'data\.jsonl'"):

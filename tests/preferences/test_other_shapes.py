@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from personainfer.data import read_preferences
@@ -241,6 +243,62 @@ def test_turns_as_a_dict_of_lists() -> None:
     assert read({"prompt": "q", "answers": answers}, pairs="all") == [PAIR]
 
 
+def mapped(value: Any) -> Any:
+    """Return a cell as Arrow gives it if its dicts have the type map, as Spark and DuckDB write them."""
+    if isinstance(value, list):
+        return [mapped(each) for each in value]
+    return list(value.items()) if isinstance(value, dict) else value
+
+
+def test_turns_and_texts_in_maps() -> None:
+    prompt, chosen, rejected = (mapped([turn]) for turn in (USER, say("a"), say("b")))
+    assert read({"prompt": prompt, "chosen": chosen, "rejected": rejected}) == [PAIR]
+    assert read({**EXPLICIT, "prompt": mapped({"full_text": "q", "id": "x"})}) == [PAIR]
+    (found,) = read({**EXPLICIT, "chat_history": mapped(EARLIER)})
+    assert turns_of(found) == [("user", "hello"), ("assistant", "hi"), ("user", "q")]
+    answers = mapped([{"text": "b", "rank": "2"}, {"text": "a", "rank": "1"}])
+    assert read({"prompt": "q", "answers": answers}, pairs="all") == [PAIR]
+
+
+def test_maps_in_a_parquet_file(tmp_path: Path) -> None:
+    turns = pa.list_(pa.map_(pa.string(), pa.string()))
+    cells = {side: pa.array([mapped([USER, say(text)])], turns) for side, text in (SIDES_AB)}
+    pq.write_table(pa.table(cells), tmp_path / "rows.parquet")
+    for data in (tmp_path / "rows.parquet", pd.read_parquet(tmp_path / "rows.parquet")):
+        (found,) = read_preferences(data)
+        assert found.preference == PAIR
+
+
+def test_pairs_of_texts_are_no_maps() -> None:
+    pairs = [("hello", "hi"), ("and", "so")]
+    (found,) = read({**EXPLICIT, "history": pairs})
+    assert [role for role, _ in turns_of(found)] == ["user", "assistant"] * 2 + ["user"]
+    for prompt in ([("hello", "hi")], [[("hello", "hi")]], [("role", "user"), ("role", "x")]):
+        (found, _) = read({**EXPLICIT, "prompt": prompt}, EXPLICIT)
+        assert "has a turn that is not" in str(found)
+
+
+def test_annotations_as_maps_and_as_a_dict_of_lists() -> None:
+    votes = [{"overall_pref": "A-is-clearly-better", "evaluator": "e"}] * 2
+    row = {"text": "q", "completion_a": "a", "completion_b": "b", "expert_worker_annotations": []}
+    lists = {key: [vote[key] for vote in votes] for key in votes[0]}
+    for cell in (votes, mapped(votes), lists):
+        assert read({**row, "normal_worker_annotations": cell}) == [PAIR]
+
+
+def test_definitions_of_tools_as_a_dict_of_lists() -> None:
+    tools: dict[str, list[Any]] = {
+        "type": ["function"] * 2,
+        "function": [TOOL, {"name": "other"}],
+    }
+    (found,) = read({**EXPLICIT, "tools": tools})
+    assert isinstance(found, Preference)
+    assert isinstance(found.prompt[0], Message)
+    assert found.prompt[0].extra == {
+        "tools": [{"type": "function", "function": each} for each in tools["function"]]
+    }
+
+
 def test_turns_that_were_written_as_json_twice() -> None:
     twice = {
         side: json.dumps(json.dumps([USER, say(text)]))
@@ -265,6 +323,7 @@ def test_a_text_that_begins_with_a_quotation_is_no_json(name: str, text: str) ->
 
 
 SIDES = ("chosen", "rejected")
+SIDES_AB = tuple(zip(SIDES, "ab", strict=True))
 ROUNDS = {"prompt": ["q"], "chosen": ["a"], "rejected": ["b"]}
 
 
@@ -373,3 +432,13 @@ def test_values_without_commas_are_counted_before_they_are_parsed() -> None:
 )
 def test_further_usual_names_of_the_two_sides(good: str, bad: str) -> None:
     assert read({"prompt": "q", good: "a", bad: "b"}) == [PAIR]
+
+
+@pytest.mark.parametrize("response", ["completion", "response"])
+def test_one_response_a_row_is_told_how_its_rows_can_be_compared(response: str) -> None:
+    """TRL's unpaired preferences (KTO), and marks of safety (BeaverTails)."""
+    rows = [{"prompt": "q", response: text, "is_good": text == "a"} for text in "ab"]
+    with pytest.raises(DataError, match='"score": "…"} and pairs="all"'):
+        read(*rows)
+    names = {"prompt": "prompt", "response": response, "score": "is_good"}
+    assert read(*rows, columns=names, pairs="all") == [PAIR]
