@@ -309,6 +309,7 @@ class ModelError(PersonaInferError):
         given_up: the run has stopped sending, so no retry in this run can help.
         rewritten: the request is to be sent again, and will be written in another form.
         unsent: the request was never sent, since UTF-8 cannot hold one of its texts.
+        completion: the reply, a `Completion`, of a `ReplyError`; None: nothing of it could be read.
         took: a `Completion` with the tokens that the call took although it failed; None: none are known.
     """
 
@@ -319,7 +320,8 @@ class ModelError(PersonaInferError):
     given_up = False
     rewritten = False
     unsent = False
-    took: Any = None  # records import this module
+    completion: Any = None  # no type: records import this module
+    took: Any = None
 
     def __init__(self, message: str, *, hint: str = "", **facts: Unpack[Facts]) -> None:
         super().__init__(message, hint=hint)
@@ -384,7 +386,6 @@ class ReplyError(ModelError):
     """The model replied, but not with what was asked for.
 
     Attributes:
-        completion: the reply, a `Completion`; None: nothing of it could be read.
         cut_off: the reply ends at `max_tokens`.
         is_whole: with `cut_off`: the reply begins with a complete JSON object.
         reasoned: the model wrote reasoning, with or without an answer after it.
@@ -392,7 +393,6 @@ class ReplyError(ModelError):
     """
 
     retryable = True
-    completion: Any = None  # a `Completion`, or None; records import this module
     cut_off = False
     is_whole = False
     reasoned = False
@@ -465,7 +465,7 @@ def reads(
                 problem = unreadable(what, error)
             if took is not None and isinstance(problem, ModelError) and problem.took is None:
                 with suppress(Exception):  # then nothing is known
-                    problem.took = getattr(problem, "completion", None) or took(*args, **kwargs)
+                    problem.took = problem.completion or took(*args, **kwargs)
             del args, kwargs
             raise problem
 

@@ -276,7 +276,8 @@ class BatchOutcome:
                 self._charged.add(key)
         error = answer.error
         # What was cut off behind a whole object may be the answer all the same.
-        if error is None or (self.schema is not None and getattr(error, "is_whole", False)):
+        is_whole = isinstance(error, ReplyError) and error.is_whole
+        if error is None or (is_whole and self.schema is not None):
             error = self._unreadable(reply)
         if error is not None:
             self.failed[key] = error

@@ -353,10 +353,10 @@ class Workers:
                 completion = await self._sender.send(job)
                 endpoint.took(job)
             except ModelError as error:
-                if getattr(error, "completion", None) is not None:
+                if error.completion is not None:
                     endpoint.refused_rows = 0
-                if job.form.schema is not None and getattr(error, "is_whole", False):
-                    completion = cast("ReplyError", error).completion  # cut off behind the answer
+                if isinstance(error, ReplyError) and error.is_whole and job.form.schema is not None:
+                    completion = error.completion  # cut off behind the answer
                     continue
                 if not (self._is_sent_again(error) or await endpoint.is_full(job, error, before)):
                     await endpoint.check_whose(job, error)
@@ -657,7 +657,7 @@ class _Endpoint:
         It has a form that the endpoint took before, if there is one.
         """
         refused = isinstance(error, RequestRejectedError | ReplyError) and not error.fatal
-        if not refused or getattr(error, "completion", None) or not self._refusals.refused(error):
+        if not refused or error.completion or not self._refusals.refused(error):
             return
         try:
             form = self._taken_form or job.form
@@ -665,9 +665,7 @@ class _Endpoint:
         except (RequestRejectedError, ReplyError) as found:
             if found.rewritten:
                 self._refusals.start_again(error)
-            elif getattr(found, "completion", None) is None and (
-                stop := self._refusals.stopped(error, found)
-            ):
+            elif found.completion is None and (stop := self._refusals.stopped(error, found)):
                 self.dead = stop
                 raise stop from None
         except ModelError:
@@ -745,7 +743,8 @@ class _Sender:
                 account.gate.leave()
         except BaseException as error:
             failure = error
-            used = getattr(error, "completion", None) or getattr(error, "took", None)
+            if isinstance(error, ModelError):
+                used = error.completion or error.took
             raise
         finally:
             if is_watched:
