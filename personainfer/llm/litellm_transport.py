@@ -99,7 +99,7 @@ class LiteLLMTransport(Transport):
         # Secrets of the last request, some found by litellm itself.
         self._carried: tuple[str, ...] = ()
         try:
-            self.name, self.provider, _, _ = self._look_up()
+            self._told = _Told(self._litellm, model)
         except self._litellm.BadRequestError:
             raise InvalidArgumentError(
                 f"model={model!r} names no provider that litellm knows.",
@@ -107,8 +107,9 @@ class LiteLLMTransport(Transport):
                 ' an OpenAI-compatible endpoint (api_base), or use "local".',
                 argument="model",
             ) from None
-        self._told_by = self._snapshot()
-        address = api_base or self._told_address()
+        self.name, self.provider = self._told.name, self._told.provider
+        self._told_by = self._told.snapshot()
+        address = api_base or self._told.address()
         self._addresses = tuple(map(Address, address.split()))
         shown = shown_address(address.rstrip("/"))
         self.endpoint = f"litellm:{self.provider}:{shown}"
@@ -116,7 +117,7 @@ class LiteLLMTransport(Transport):
         self.limits_thinking = self.provider in ("openai", "azure") and all(
             map(is_openai, self._addresses)
         )
-        self._places = [] if api_base else self._told_places()
+        self._places = [] if api_base else self._told.places()
         self.route = route_of(self._addresses, headers or {}, self._places)
         self._called = ""  # scheme, host and port of the first call without an `api_base=`
         # Whether the place is another one than where an LLM was made before.
@@ -128,26 +129,26 @@ class LiteLLMTransport(Transport):
                 argument="model",
             )
         self._instructor = InstructorClient(self._litellm)
+        self._find_abilities()
+
+    def _find_abilities(self) -> None:
+        """Find out what the model takes: now, and not later, as it is part of the key of a reply."""
+        litellm = self._litellm
         self._known_params: list[str] | None = None  # not known
         with guarded_http(largest=LARGEST_REPLY):  # litellm may ask a server what its model can do
-            # Found out now, and not learned later: it is part of the key of a reply.
-            with suppress(
-                Exception
-            ):  # of a provider that has no such list, litellm raises anything
-                self._known_params = self._litellm.get_supported_openai_params(
-                    self.name, self.provider
-                )
-            self._asks_by_tool_call = not self._litellm.supports_response_schema(model) and (
-                self._litellm.supports_function_calling(model)
+            with suppress(Exception):  # of a provider without such a list, litellm raises anything
+                self._known_params = litellm.get_supported_openai_params(self.name, self.provider)
+            self._asks_by_tool_call = not litellm.supports_response_schema(self.model) and (
+                litellm.supports_function_calling(self.model)
             )
         if self._asks_by_tool_call:
-            self.dialect = Dialect(model, FORMS.index("tools"))
+            self.dialect = Dialect(self.model, FORMS.index("tools"))
 
     @property
     def secrets(self) -> Secrets:
         """The keys, the added headers, what the addresses hide, and what the last request carried."""
         headers = self.options.get("extra_headers")
-        keys = (self.key, *_environment_texts(self.provider, "KEY|TOKEN|SECRET|PASSWORD"))
+        keys = (self.key, *self._told.texts("KEY|TOKEN|SECRET|PASSWORD"))
         addresses = (*self._addresses, *self._connections.proxies)
         texts = (*keys, *self._carried, *openai_headers().values())
         return Secrets(texts, headers=headers, addresses=addresses)
@@ -338,23 +339,10 @@ class LiteLLMTransport(Transport):
         if self.key or not text:
             return bool(text) and text == self.key
         of_the_environment = {
-            *_environment_texts(self.provider, "KEY|TOKEN"),
+            *self._told.texts("KEY|TOKEN"),
             os.environ.get("OPENAI_API_KEY"),
         }
-        return text in of_the_environment or text in self._keys_of_litellm()
-
-    def _keys_of_litellm(self) -> set[str]:
-        """Return the keys that the program gave to litellm, and the one that litellm finds for this model."""
-        told = vars(self._litellm).items()
-        keys = {text for name, text in told if name.endswith("_key") and isinstance(text, str)}
-        return {*keys, self._found()[0] or ""} - {""}
-
-    def _has_key_of_litellm(self) -> bool:
-        """Whether the program gave litellm a key for this provider or for all, or litellm finds one."""
-        told = vars(self._litellm).items()
-        names = {name for name, text in told if name.endswith("_key") and text}
-        of_this = (_is_variable_of(self.provider, "KEY", name) for name in names)
-        return "api_key" in names or any(of_this) or bool(self._found()[0])
+        return text in of_the_environment or text in self._told.given_keys()
 
     async def _deliver(self, sending: Sending, request: Any) -> Answer:
         """Send a request that litellm has written, by our own connections. Return the answer."""
@@ -454,66 +442,6 @@ class LiteLLMTransport(Transport):
     def _own(self) -> set[str]:
         return {handler["provider"] for handler in self._litellm.custom_provider_map}
 
-    def _look_up(self) -> tuple[str, str, str | None, str | None]:
-        """Return the name of the model, its provider, its key and its address, as litellm finds them now.
-
-        Raises:
-            BadRequestError: of litellm: it knows no such provider.
-            ModelError: it failed. To find some providers it signs in to them.
-        """
-        try:
-            with silent_libraries(), guarded_http(largest=LARGEST_REPLY):
-                name, provider, key, address = self._litellm.get_llm_provider(self.model)
-        except self._litellm.BadRequestError:
-            raise
-        except Exception as error:  # its words may hold a key
-            raise ModelError(
-                f"litellm could not find out where {self.model} is ({type(error).__name__}).",
-                hint="Give the address as api_base=, or see what litellm.get_llm_provider says.",
-                fatal=True,
-            ) from None
-        return name, provider, key, address
-
-    def _found(self) -> tuple[str | None, str | None]:
-        """Return the key and the address that litellm finds now; None: it finds none."""
-        try:
-            _, _, key, address = self._look_up()
-        except self._litellm.BadRequestError:  # litellm knew the provider when this was made
-            return None, None
-        return key, address
-
-    def _snapshot(self) -> int:
-        """Return a number that changes with what tells litellm an address. A look-up would take longer."""
-        program = self._litellm
-        told = program.api_base, program.vertex_location, program.vertex_project
-        return hash((told, frozenset(os.environ.items())))
-
-    def _told_address(self) -> str:
-        """Return where litellm would call now without an `api_base=`, by OPENAI_BASE_URL, OLLAMA_API_BASE, …
-
-        Returns:
-            The addresses that the environment or the program tells, sorted, with a space between them;
-            litellm finds some only when it calls them. "": there is none.
-        """
-        _, found = self._found()
-        told = _environment_texts(self.provider, "BASE|URL|ENDPOINT", of_keys=False)
-        if found and found in os.environ.values():  # else it is an address of litellm's own
-            told.add(found)
-        return " ".join(sorted(filter(None, {*told, self._litellm.api_base})))
-
-    def _told_places(self) -> list[tuple[str, str]]:
-        """Return what else decides where litellm calls now: regions, accounts and projects, by variable."""
-        told = {
-            name: text
-            for name, text in os.environ.items()
-            if text and _is_variable_of(self.provider, _PLACES, name, of_keys=False)
-            if not name.startswith(("OPENAI_", "WANDB_"))  # theirs is a header, or one of a log
-        }
-        if self.provider.startswith("vertex"):
-            told["location"] = self._litellm.vertex_location or ""
-            told["project"] = self._litellm.vertex_project or ""
-        return sorted((name, text) for name, text in told.items() if text)
-
     def check_address(self) -> None:
         """Raise if litellm would now call another model or address than that under which replies are stored.
 
@@ -534,10 +462,10 @@ class LiteLLMTransport(Transport):
         if self.options["api_base"] is not None:
             self._check_global()
             return
-        told_by = self._snapshot()
+        told_by = self._told.snapshot()
         if told_by == self._told_by and not self._has_moved:
             return
-        told = self._told_address().split(), self._told_places()
+        told = self._told.address().split(), self._told.places()
         if self._has_moved or told != (list(self._addresses), self._places):
             raise self.moved()
         self._told_by = told_by
@@ -582,17 +510,17 @@ class LiteLLMTransport(Transport):
 
         It is known to be missing if one environment variable is all that litellm lacks.
         """
-        if not (self.key or all(map(can_be_sent, _environment_texts(self.provider, "APIKEY")))):
+        if not (self.key or all(map(can_be_sent, self._told.texts("APIKEY")))):
             raise AuthenticationError(
                 f"the environment's key for {self.provider} cannot be sent: it has a line break, a space or a"
                 " letter that is not ASCII.",
                 hint="Set the variable to the key alone, or give another key.",
             )
-        if self.key or _environment_texts(self.provider, "KEY|TOKEN"):
+        if self.key or self._told.texts("KEY|TOKEN"):
             return
         missing = self._litellm.validate_environment(self.model)["missing_keys"]
         is_one = len(missing) == 1 and missing[0].endswith("_API_KEY")
-        if is_one and not self._has_key_of_litellm():
+        if is_one and not self._told.has_key():
             raise AuthenticationError(
                 f"no key for {self.model}: {missing[0]} is not set.",
                 hint=f'Set {missing[0]}, give a key (api_key), or try the model "local", which needs none.',
@@ -718,21 +646,108 @@ _OTHER_STARTS_OF_KEYS = {
 }
 
 
-def _environment_texts(provider: str, kinds: str, *, of_keys: bool = True) -> set[str]:
-    """Return the values of a provider's environment variables whose names end in one of `kinds`.
-
-    The variables of ollama_chat are those of ollama.
+class _Told:
+    """What tells litellm where to call a model, and with which key: the environment, and the program.
 
     Args:
-        provider: as litellm names it.
-        kinds: such as "KEY|TOKEN".
-        of_keys: whether these are kinds of keys.
+        litellm: the library.
+        model: the name of the model.
+
+    Attributes:
+        name, provider: of the model, as litellm knows them.
+
+    Raises:
+        BadRequestError: of litellm: it knows no such provider.
+        ModelError: it failed. To find some providers it signs in to them.
     """
-    return {
-        text
-        for key, text in os.environ.items()
-        if text and _is_variable_of(provider, kinds, key, of_keys=of_keys)
-    }
+
+    def __init__(self, litellm: Any, model: str) -> None:
+        self._litellm = litellm
+        self._model = model
+        self.name, self.provider, _, _ = self._look_up()
+
+    def texts(self, kinds: str, *, of_keys: bool = True) -> set[str]:
+        """Return the values of the provider's environment variables whose names end in one of `kinds`.
+
+        The variables of ollama_chat are those of ollama.
+
+        Args:
+            kinds: such as "KEY|TOKEN".
+            of_keys: whether these are kinds of keys.
+        """
+        return {
+            text
+            for key, text in os.environ.items()
+            if text and _is_variable_of(self.provider, kinds, key, of_keys=of_keys)
+        }
+
+    def _look_up(self) -> tuple[str, str, str | None, str | None]:
+        """Return the name of the model, its provider, its key and its address, as litellm finds them now."""
+        try:
+            with silent_libraries(), guarded_http(largest=LARGEST_REPLY):
+                name, provider, key, address = self._litellm.get_llm_provider(self._model)
+        except self._litellm.BadRequestError:
+            raise
+        except Exception as error:  # its words may hold a key
+            raise ModelError(
+                f"litellm could not find out where {self._model} is ({type(error).__name__}).",
+                hint="Give the address as api_base=, or see what litellm.get_llm_provider says.",
+                fatal=True,
+            ) from None
+        return name, provider, key, address
+
+    def found(self) -> tuple[str | None, str | None]:
+        """Return the key and the address that litellm finds now; None: it finds none."""
+        try:
+            _, _, key, address = self._look_up()
+        except self._litellm.BadRequestError:  # litellm knew the provider when this was made
+            return None, None
+        return key, address
+
+    def snapshot(self) -> int:
+        """Return a number that changes with what tells litellm an address. A look-up would take longer."""
+        program = self._litellm
+        told = program.api_base, program.vertex_location, program.vertex_project
+        return hash((told, frozenset(os.environ.items())))
+
+    def address(self) -> str:
+        """Return where litellm would call now without an `api_base=`, by OPENAI_BASE_URL, OLLAMA_API_BASE, …
+
+        Returns:
+            The addresses that the environment or the program tells, sorted, with a space between them;
+            litellm finds some only when it calls them. "": there is none.
+        """
+        _, found = self.found()
+        told = self.texts("BASE|URL|ENDPOINT", of_keys=False)
+        if found and found in os.environ.values():  # else it is an address of litellm's own
+            told.add(found)
+        return " ".join(sorted(filter(None, {*told, self._litellm.api_base})))
+
+    def places(self) -> list[tuple[str, str]]:
+        """Return what else decides where litellm calls now: regions, accounts and projects, by variable."""
+        told = {
+            name: text
+            for name, text in os.environ.items()
+            if text and _is_variable_of(self.provider, _PLACES, name, of_keys=False)
+            if not name.startswith(("OPENAI_", "WANDB_"))  # theirs is a header, or one of a log
+        }
+        if self.provider.startswith("vertex"):
+            told["location"] = self._litellm.vertex_location or ""
+            told["project"] = self._litellm.vertex_project or ""
+        return sorted((name, text) for name, text in told.items() if text)
+
+    def given_keys(self) -> set[str]:
+        """Return the keys that the program gave to litellm, and the one that litellm finds for this model."""
+        told = vars(self._litellm).items()
+        keys = {text for name, text in told if name.endswith("_key") and isinstance(text, str)}
+        return {*keys, self.found()[0] or ""} - {""}
+
+    def has_key(self) -> bool:
+        """Whether the program gave litellm a key for this provider or for all, or litellm finds one."""
+        told = vars(self._litellm).items()
+        names = {name for name, text in told if name.endswith("_key") and text}
+        of_this = (_is_variable_of(self.provider, "KEY", name) for name in names)
+        return "api_key" in names or any(of_this) or bool(self.found()[0])
 
 
 @lru_cache(maxsize=4096)  # each call of a model asks for its keys
