@@ -103,10 +103,18 @@ _MOST_TOKENS = 2**31
 CUT_OFF = {"length", "max_tokens", "max_length", "model_length", "token_limit", "max_output_tokens"}
 _FILTERED = re.compile(
     r"filter|safety|prohibited|blocklist|blocked|spii|recitation|sensitive|^language$|guardrail|refusal"
-    r"|moderat"
+    r"|moderat|toxic"
 )
 # The server gave up in the middle: DeepSeek, OpenRouter, vLLM and SGLang.
-_BROKEN_OFF = {"insufficient_system_resource", "error", "abort", "aborted", "timeout", "cancelled"}
+_BROKEN_OFF = {
+    "insufficient_system_resource",
+    "error",
+    "abort",
+    "aborted",
+    "timeout",
+    "time_limit",
+    "cancelled",
+}
 
 
 def read_completion(reply: Mapping[str, Any], secrets: Secrets) -> Completion:

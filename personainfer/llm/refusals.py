@@ -116,9 +116,16 @@ RULES = (
         (400, 429, 503),
         r"too many tokens.{0,3} please wait|tokens per (minute|day|hour) limit exceeded"
         r"|too many tokens for team"
-        # Anthropic: it names the limit of input tokens, and then advises shorter prompts.
-        r"|(?=.*(rate_limit_error|exceed .{0,60}rate limit))(?!.*too (large|long))"
         r"|(?=.*too many (input )?tokens.{0,40}per.?(min|day|hour))(?!.*too (large|long))",
+        RateLimitError,
+        "the endpoint refused, for too many tokens",
+    ),
+    Rule(  # Anthropic advises shorter prompts, too
+        "rate, in tokens, by its status",
+        "moment",
+        (429,),
+        r"\A(?=.*tokens)(?=.*(\brate.?limit|quota|per.?(minute|hour|day)))"
+        r"(?!.*(too (large|long)|context.?(length|window)|maximum (context|prompt)))",
         RateLimitError,
         "the endpoint refused, for too many tokens",
     ),

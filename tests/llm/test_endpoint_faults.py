@@ -391,6 +391,15 @@ CASES: dict[str, tuple[int, Any, type[ModelError], str]] = {
         RateLimitError,
         "moment",
     ),
+    "Databricks: input tokens a minute": (
+        429,
+        {
+            "error_code": "REQUEST_LIMIT_EXCEEDED",
+            "message": "REQUEST_LIMIT_EXCEEDED: Exceeded workspace input tokens per minute rate limit for x.",
+        },
+        RateLimitError,
+        "moment",
+    ),
     "Gemini: the free tier has nothing of this model": (
         429,
         {
@@ -1217,6 +1226,7 @@ def test_a_reply_that_needs_a_little_more_gets_it() -> None:
 
 
 QUOTED = [
+    "rate_limit_error",
     "insufficient_quota",
     'what does "invalid api key" mean?',
     "the model does not exist",
