@@ -78,7 +78,7 @@ RULES = (
         "run",
         _ANY,
         r"insufficient_(user_)?quota|billing_hard_limit|insufficient.{0,9}(balance|credit|fund)"
-        r"|credit balance is too low|(no|more|out of) credits|exceeded_current_quota|arrear"
+        r"|credit balance is too low|(no|more|out of) credits(?! were)|exceeded_current_quota|arrear"
         r"|account.{0,20}(not active|suspended|deactivated)|(spend|spending|monthly) limit"
         r"|budget has been exceeded\W+current|budget_exceeded|exceeded(token| )?budget"
         r"|credits are (depleted|exhausted)|specified api usage limits"

@@ -514,24 +514,37 @@ class _Endpoint:
         form = self._transport.dialect.version
         self._unread = self._unread + 1 if form == self._unread_form else 1
         self._unread_form = form
-        if self._was_read or self.dead is not None or self._unread < 2 * self._many:
+        if not self._may_be_hopeless(error):
             return
         async with self._one_asks:
-            if self._was_read or self.dead is not None or self._unread < 2 * self._many:
+            if not self._may_be_hopeless(error):
                 return  # found out meanwhile
             if await self._is_short_reply_useless(job):
+                hint = "Name a model that follows instructions and writes JSON."
+                if error.completion is None:
+                    hint = "See what the endpoint answers, and call again."
                 self.dead = ReplyError(
                     f"not sent, since {self._unread} requests in a row had no reply that can be used:"
                     f" {error.message}",
-                    hint=error.hint or "Name a model that follows instructions and writes JSON.",
+                    hint=error.hint or hint,
                 )
                 log.warning("%d replies in a row were useless: no more are sent", self._unread)
             else:
                 self._unread = self._many
 
+    def _may_be_hopeless(self, error: ReplyError) -> bool:
+        """Return whether a short request should tell if any reply can be used. A login page is no reply."""
+        is_new = not self._was_read or error.completion is None
+        return is_new and self.dead is None and self._unread >= 2 * self._many
+
     async def _is_short_reply_useless(self, job: Job) -> bool:
-        """Return whether a short request in the form of this one has a reply, and a useless one."""
+        """Return whether a short request in the form of this one has a reply, and a useless one.
+
+        Where others could be used, only what is no reply of a model counts as useless.
+        """
         answer = await self._short_answer(job)
+        if self._was_read:
+            return isinstance(answer, ReplyError) and answer.completion is None
         try:
             if isinstance(answer, Completion):
                 job.form.read(answer.text)

@@ -112,6 +112,12 @@ CASES: dict[str, tuple[int, Any, type[ModelError], str]] = {
         RequestRejectedError,
         "row",
     ),
+    "OpenRouter: moderation that was free": (
+        403,
+        openai_error("Your input was flagged. No credits were charged.", code=403),
+        RequestRejectedError,
+        "row",
+    ),
     "Azure: content filter": (
         400,
         openai_error(
@@ -1545,6 +1551,21 @@ def test_rows_to_which_no_reply_is_useful_cost_no_other_row(is_short_read: bool)
         table = infer(server, 120)
         assert server.calls < 120 + 28 * 4 + 10
     assert table.failed_places() == list(range(10 * (not is_short_read), 90))
+
+
+@pytest.mark.heavy
+@each_way
+def test_what_answers_with_a_web_page_from_some_row_on_is_asked_few_times() -> None:
+    rows, page = iter(range(500)), Fault("status", 200, body=b"<html>Please log in</html>")
+
+    def reply(body: dict[str, Any]) -> Any:
+        return GOOD if next(rows) < 30 else page
+
+    with FakeLLM(reply) as server:
+        table = infer(server, 300)
+        assert server.calls < 30 + 28 * 5 + 20 + 10
+    assert table.failed_places() == list(range(30, 300))
+    assert "web page" in str(table[299].error)
 
 
 @pytest.mark.heavy
