@@ -35,7 +35,7 @@ from personainfer.data import read_preferences  # noqa: E402
 from personainfer.llm.requests import cached_reply  # noqa: E402
 from personainfer.local.cache import ReplyCache  # noqa: E402
 from personainfer.personas.flags import flags_in_text, pair_text  # noqa: E402
-from personainfer.personas.prompts import PersonaPrompt  # noqa: E402
+from personainfer.personas.prompts import PersonaPrompt, chosen_is_first  # noqa: E402
 from personainfer.personas.requests import Plan  # noqa: E402
 
 T = TypeVar("T")
@@ -82,7 +82,9 @@ def _stages(clock: Clock, data: list[dict[str, str]], llm: pi.LLM, cache: ReplyC
     plan = Plan(prompt, ("chosen", "rejected"))
     source = clock.time("read the pair", lambda: list(read_preferences(data)))
     known = [row.preference for row in source if row.preference is not None]
-    requests = clock.time("the message", lambda: [plan.requests(pair)[0] for pair in known])
+    orders = clock.time("their order", lambda: [chosen_is_first(pair) for pair in known])
+    ordered = list(zip(known, orders, strict=True))
+    requests = clock.time("the message", lambda: [plan.requests(*one)[0] for one in ordered])
     jobs = clock.time("its key", lambda: [llm.job(request) for request in requests])
     groups = [[job.key for job in jobs[at : at + 64]] for at in range(0, len(jobs), 64)]
     found = clock.time("look it up", lambda: [cache.get_many(group) for group in groups])

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Protocol, Self, TypeAlias, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -33,38 +33,17 @@ def _json(value: object) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-# The names of the fields of each record class: pydantic takes long to look up an attribute of a class.
-_field_names: dict[type[Record], set[str]] = {}
-
-
 class Record(BaseModel):
     """A frozen record. Its constructor raises pydantic's `ValidationError` for bad or unknown fields."""
 
     # A score may be minus infinity, which has to come back from a file of JSON.
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="constants")
 
-    @classmethod
-    def unchecked(cls, values: dict[str, Any]) -> Self:
-        """Make a record of values that are known to be valid, without validation.
 
-        Validation would take a fifth of the time of a row that comes from the cache. All records of a class
-        share one set of field names, since a set for each would cost the garbage collector as much.
+R = TypeVar("R", bound=Record)
 
-        Args:
-            values: a value for each field, also for those with defaults. The record keeps this dict itself.
-        """
-        try:
-            names = _field_names[cls]
-        except KeyError:
-            names = _field_names[cls] = set(cls.model_fields)
-        record = object.__new__(cls)
-        _set_values(record, values)
-        _set_names(record, names)
-        _set_extra(record, None)
-        _set_private(record, None)
-        return record
-
-
+# The names of the fields of each record class: pydantic takes long to look up an attribute of a class.
+_field_names: dict[type[Record], set[str]] = {}
 # What a pydantic model holds, by its slots: as `model_construct` sets it, without looking the slots up.
 _set_values, _set_names, _set_extra, _set_private = (
     vars(BaseModel)[slot].__set__
@@ -75,6 +54,28 @@ _set_values, _set_names, _set_extra, _set_private = (
         "__pydantic_private__",
     )
 )
+
+
+def unchecked(kind: type[R], values: dict[str, Any]) -> R:
+    """Make a record of values that are known to be valid, without validation.
+
+    Validation would take a fifth of the time of a row that comes from the cache. All records of a class share
+    one set of field names, since a set for each would cost the garbage collector as much.
+
+    Args:
+        kind: the class of the record.
+        values: a value for each field, also for those with defaults. The record keeps this dict itself.
+    """
+    try:
+        names = _field_names[kind]
+    except KeyError:
+        names = _field_names[kind] = set(kind.model_fields)
+    record = object.__new__(kind)
+    _set_values(record, values)
+    _set_names(record, names)
+    _set_extra(record, None)
+    _set_private(record, None)
+    return record
 
 
 class Message(Record):
@@ -132,7 +133,7 @@ class Preference(Record):
     def swapped(self) -> Preference:
         """The same pair as seen by someone who prefers the rejected response."""
         sides = {"chosen": self.rejected, "rejected": self.chosen}
-        return self.unchecked({**self.__dict__, **sides})
+        return unchecked(type(self), {**self.__dict__, **sides})
 
 
 # Every match of the patterns below begins with one of these words; the patterns are only tried on such texts.
@@ -252,14 +253,15 @@ class Persona(Record):
     @classmethod
     def of_phrases(cls, evidence: str, trait: str, preference: str) -> Persona:
         """Make a persona of these texts, as the constructor does, in less time and without its check."""
-        return cls.unchecked(
+        return unchecked(
+            cls,
             {
                 "evidence": evidence,
                 "trait": _phrase(trait, _BEFORE_TRAIT),
                 "preference": _phrase(preference, _BEFORE_PREFERENCE),
                 "flags": (),
                 "sentence": None,
-            }
+            },
         )
 
     @classmethod
@@ -481,6 +483,41 @@ class PersonaRow:
             for side, persona, candidates in sides
             if persona is None and any(one.score is not None for one in candidates)
         )
+
+
+(
+    _set_index,
+    _set_preference,
+    _set_chosen,
+    _set_rejected,
+    _set_error,
+    _set_chosen_candidates,
+    _set_rejected_candidates,
+    _set_columns,
+) = (vars(PersonaRow)[name].__set__ for name in PersonaRow.__slots__)
+
+
+def unchecked_row(
+    index: int,
+    preference: Preference | None,
+    chosen: Persona | None,
+    rejected: Persona | None,
+    error: str | None,
+    chosen_candidates: tuple[Candidate, ...],
+    rejected_candidates: tuple[Candidate, ...],
+    columns: Mapping[str, Any],
+) -> PersonaRow:
+    """Make a row of values that are known to be valid, in less than half of the time of the constructor."""
+    row = object.__new__(PersonaRow)
+    _set_index(row, index)
+    _set_preference(row, preference)
+    _set_chosen(row, chosen)
+    _set_rejected(row, rejected)
+    _set_error(row, error)
+    _set_chosen_candidates(row, chosen_candidates)
+    _set_rejected_candidates(row, rejected_candidates)
+    _set_columns(row, columns)
+    return row
 
 
 class Exemplar(Record):

@@ -14,7 +14,18 @@ from pydantic import BaseModel, ValidationError
 
 import personainfer as pi
 from personainfer.exceptions import InvalidArgumentError
-from personainfer.records import Candidate, Exemplar, Message, Person, Persona, Preference, Usage
+from personainfer.records import (
+    Candidate,
+    Exemplar,
+    Message,
+    Person,
+    Persona,
+    Preference,
+    Record,
+    Usage,
+    unchecked,
+    unchecked_row,
+)
 
 PERSONS: tuple[Person, ...] = get_args(Person)
 
@@ -61,6 +72,25 @@ def test_a_field_that_is_not_known_is_refused(record: BaseModel) -> None:
 def test_a_record_survives_pickle_and_json(record: BaseModel) -> None:
     assert pickle.loads(pickle.dumps(record)) == record
     assert type(record).model_validate_json(record.model_dump_json()) == record
+
+
+@records
+def test_a_record_that_is_made_unchecked_is_the_same_record(record: Record) -> None:
+    made = unchecked(type(record), dict(record))
+    assert made == record
+    assert repr(made) == repr(record)
+    assert pickle.loads(pickle.dumps(made)) == record
+
+
+def test_a_row_that_is_made_unchecked_is_the_same_row() -> None:
+    other = PERSONA.model_copy(update={"trait": "calm"})
+    one, two = (Candidate(PERSONA, 0.5),), (Candidate(other),)
+    row = pi.PersonaRow(3, PAIR, PERSONA, other, "no reply", one, two, {"id": 7})
+    made = unchecked_row(3, PAIR, PERSONA, other, "no reply", one, two, {"id": 7})
+    assert made == row
+    assert repr(made) == repr(row)
+    assert pickle.loads(pickle.dumps(made)) == row
+    assert list(pi.PersonaTable([row])) == [row]
 
 
 @records

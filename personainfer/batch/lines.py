@@ -61,7 +61,7 @@ def wired_rows(
     source: PreferenceSource, plan: Plan, llm: LLM
 ) -> Iterator[tuple[SourceRow, list[WireRequest]]]:
     """Yield each row with its requests as `llm.run` would send them, each with its cached reply."""
-    for row, requests in plan.asked(checked(source)):
+    for (row, _), requests in plan.asked(checked(source)):
         jobs = [llm.job(request) for request in requests]
         stored = stored_texts(jobs, llm.cache)
         yield row, [WireRequest(job.key, job.body, stored.get(job.key)) for job in jobs]

@@ -11,7 +11,6 @@ from typing import IO
 
 from pydantic import BaseModel
 
-from ..data.source_rows import SourceRow
 from ..exceptions import ModelError, ReplyError
 from ..llm.client import LLM
 from ..llm.pricing import Tally, cost_is_unknown
@@ -21,6 +20,7 @@ from ..llm.transports import Transport
 from ..local.cache import ReplyCache
 from ..local.database_checks import BUSY_TIMEOUT
 from ..personas.infer import checked
+from ..personas.requests import AskedRow
 from ..records import Completion
 from .job_folder import PersonaBatch
 from .lines import Answer, read_answers
@@ -164,7 +164,7 @@ def _form(batch: PersonaBatch, llm: LLM) -> Form:
     return Form(llm.transport, Request([], batch.plan().prompt.schema), {})
 
 
-def run_without_calls(batch: PersonaBatch, llm: LLM, outcome: BatchOutcome) -> Run[SourceRow]:
+def run_without_calls(batch: PersonaBatch, llm: LLM, outcome: BatchOutcome) -> Run[AskedRow]:
     """Return a run over the rows of a batch that calls no model.
 
     A request whose reply is not in the LLM's cache gets the error in `outcome.failed`, or, if there is none,

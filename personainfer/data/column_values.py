@@ -76,7 +76,7 @@ def holds_too_deep(values: Sequence[object]) -> bool:
 
 def are_flat(values: Iterable[object]) -> bool:
     """Whether all values are Python's numbers, texts or None, which hold no other values."""
-    return set(map(type, values)) <= _FLAT
+    return _FLAT.issuperset(map(type, values))
 
 
 def has_other_keys(values: Sequence[object]) -> bool | None:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any, Final, NamedTuple
 
 from ..exceptions import (
@@ -120,8 +120,6 @@ def too_deep(columns: Mapping[str, Any]) -> SourceRow | None:
     Returns:
         The row without such values; None if it has none.
     """
-    if are_flat(columns.values()):
-        return None
     deep = [name for name, value in columns.items() if holds_too_deep([value])]
     if not deep:
         return None
@@ -155,7 +153,7 @@ def several_rows(schema: Schema, rows: Iterable[Valued]) -> Iterator[SourceRow]:
     schema.counts.clear()
     if schema.kind != "group":
         for values, columns in rows:
-            if (deep := too_deep(columns)) is not None:
+            if not are_flat(columns.values()) and (deep := too_deep(columns)) is not None:
                 yield deep
                 continue
             yield from _read_several(partial(read_all, schema, values), columns, schema)
@@ -516,7 +514,7 @@ def _values(schema: Schema, item: Mapping[str, object]) -> Sequence[object]:
         if (place := schema.place_of_user) is not None:
             values[place] = _csv_user(values[place])
         return values
-    values = without_na([item.get(name, ABSENT) for name in schema.columns.values()])
+    values = without_na(list(map(item.get, schema.columns.values(), repeat(ABSENT))))
     return schema.filled(values, item.get) if schema.others else values
 
 
@@ -530,7 +528,7 @@ def _csv_user(value: object) -> object:
 
 def _named_row(schema: Schema | None, item: Mapping[str, Any], problem: str = "") -> SourceRow:
     columns = dict(item)
-    if (deep := too_deep(columns)) is not None:
+    if not are_flat(columns.values()) and (deep := too_deep(columns)) is not None:
         return deep
     if schema is None:
         return SourceRow(None, problem, columns)

@@ -8,12 +8,19 @@ from __future__ import annotations
 import operator
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 from ..arguments import WholeNumber, check_argument, is_place
 from ..exceptions import InvalidArgumentError
 from ..preferences.cells import is_null
-from ..records import Candidate, Persona, PersonaRow, Preference, Record
+from ..records import (
+    Candidate,
+    Persona,
+    PersonaRow,
+    Preference,
+    unchecked,
+    unchecked_row,
+)
 from .arrow_columns import (
     NOT_OF_VALUES,
     conversion_errors,
@@ -24,8 +31,6 @@ from .arrow_columns import (
 from .own_columns import OwnColumns, index_columns, level_columns, pandas_of, picked_rows
 from .table_display import persona_columns
 from .table_reader import StoredColumns
-
-R = TypeVar("R", bound=Record)
 
 
 class MemoryRows(Sequence[PersonaRow]):
@@ -55,10 +60,12 @@ class MemoryRows(Sequence[PersonaRow]):
             if row.chosen_candidates or row.rejected_candidates:
                 candidates = (row.chosen_candidates, row.rejected_candidates)
                 self._candidates[len(self)] = candidates
+            pair, one, other = row.preference, row.chosen, row.rejected
             self._indexes.append(row.index)
-            self._preferences.append(_values(row.preference, Preference))
-            self._chosen.append(_values(row.chosen, Persona))
-            self._rejected.append(_values(row.rejected, Persona))
+            # A record of a subclass is kept as it is.
+            self._preferences.append(pair.__dict__ if type(pair) is Preference else pair)
+            self._chosen.append(one.__dict__ if type(one) is Persona else one)
+            self._rejected.append(other.__dict__ if type(other) is Persona else other)
             self._errors.append(row.error)
             self._columns.append(row.columns)
 
@@ -73,13 +80,16 @@ class MemoryRows(Sequence[PersonaRow]):
         return map(self._row, range(len(self)))
 
     def _row(self, place: int) -> PersonaRow:
-        return PersonaRow(
+        pair, one, other = self._preferences[place], self._chosen[place], self._rejected[place]
+        candidates, other_candidates = self._candidates.get(place, _NO_CANDIDATES)
+        return unchecked_row(  # all of it was in a row before
             self._indexes[place],
-            _record(self._preferences[place], Preference),
-            _record(self._chosen[place], Persona),
-            _record(self._rejected[place], Persona),
+            unchecked(Preference, pair) if type(pair) is dict else pair,
+            unchecked(Persona, one) if type(one) is dict else one,
+            unchecked(Persona, other) if type(other) is dict else other,
             self._errors[place],
-            *self._candidates.get(place, _NO_CANDIDATES),
+            candidates,
+            other_candidates,
             self._columns[place],
         )
 
@@ -113,15 +123,6 @@ class MemoryRows(Sequence[PersonaRow]):
 
 
 _NO_CANDIDATES: tuple[tuple[()], tuple[()]] = ((), ())
-
-
-def _values(record: R | None, kind: type[R]) -> Any:
-    """Return the dict of a record's values; a record of a subclass, and None, as it is."""
-    return record.__dict__ if type(record) is kind else record
-
-
-def _record(values: Any, kind: type[R]) -> Any:
-    return kind.unchecked(values) if type(values) is dict else values
 
 
 def at_places(original: Any, places: Sequence[int]) -> Any:

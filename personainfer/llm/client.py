@@ -286,7 +286,7 @@ class LLM:
         self.cache: ReplyCache | None = None
         if chosen["cache"]:
             self.cache = ReplyCache(self._options["cache_dir"] or default_cache_dir())
-        self._forms: dict[tuple[Any, ...], Form] = {}
+        self._forms: dict[tuple[int, tuple[Any, ...]], Form] = {}
         self._counting = threading.Lock()
         renew_in_forks(self)
 
@@ -500,10 +500,7 @@ class LLM:
 
         A request that cannot be encoded has an error as its reply: it costs its item and no other.
         """
-        return (
-            (item, [self._job_or_error(request) for request in requests])
-            for item, requests in items
-        )
+        return ((item, list(map(self._job_or_error, requests))) for item, requests in items)
 
     def _job_or_error(self, request: Request) -> Job:
         form = self._form(request)
@@ -527,8 +524,8 @@ class LLM:
 
     def _form(self, request: Request) -> Form:
         # By identity: hashing the messages of the prefix for every row would cost more than the rest.
-        told = (request.schema, request.sample, request.logprobs, request.doubt)
-        name = (id(request.prefix), *told)
+        told = request.schema, request.sample, request.logprobs, request.doubt
+        name = id(request.prefix), told
         form = self._forms.get(name)
         if form is None or form.prefix is not request.prefix:
             fields = {**self._sampling, **(self._options["extra_body"] or {})}

@@ -454,7 +454,7 @@ def _fitting(fields: Any, content: str, schema: type[BaseModel]) -> BaseModel:
 
 def _is_said(value: BaseModel) -> bool:
     """Return whether the model set any field of a record: all of them may have their defaults."""
-    return bool(value.model_fields_set) or not type(value).model_fields
+    return bool(value.__pydantic_fields_set__) or not type(value).model_fields
 
 
 @_reads_text

@@ -623,7 +623,7 @@ class Run(Generic[T]):
         """Yield the items at the head of the window whose replies have all come."""
         while self._window:
             item, jobs = self._window[0]
-            replies = [reply for job in jobs if (reply := self._reply(job)) is not None]
+            replies = list(filter(None, map(self._reply, jobs)))
             if len(replies) < len(jobs):
                 self._read_ahead()
                 break

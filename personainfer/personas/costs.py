@@ -87,7 +87,7 @@ def first_body(llm: LLM, rows: Iterable[SourceRow], plan: Plan) -> dict[str, Any
         DataError: no row has a pair, or there are no rows.
     """
     problem = "there are no rows."
-    for row, requests in plan.asked(rows):
+    for (row, _), requests in plan.asked(rows):
         if requests:
             body: dict[str, Any] = json.loads(llm.job(requests[0]).body)
             return body

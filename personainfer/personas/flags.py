@@ -16,7 +16,7 @@ Flags come from word lists and patterns, so they depend on the wording, not on t
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from functools import cache
 from typing import Final
 from unicodedata import category
@@ -213,7 +213,9 @@ def flags_in_text(
     Returns:
         The flags of each persona, as `find_flags` returns them.
     """
-    phrases = [phrase for persona in personas for phrase in persona.phrases]
+    phrases: list[str] = []
+    for persona in personas:
+        phrases += persona.phrases
     said = " ".join(phrases)
     words = _words(said)
     if (
@@ -221,7 +223,7 @@ def flags_in_text(
         and "'" not in said
         and _telling_words().isdisjoint(words)
         and exemplar_phrases.isdisjoint(phrases)
-        and not any(map(_is_ungrammatical, phrases))
+        and not _is_any_ungrammatical(phrases)
         and not _may_copy(words, text)
     ):
         return [()] * len(personas)
@@ -243,7 +245,7 @@ def _flags(persona: Persona, text: str, exemplar_phrases: Set[str]) -> tuple[str
     if not exemplar_phrases.isdisjoint(phrases):
         found.append("copies_exemplar")
     composed = persona.sentence is None or persona.trait  # else it brings a sentence of its own
-    if composed and any(map(_is_ungrammatical, phrases)):
+    if composed and _is_any_ungrammatical(phrases):
         found.append("ungrammatical")
     return tuple(sorted(found, key=FLAGS.index))
 
@@ -253,8 +255,11 @@ def want_the_same(personas: Sequence[Persona]) -> bool:
 
     Case does not matter. Of a persona without a preference, the whole sentence is compared.
     """
-    wanted = [(one.preference or str(one)).strip().lower() for one in personas]
-    return len(wanted) == 2 and wanted[0] == wanted[1]
+    if len(personas) != 2:
+        return False
+    one, other = personas
+    wanted, other_wanted = one.preference or str(one), other.preference or str(other)
+    return wanted.strip().lower() == other_wanted.strip().lower()
 
 
 def pair_text(preference: Preference) -> str:
@@ -335,7 +340,10 @@ def _has_name(phrase: str) -> bool:
     )
 
 
-def _is_ungrammatical(phrase: str) -> bool:
-    """Whether a phrase is empty, stops in the middle, or begins with a verb that the sentence has already."""
-    last = phrase[phrase.rfind(" ") + 1 :]
-    return not phrase or last in _OPEN_ENDS or phrase.partition(" ")[0] in _VERBS
+def _is_any_ungrammatical(phrases: Iterable[str]) -> bool:
+    """Whether one is empty, stops in the middle, or begins with a verb that the sentence has already."""
+    for phrase in phrases:
+        last = phrase[phrase.rfind(" ") + 1 :]
+        if not phrase or last in _OPEN_ENDS or phrase.partition(" ")[0] in _VERBS:
+            return True
+    return False

@@ -25,7 +25,7 @@ from ..observability import with_progress_bar
 from ..records import PersonaRow, Selector, Usage
 from .costs import CostEstimate, estimate, first_body
 from .options import READING, OnError, PersonaOptions, planned
-from .requests import Plan
+from .requests import AskedRow, Plan
 from .selection import choose, of_one_run, selector_settings
 
 
@@ -187,7 +187,7 @@ class PersonaStream(Iterator[PersonaRow]):
         *,
         on_error: OnError = "keep",
         select: Selector | None = None,
-        run: Run[SourceRow] | None = None,
+        run: Run[AskedRow] | None = None,
         output: Path | None = None,
     ) -> None:
         self.source = source
@@ -304,7 +304,7 @@ def checked(source: PreferenceSource) -> Iterator[SourceRow]:
 
 
 def _results(
-    run: Run[SourceRow],
+    run: Run[AskedRow],
     plan: Plan,
     on_error: OnError,
     select: Selector | None,
@@ -333,11 +333,11 @@ def _results(
         run.close()
 
 
-def _rows(run: Run[SourceRow], plan: Plan, on_error: OnError) -> Iterator[PersonaRow]:
-    for index, (row, replies) in enumerate(run):
-        result = plan.result(index, row, replies)
+def _rows(run: Run[AskedRow], plan: Plan, on_error: OnError) -> Iterator[PersonaRow]:
+    for index, (asked, replies) in enumerate(run):
+        result = plan.result(index, asked, replies)
         if result.error is not None and on_error == "raise":
-            raise _row_error(index, row, replies)
+            raise _row_error(index, asked[0], replies)
         yield result
 
 

@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field, StringConstraints
 
 from ..exceptions import InvalidArgumentError
 from ..preferences.conversations import encoding_problem
-from ..records import Exemplar, Message, Persona, Preference, Prompt
+from ..records import Exemplar, Message, Persona, Preference, Prompt, unchecked
 from .placement import disarm
 
 Protocol = Literal["joint", "separate"]
@@ -168,8 +168,8 @@ def pair_message(preference: Preference, *, chosen_first: bool = True) -> Messag
         "second_words": _first_words(second),
     }
     parts = list(_parts("pair.txt"))
-    parts[1::2] = [fields[name] for name in parts[1::2]]
-    return Message.unchecked({"role": "user", "content": "".join(parts), "extra": None})
+    parts[1::2] = map(fields.__getitem__, parts[1::2])
+    return unchecked(Message, {"role": "user", "content": "".join(parts), "extra": None})
 
 
 def _first_words(text: str) -> str:

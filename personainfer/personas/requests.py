@@ -14,9 +14,12 @@ from typing import Any
 from ..data.source_rows import SourceRow
 from ..exceptions import joined
 from ..llm.requests import Reply, Request
-from ..records import Candidate, Persona, PersonaRow, Preference, Side
+from ..records import Candidate, Persona, PersonaRow, Preference, Side, unchecked_row
 from .flags import flags_in_text, pair_text, want_the_same
 from .prompts import PersonaPrompt, chosen_is_first, pair_message
+
+# A row of the input, and whether its chosen response is the first of a joint request.
+AskedRow = tuple[SourceRow, bool]
 
 _SIDES: tuple[Side, ...] = ("chosen", "rejected")
 
@@ -52,21 +55,29 @@ class Plan:
             "prompt_version": self.prompt.version,
         }
 
-    def asked(self, rows: Iterable[SourceRow]) -> Iterator[tuple[SourceRow, list[Request]]]:
+    def asked(self, rows: Iterable[SourceRow]) -> Iterator[tuple[AskedRow, list[Request]]]:
         """Yield each row with its requests, of which a row without a pair has none."""
-        return ((row, self.requests(row.preference) if row.preference else []) for row in rows)
+        is_joint = self.prompt.protocol == "joint"
+        for row in rows:
+            if row.preference is None:
+                yield (row, False), []
+            else:
+                first = is_joint and chosen_is_first(row.preference)
+                yield (row, first), self.requests(row.preference, first)
 
-    def requests(self, preference: Preference) -> list[Request]:
+    def requests(self, preference: Preference, chosen_first: bool) -> list[Request]:
         """Return the requests about one pair: all of the first sample, then all of the second, and so on.
 
         A sample is one request in the joint protocol, and one for each of `sides`, in their order, in the
         separate protocol.
+
+        Args:
+            preference: the pair.
+            chosen_first: the result of `chosen_is_first` for it, which counts in the joint protocol.
         """
         prompt = self.prompt
-        if prompt.protocol == "joint":
-            orders = [chosen_is_first(preference)]
-        else:
-            orders = [side == "chosen" for side in self.sides]
+        is_joint = prompt.protocol == "joint"
+        orders = [chosen_first] if is_joint else [side == "chosen" for side in self.sides]
         requests = [
             Request(
                 (pair_message(preference, chosen_first=order),),
@@ -81,12 +92,12 @@ class Plan:
         samples = range(self.candidates)
         return [replace(request, sample=sample) for sample in samples for request in requests]
 
-    def result(self, index: int, row: SourceRow, replies: Sequence[Reply]) -> PersonaRow:
+    def result(self, index: int, asked: AskedRow, replies: Sequence[Reply]) -> PersonaRow:
         """Return the row that replies give, with flags for doubtful personas.
 
         Args:
             index: the place of the row in the input.
-            row: the input row.
+            asked: the input row, as it was asked about.
             replies: the replies to `requests`, in that order; none if the row has no pair.
 
         Returns:
@@ -95,18 +106,21 @@ class Plan:
             Then a failed reply is one candidate less, and the row has an error only if a side has no
             candidate.
         """
+        row, first = asked
         preference = row.preference
         if preference is None:
             return PersonaRow(index, None, error=row.error, columns=row.columns)
         failed = [reply.error for reply in replies if reply.error is not None]
         error = joined(map(str, failed)) if failed else None
         if self.candidates == 1:
-            found = self._personas(preference, replies)
+            found = self._personas(preference, replies, first)
             one, other = found.get("chosen"), found.get("rejected")
-            return PersonaRow(index, preference, one, other, error, columns=row.columns)
+            # The constructor refuses a conversation without a turn, which only spoilt files have.
+            made = unchecked_row if preference.prompt else PersonaRow
+            return made(index, preference, one, other, error, (), (), row.columns)
         step = len(replies) // self.candidates
         samples = [
-            self._personas(preference, replies[start : start + step])
+            self._personas(preference, replies[start : start + step], first)
             for start in range(0, len(replies), step)
         ]
         # A failed sample is one candidate less; the row fails if a side has no candidate.
@@ -120,13 +134,15 @@ class Plan:
             columns=row.columns,
         )
 
-    def _personas(self, preference: Preference, replies: Sequence[Reply]) -> dict[Side, Persona]:
+    def _personas(
+        self, preference: Preference, replies: Sequence[Reply], chosen_first: bool
+    ) -> dict[Side, Persona]:
         personas: dict[Side, Persona] = {}
         if self.prompt.protocol == "joint":
             both = replies[0].value
             if both is not None:
                 one, other = both.person_1.persona(), both.person_2.persona()
-                if not chosen_is_first(preference):
+                if not chosen_first:
                     one, other = other, one
                 personas = {"chosen": one, "rejected": other}
         else:

@@ -15,7 +15,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from ..exceptions import DataError
-from ..records import Message, Preference, Prompt
+from ..records import Message, Preference, Prompt, unchecked
 from .cells import LEAVE_OUT, surrogate_problem
 from .turns import ROLES, TOOL_DEFINITIONS, TOOL_KEYS, Turn, Turns, as_turns, text_or_turns
 
@@ -373,9 +373,8 @@ def preference_of(
         DataError: pydantic refuses a turn that cannot be encoded as UTF-8, as some of its versions do.
     """
     asked = prompt if isinstance(prompt, str) else _messages(prompt)
-    return Preference.unchecked(
-        {"prompt": asked, "chosen": chosen, "rejected": rejected, "id": id, "user": user}
-    )
+    fields = {"prompt": asked, "chosen": chosen, "rejected": rejected, "id": id, "user": user}
+    return unchecked(Preference, fields)
 
 
 def _messages(turns: Turns) -> Prompt:
@@ -407,9 +406,12 @@ def pair_problem(preference: Preference) -> str | None:
     UTF-8.
     """
     prompt = preference.prompt
-    asked = prompt if isinstance(prompt, str) else prompt[-1].content if prompt else ""
-    if not isinstance(prompt, str) and prompt and prompt[-1].role == "system":
-        return f"the prompt ends with a system message: there is nothing to answer. {LEAVE_OUT}"
+    if isinstance(prompt, str):
+        asked = prompt
+    else:
+        asked = prompt[-1].content if prompt else ""
+        if prompt and prompt[-1].role == "system":
+            return f"the prompt ends with a system message: there is nothing to answer. {LEAVE_OUT}"
     if not asked.strip():
         return f"prompt is empty: there is nothing to answer. {LEAVE_OUT}"
     chosen, rejected = preference.chosen.strip(), preference.rejected.strip()
@@ -424,8 +426,8 @@ def encoding_problem(preference: Preference) -> str | None:
     """Return the error message for the first field that cannot be written as JSON in UTF-8; None for none."""
     one = preference
     if type(one.prompt) is str:  # as in most rows
-        texts = f"{one.prompt}{one.chosen}{one.rejected}{one.id}{one.user}"
-        if texts.isascii():
+        are_ascii = one.prompt.isascii() and one.chosen.isascii() and one.rejected.isascii()
+        if are_ascii and f"{one.id}{one.user}".isascii():
             return None
     values = {name: getattr(one, name) for name in ("prompt", "chosen", "rejected", "id", "user")}
     return next(filter(None, (text_problem(name, each) for name, each in values.items())), None)

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..exceptions import DataError, NoPreferenceError
-from ..records import Preference
+from ..records import Preference, unchecked
 from .cells import ABSENT, LEAVE_OUT, identifier, is_null, parse_cell, plain, wrong_type
 from .conversations import (
     cut_at_turn,
     is_exchange,
-    preference_of,
     read_conversations,
     read_pair,
     transcript_prompt,
@@ -66,7 +65,8 @@ def read_one(schema: Schema, values: Sequence[object]) -> Preference:
         ):
             name = None if id is ABSENT else _id(schema, id)
             who = None if user is ABSENT else identifier(user, schema.columns["user"])
-            return preference_of(prompt, chosen, rejected, name, who)
+            texts = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+            return unchecked(Preference, {**texts, "id": name, "user": who})
     row = _cells(schema, values)
     if schema.kind == "list":
         return _of_list(schema, row)[0]

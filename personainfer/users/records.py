@@ -20,7 +20,7 @@ from ..local.atomic_files import write_file
 from ..local.line_marks import NO_MARK, has_mark, marked_lines
 from ..local.paths import as_path, check_file, check_replaced, place_errors
 from ..preferences.cells import bounded_json
-from ..records import Persona, Preference, Record, Usage
+from ..records import Persona, Preference, Record, Usage, unchecked
 
 Method = Literal["summary", "tastes", "verified", "posterior"]
 
@@ -303,7 +303,7 @@ def _read_row(line: bytes | None, place: str) -> tuple[UserRow, dict[str, Any]]:
         ) from None
     fields = dict(saved)
     settings = as_stored(fields.pop("settings"))
-    return UserRow.unchecked(fields), settings
+    return unchecked(UserRow, fields), settings
 
 
 class ChoicesUsed:

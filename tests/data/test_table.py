@@ -22,7 +22,15 @@ from personainfer.data.own_columns import own_columns
 from personainfer.data.table import PersonaTable
 from personainfer.data.table_writer import write_table
 from personainfer.exceptions import DataError, InvalidArgumentError, RowsFailedError
-from personainfer.records import Candidate, Message, Persona, PersonaRow, Preference, Usage
+from personainfer.records import (
+    Candidate,
+    Message,
+    Persona,
+    PersonaRow,
+    Preference,
+    Usage,
+    unchecked,
+)
 
 NEW = ["chosen_persona", "rejected_persona", "persona_error"]
 CHOSEN = "The user is busy and prefers short answers 0."
@@ -380,7 +388,7 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
 def test_a_table_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
     path = PersonaTable(rows()).save(tmp_path / "t.parquet")
     before = path.read_bytes()
-    strange = Persona.unchecked({**Persona(trait="a", preference="b").__dict__, "trait": object()})
+    strange = unchecked(Persona, {**Persona(trait="a", preference="b").__dict__, "trait": object()})
     unwritable = PersonaRow(0, None, chosen_candidates=(Candidate(strange),))
     with pytest.raises(TypeError):
         PersonaTable([*rows(), unwritable]).save(path)
