@@ -501,10 +501,11 @@ def _is_answered(pair: Preference) -> bool:
 def _unreadable(schema: Schema, count: int, error: Exception, names: Sequence[object]) -> DataError:
     optional = {"id", "user", "system", "tools"}
     roles = [role for role in ROLES if role in schema.columns.keys() - optional]
+    asked = roles if "prompt" in roles or schema.kind != "conversations" else ["prompt", *roles]
     taken = ", ".join(f"{role} from {schema.columns[role]!r}" for role in roles)
     return DataError(
         f"none of the first {count} rows can be read, with {taken}. The first: {error}",
         hint=f"The columns are {listed(names)}. If others are meant, name them:",
         argument="columns",
-        example=dict.fromkeys(roles, "…"),
+        example=dict.fromkeys(asked, "…"),
     )

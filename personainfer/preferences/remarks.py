@@ -53,6 +53,11 @@ def remarks(read: Mapping[str, Any]) -> list[str]:
         said.append(
             f"{apart:,} prompts come again later, and only neighbouring rows were paired: sort by prompt."
         )
+    if read.get("prompt_within_responses"):
+        said.append(
+            "the responses hold the prompt, too, so it is there twice: leave it out of them, with the marks"
+            " around it."
+        )
     said.extend(
         f"{name!r} holds texts, too, and is no part of the prompt: if it is, put it into"
         f" {columns.get('prompt')!r}, or say with columns= which column is the prompt."

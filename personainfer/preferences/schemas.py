@@ -20,7 +20,7 @@ from .labels import (
     uncertain,
     word_verdict,
 )
-from .turns import may_be_turns, printed
+from .turns import may_be_turns, printed, texts_of
 
 
 class Mapped(NamedTuple):
@@ -75,6 +75,7 @@ class Schema:
         has_exchanges: whether chosen and rejected are transcripts that hold the prompt, although the prompt
             has a column, too.
         repeats_prompt: whether nearly all responses begin with the prompt; None: this is not certain.
+        holds_prompt: whether most responses hold the prompt, but not as `repeats_prompt` says.
         told: what the caller said about the data: columns, labels, pairs …
         present: the columns that the data has so far. Other columns of `columns` may come in later rows.
         compared: the coding of a second label, which is compared with the choice; None: there is none.
@@ -97,6 +98,7 @@ class Schema:
     has_transcripts: bool = False
     has_exchanges: bool = False
     repeats_prompt: bool | None = False
+    holds_prompt: bool = False
     told: Mapped = field(default_factory=Mapped)
     beside: Mapping[str, str] = field(default_factory=dict)
     present: frozenset[str] = frozenset()
@@ -169,7 +171,7 @@ class Schema:
         }
         found = replace(self, labels_are_texts=self._find_texts(rows))
         is_open = is_batch and self.name not in _KNOWN_CODINGS
-        return replace(
+        found = replace(
             found,
             coding=found._find_coding(rows, is_batch=is_open),
             compared=found.compared_coding(rows),
@@ -180,6 +182,8 @@ class Schema:
             and all(_are_exchanges(cells.get(role, ())) for role in ("chosen", "rejected")),
             repeats_prompt=_repeat_prompt(cells),
         )
+        is_plain = not (found.json_roles or found.is_rounds or found.has_exchanges)
+        return replace(found, holds_prompt=is_plain and not is_batch and _hold_prompt(cells))
 
     def _find_json(self, texts: Mapping[str, Sequence[str]]) -> frozenset[str]:
         """Return the roles whose texts are mostly turns as JSON.
@@ -343,6 +347,8 @@ class Schema:
         for name in ("pairs", "min_gap", "min_votes", "safe_rejected"):
             if value := getattr(self.told, name):
                 said[name] = value
+        if self.holds_prompt:
+            said["prompt_within_responses"] = True
         if self.not_in_prompt:
             said["not_in_prompt"] = list(self.not_in_prompt)
         return said | self.counts
@@ -390,6 +396,31 @@ def _repeat_prompt(cells: Mapping[str, Sequence[object]]) -> bool | None:
     if repeated <= len(told) / 2:
         return False
     return True if len(told) >= _ENOUGH and repeated >= 0.9 * len(told) else None
+
+
+def _hold_prompt(cells: Mapping[str, Sequence[object]]) -> bool:
+    """Whether both responses hold the prompt in most rows, but not at their start, of five rows or more.
+
+    Such responses are whole conversations as text: "User: …", or with the marks of a chat template. A prompt
+    of fewer than three words may stand in an answer by chance. If the prompt is messages, it is not taken off
+    the start of a text, which counts, too.
+
+    Args:
+        cells: role -> the values of all rows.
+    """
+    roles = ("chosen", "rejected") if "chosen" in cells else ("response_1", "response_2")
+    held = told = 0
+    for asked, one, other in zip(
+        *(cells.get(role, ()) for role in ("prompt", *roles)), strict=False
+    ):
+        if not (isinstance(one, str) and isinstance(other, str)):
+            continue
+        told += 1
+        last = texts_of(asked)[-1:]
+        if last and len(last[0].split()) > 2:
+            places = [text.lstrip().find(last[0]) for text in (one, other)]
+            held += min(places) > (0 if isinstance(asked, str) else -1)
+    return held >= _ENOUGH and held > told / 2
 
 
 def _are_rounds(cells: Mapping[str, Sequence[object]], *, is_usual: bool) -> bool:

@@ -303,7 +303,8 @@ def _extra(name: str, others: Mapping[Any, Any]) -> dict[str, Any] | None:
     Raises:
         DataError: JSON cannot hold a field, which contains itself or is nested too deep, for example.
     """
-    kept = {str(key): v for key, v in others.items() if not _is_nothing(v)}
+    read = {key: _calls(v) if key in TOOL_KEYS else v for key, v in others.items()}
+    kept = {str(key): v for key, v in read.items() if not _is_nothing(v)}
     if not kept:
         return None
     try:
@@ -313,6 +314,14 @@ def _extra(name: str, others: Mapping[Any, Any]) -> dict[str, Any] | None:
             f"{name!r} has a turn with fields that JSON cannot hold ({', '.join(kept):.80}).",
             hint="Remove them.",
         ) from None
+
+
+def _calls(value: object) -> object:
+    """Return the calls of a turn: JSON text of some is parsed. Any other value is returned unchanged."""
+    if isinstance(value, str) and value.strip()[:1] in ("[", "{", "n"):  # or "null"
+        with suppress(DataError):
+            return parse_cell("", value)
+    return value
 
 
 def with_tools(preference: Preference, tools: object, counts: Counter[str]) -> Preference:

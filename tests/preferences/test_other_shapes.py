@@ -442,3 +442,83 @@ def test_one_response_a_row_is_told_how_its_rows_can_be_compared(response: str) 
         read(*rows)
     names = {"prompt": "prompt", "response": response, "score": "is_good"}
     assert read(*rows, columns=names, pairs="all") == [PAIR]
+
+
+# Responses that hold more than the answer
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "User: {}\nAssistant: {}",
+        "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n{}<|im_end|>",
+        "### Instruction:\n{}\n\n### Response:\n{}",
+    ],
+)
+@pytest.mark.parametrize("is_labelled", [True, False])
+def test_responses_that_hold_the_prompt_behind_other_words_are_told(
+    form: str, is_labelled: bool
+) -> None:
+    names = ("response_a", "response_b") if is_labelled else SIDES
+    rows = [
+        {"prompt": f"What is {n} and {n}?", "winner": "a"}
+        | {name: form.format(f"What is {n} and {n}?", f"{name} {n}") for name in names}
+        for n in range(5)
+    ]
+    source = read_preferences(rows)
+    assert source.summary["prompt_within_responses"] is True
+    assert ["so it is there twice" in each for each in remarks(source.summary)] == [True]
+    assert "prompt_within_responses" not in read_preferences(rows[:4]).summary
+    others = [{**row, "prompt": "What is it?"} for row in rows]
+    assert "prompt_within_responses" not in read_preferences([*rows, *others]).summary
+
+
+def test_a_prompt_of_messages_at_the_start_of_texts_is_told() -> None:
+    rows = [
+        {"prompt": [say(q := f"What is {n}?", "user")]} | {side: f"{q} A {side}." for side in SIDES}
+        for n in range(5)
+    ]
+    assert read_preferences(rows).summary["prompt_within_responses"] is True
+
+
+@pytest.mark.parametrize("prompt", ["What is tea?", [say("What is tea?", "user")]])
+def test_conversations_and_repeated_prompts_hold_no_prompt(prompt: Any) -> None:
+    whole = [say("What is tea?", "user")]
+    sides = {side: [*whole, say(side)] for side in SIDES}
+    rows = [
+        {"prompt": prompt, **sides},
+        {"prompt": prompt} | {k: json.dumps(v) for k, v in sides.items()},
+    ]
+    for row in rows:
+        assert "prompt_within_responses" not in read_preferences([row] * 5).summary
+    begun = {"prompt": "What is tea?"} | {side: f"What is tea?\n{side}" for side in SIDES}
+    assert "prompt_within_responses" not in read_preferences([begun] * 5).summary
+
+
+@pytest.mark.parametrize("key", ["tool_calls", "function_call"])
+def test_calls_that_are_json_text_are_calls(key: str) -> None:
+    """Arrow has no common type for calls with other arguments, so many write them as text."""
+    call = {"name": "clock", "arguments": "{}"}
+    turns = [USER, say(None, **{key: json.dumps([call])}), say("12:00", "tool", **{key: "[]"})]
+    row = {
+        "prompt": turns,
+        "chosen": [say("a", **{key: "[]"})],
+        "rejected": [say("b", **{key: "null"})],
+    }
+    (found,) = read(row)
+    assert isinstance(found, Preference)
+    assert [turn.extra for turn in found.prompt if isinstance(turn, Message)] == [
+        None,
+        {key: [call]},
+        None,
+    ]
+    (found,) = read({**row, "prompt": [USER, say("x", **{key: "clock()"}), turns[2]]})
+    assert isinstance(found, Preference)
+    assert isinstance(found.prompt[1], Message)
+    assert found.prompt[1].extra == {key: "clock()"}
+
+
+def test_a_row_without_a_prompt_is_told_how_its_column_is_named() -> None:
+    with pytest.raises(DataError) as caught:
+        read({"title": "q", "chosen": "a", "rejected": "b"})
+    assert list(caught.value.example or ()) == ["prompt", "chosen", "rejected"]
