@@ -298,24 +298,43 @@ def status_error(
     wait = retry_after(headers, lowered)
     number = f" ({status})" if status != 200 else ""
     may_have_run = status in _GATEWAY_LOST_IT
-    # Not by x-ratelimit-reset, which comes with any answer.
     says_when = any(name.lower().startswith("retry-after") for name in headers)
     if wait is not None and (status == 503 or (says_when and status >= 500 and not may_have_run)):
         status = 429
     rule = _fitting(status, lowered, own)
-    facts: Facts = {}
-    if rule.error is RateLimitError:
-        facts = {"retry_after": wait, "loading": rule.name == "loading"}
-    elif rule.error is TransportError:
-        facts = {"retry_after": wait if says_when else None, "unanswered": may_have_run}
-        facts["overloaded"] = status == 529 or _OVERLOADED.search(lowered) is not None
-    elif rule.scope == "form":
-        facts = {"unsupported": _unsupported(lowered)}
-    elif rule.scope == "run":
-        facts = {"fatal": True, "is_refusal": True, "is_doubtful": status not in _OF_ALL}
-        # Not when credit ends: it may end while other calls run.
-        facts["ran_nothing"] = rule.error is AuthenticationError and rule.name not in _OF_CREDIT
+    facts = _facts(rule, status, lowered, wait, says_when=says_when)
     return rule.error(f"{rule.says}{number}: {said}.", hint=rule.hint, **facts)
+
+
+def _facts(rule: Rule, status: int, words: str, wait: float | None, *, says_when: bool) -> Facts:
+    """Return what the error for a refusal knows of it, beside its words.
+
+    Args:
+        rule: the rule that fits.
+        status: see `status_error`.
+        words: of the refusal, in lower case.
+        wait: seconds; None: no time is named.
+        says_when: whether a header of its own names the time: x-ratelimit-reset comes with any answer.
+    """
+    if rule.error is RateLimitError:
+        return {"retry_after": wait, "loading": rule.name == "loading"}
+    if rule.error is TransportError:
+        return {
+            "retry_after": wait if says_when else None,
+            "unanswered": status in _GATEWAY_LOST_IT,
+            "overloaded": status == 529 or _OVERLOADED.search(words) is not None,
+        }
+    if rule.scope == "form":
+        return {"unsupported": _unsupported(words)}
+    if rule.scope == "run":
+        is_of_key = rule.error is AuthenticationError and rule.name not in _OF_CREDIT
+        return {
+            "fatal": True,
+            "is_refusal": True,
+            "is_doubtful": status not in _OF_ALL,
+            "ran_nothing": is_of_key,  # credit may end while other calls run
+        }
+    return {}
 
 
 def _fitting(status: int, lowered: str, own: Collection[tuple[str, ...]] = ()) -> Rule:
