@@ -299,7 +299,8 @@ class ModelError(PersonaInferError):
 
     Args:
         message, hint: see `PersonaInferError`.
-        facts: attributes of this error that differ from those of its class.
+        facts: attributes of this error that differ from those of its class. Some are learned later, and set
+            where they are: `rewritten` by the transport, `completion` and `took` by who read the answer.
 
     Attributes:
         fatal: every other call would fail in the same way, so the run ends.
