@@ -563,6 +563,7 @@ class _Settings(_Checked):
     selected_by: _Selected | None = None
     verified_by: str = ""
     verified_neither: float = 0.0
+    verified_rows: int = 0
     personas_from: dict[str, str] = {}
     retries: list[_Retry] = []
 

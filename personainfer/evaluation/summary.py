@@ -32,7 +32,9 @@ class TableSummary:
         flags: flag -> number of personas, the most frequent first.
         accuracy: side ("overall" first, if both were judged) -> the share of orders in which the judge was
             right; empty without verdicts.
-        guess: the accuracy of a judge that guesses: (1 - share of "neither") / 2; 0.5 without verdicts.
+        guess: the accuracy of a judge that guesses: (1 - share of "neither") / 2; 0.5 without verdicts. In a
+            part of a table it is that of the whole.
+        judged: how many rows the table had when it was judged; 0: unknown.
         scores: side -> the score of the best candidate in each row with one, shape (rows with a score,). A
             side without scores is left out.
     """
@@ -45,6 +47,7 @@ class TableSummary:
     flags: Mapping[str, int]
     accuracy: Mapping[str, Estimate]
     guess: float
+    judged: int
     scores: Mapping[Side, np.ndarray]
 
 
@@ -74,17 +77,25 @@ def summarise(table: PersonaTable) -> TableSummary:
         flags=dict(flags.most_common()),
         accuracy=_accuracy(table),
         guess=(1 - table.settings.get("verified_neither", 0.0)) / 2,
+        judged=table.settings.get("verified_rows", 0),
         scores={side: np.array(scores) for side, scores in best.items() if scores},
     )
 
 
-def guess_text(guess: float) -> str:
-    """Return a sentence that says the accuracy of a judge that guesses, `TableSummary.guess`."""
-    if guess == 0.5:
-        return "A guess is right half of the time."
-    return (
-        f"A guess is right in {guess:.0%} of the orders: in {1 - 2 * guess:.0%} the judge answered"
+def guess_text(found: TableSummary) -> str:
+    """Return sentences that say the accuracy of a judge that guesses, and whether more rows were judged."""
+    neither = 1 - 2 * found.guess
+    said = (
+        f"A guess is right in {found.guess:.0%} of the orders: in {neither:.0%} the judge answered"
         " “neither”, which counts as wrong."
+        if neither
+        else "A guess is right half of the time."
+    )
+    if found.rows >= found.judged:
+        return said
+    return (
+        f"{said} The table that it judged had {found.judged:,} rows, of which these are {found.rows:,}; if"
+        " they were picked by its verdicts, their accuracy says nothing."
     )
 
 

@@ -457,7 +457,12 @@ def _verification(
         skipped=len(table) * len(placed) - len(given),
         neither=neither,
         table=table.with_columns(
-            columns, settings={"verified_by": asker.llm.model, "verified_neither": neither}
+            columns,
+            settings={
+                "verified_by": asker.llm.model,
+                "verified_neither": neither,
+                "verified_rows": len(table),
+            },
         ),
         **_common(table, asker, problems),
     )

@@ -237,7 +237,7 @@ def _figures(
         "guess": round(100 * summary.guess, 2),
         "estimates_note": (
             "A judge saw the persona and both responses, in both orders; the share of right answers,"
-            f" with a 95 % interval over rows. {guess_text(summary.guess)}"
+            f" with a 95 % interval over rows. {guess_text(summary)}"
         ),
         "histograms": histograms(summary),
         "words": marked,

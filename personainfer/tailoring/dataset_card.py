@@ -96,7 +96,7 @@ def dataset_card(
         },
         made=_made(table),
         accuracy=found.accuracy,
-        guess=guess_text(found.guess),
+        guess=guess_text(found),
         judge=_code(table.settings["verified_by"])
         if "verified_by" in table.settings
         else "A judge",

@@ -17,7 +17,7 @@ import pytest
 
 import personainfer as pi
 from personainfer.data.table import PersonaTable
-from personainfer.evaluation.summary import summarise
+from personainfer.evaluation.summary import guess_text, summarise
 from personainfer.exceptions import (
     AuthenticationError,
     DataError,
@@ -980,3 +980,22 @@ def test_a_verifier_checks_its_options_and_takes_no_rows(llm: FakeLLM) -> None:
     assert repr(judge).startswith("Verifier(LLM('judge'")
     with pytest.raises(ValueError, match="0 preferences, 1 personas"):
         judge.explains([], [SHORT])
+
+
+def test_of_rows_picked_by_their_verdicts_it_is_said_that_there_were_more(tmp_path: Path) -> None:
+    """All of them are right, and how often the judge answered "neither" is of the whole table."""
+
+    def undecided(body: dict[str, Any]) -> Any:
+        is_even = between(body, "response_1").endswith(("0.", "2.", "4.", "6."))
+        return {"answer": "neither"} if is_even else perfect(body)
+
+    judged = run(undecided, pi.verify_personas, table(8)).table
+    picked = judged.filter(judged.added["chosen_verified"])
+    assert summarise(picked).accuracy["chosen"].value == 1.0
+    picked.save(tmp_path / "picked.parquet")
+    said = f"had 8 rows, of which these are {len(picked)}; if they were picked by its verdicts"
+    pi.export_personas(picked, tmp_path / "export")
+    assert said in (tmp_path / "export" / "README.md").read_text()
+    assert said in guess_text(summarise(pi.PersonaTable.load(tmp_path / "picked.parquet")))
+    for whole in (judged, run(perfect, pi.verify_personas, picked).table, table(2)):
+        assert "of which these are" not in guess_text(summarise(whole))
