@@ -171,10 +171,13 @@ class Connections:
             self._earlier, self._session = self._session, _session(socket, keeps=False)
         return self._session
 
+    def proxy(self, address: str) -> str | None:
+        """Return what `environment_proxy` says now of an address. It is one of `proxies` from then on."""
+        found = self._proxies[Address(address)] = environment_proxy(address)
+        return found
+
     def _proxy(self, address: str) -> str | None:
-        if address not in self._proxies:
-            self._proxies[address] = environment_proxy(address)
-        return self._proxies[address]
+        return self._proxies[address] if address in self._proxies else self.proxy(address)
 
     def _certificates(self, address: str) -> ssl.SSLContext | bool:
         """Return the environment's certificates for an https:// address, True for others.
@@ -335,7 +338,7 @@ def environment_proxy(base: str) -> str | None:
     proxy = f"{scheme.lower() or 'http'}://{place}"
     try:
         known = scheme.lower() in ("", "http", "https") and "\\" not in place
-        is_usable = known and urlsplit(proxy).port != 0
+        is_usable = known and place.isprintable() and urlsplit(proxy).port != 0
     except ValueError:
         is_usable = False
     if not is_usable:

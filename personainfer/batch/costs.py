@@ -86,8 +86,8 @@ def most_cost(batch: PersonaBatch, number: int, price: Price, max_tokens: int, a
     """
     part = batch.parts[number]
     max_tokens, added = max(max_tokens, part.most_tokens), max(added, part.most_added)
-    with batch.opened_requests(number) as file:
-        return sum(price.most(_prompt_tokens(line) + added, max_tokens) for line in file)
+    with batch.opened_requests(number) as lines:
+        return sum(price.most(_prompt_tokens(line) + added, max_tokens) for line in lines)
 
 
 def _prompt_tokens(line: bytes) -> int:

@@ -304,8 +304,8 @@ class PersonaBatch(Record):
         return file_of(self.path, "requests", number)
 
     @contextmanager
-    def opened_requests(self, number: int) -> Iterator[IO[bytes]]:
-        """Open the file of requests of a part, to read lines of requests in the block.
+    def opened_requests(self, number: int) -> Iterator[Iterator[bytes]]:
+        """Open the file of requests of a part, and yield its lines, to be read in the block.
 
         Raises:
             DataError: the file cannot be read, or the block met a line that is not a request.
@@ -313,7 +313,7 @@ class PersonaBatch(Record):
         path = self.requests_file(number)
         try:
             with path.open("rb") as file:
-                yield file
+                yield _bounded(file)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{path} is not as it was written ({type(error).__name__}).",
@@ -326,8 +326,8 @@ class PersonaBatch(Record):
         Raises:
             DataError: the file cannot be read, or a line is not a request.
         """
-        with self.opened_requests(number) as file:
-            return [bytes.fromhex(read_json(line)["custom_id"]) for line in file]
+        with self.opened_requests(number) as lines:
+            return [bytes.fromhex(read_json(line)["custom_id"]) for line in lines]
 
     def cached_replies(self) -> Iterator[tuple[bytes, str]]:
         """Read the replies that were in the cache when the batch was submitted.
@@ -375,7 +375,7 @@ class PersonaBatch(Record):
             return []
         least = (part.completed or 0) + (0 if part.error_file_id else part.failed or 0)
         with place.open("rb") as file:
-            lines = sum(bool(line.strip()) for line in file)
+            lines = sum(line is None or bool(line.strip()) for line in bounded_lines(file))
         return [(part.output_file_id, place)] if lines < least else []
 
     def afresh(self, number: int) -> BatchPart:
@@ -389,6 +389,14 @@ class PersonaBatch(Record):
         for kind in ("output", "errors"):
             file_of(self.path, kind, number).unlink(missing_ok=True)
         return self.parts[number].before_upload()
+
+
+def _bounded(file: IO[bytes]) -> Iterator[bytes]:
+    """Yield the lines of a file. A ValueError is raised at one that is too long for a request."""
+    for line in bounded_lines(file):
+        if line is None:
+            raise ValueError("a line is too long")
+        yield line
 
 
 @contextmanager

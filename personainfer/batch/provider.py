@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Unpack
 
 from ..api_keys import Secrets, SecretText, openai_headers
-from ..connections import certificates, environment_proxy
+from ..connections import certificates
 from ..exceptions import (
     AuthenticationError,
     InvalidArgumentError,
@@ -145,7 +145,6 @@ class EndpointBatches:
             "Authorization" if name.lower() == "authorization" else name: text
             for name, text in transport.headers.items()
         }
-        self._secrets = transport.secrets
         self._made: openai.OpenAI | None = None
         self._knows_name = False
 
@@ -174,7 +173,7 @@ class EndpointBatches:
         try:
             with self._client(_FILE_TIMEOUT) as client, path.open("rb") as file:
                 made = client.files.create(file=(path.name, file), purpose="batch")
-                return id_once_read(made, client.files.retrieve, self._secrets)
+                return id_once_read(made, client.files.retrieve, self._transport.secrets)
         except ModelNotFoundError as error:
             raise ModelNotFoundError(
                 error.message,
@@ -190,7 +189,7 @@ class EndpointBatches:
                 client.batches.create(
                     input_file_id=file_id, endpoint=_URL, completion_window=_COMPLETION_WINDOW
                 ),
-                self._secrets,
+                self._transport.secrets,
             )
 
     @keeps_no_cause
@@ -198,13 +197,13 @@ class EndpointBatches:
         """GET /batches, up to 1,000 batches, the newest first. See `BatchAPI.find`."""
         with self._client(_TIMEOUT) as client:
             list_all = partial(client.batches.list, limit=100)
-            return find_batch(file_id, list_all, client.files.retrieve, self._secrets)
+            return find_batch(file_id, list_all, client.files.retrieve, self._transport.secrets)
 
     @keeps_no_cause
     def look(self, batch_id: str) -> BatchState:
         """GET /batches/{id}. See `BatchAPI.look`."""
         with self._client(_TIMEOUT) as client:
-            return state_of(client.batches.retrieve(batch_id), self._secrets)
+            return state_of(client.batches.retrieve(batch_id), self._transport.secrets)
 
     @keeps_no_cause
     def download(self, file_id: str, file: SupportsWrite[bytes], requests: int) -> None:
@@ -243,10 +242,10 @@ class EndpointBatches:
                 max_retries=0,
                 default_headers=_headers_alone(self._headers, self._key),
                 http_client=openai.DefaultHttpxClient(
-                    proxy=environment_proxy(self._endpoint), verify=context, trust_env=False
+                    proxy=self._transport.proxy(), verify=context, trust_env=False
                 ),
             )
-        with _errors(self._endpoint, timeout, self._secrets, **rules):
+        with _errors(self._endpoint, timeout, self._transport.secrets, **rules):
             yield self._made.with_options(timeout=timeout)
 
 

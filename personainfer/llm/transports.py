@@ -346,6 +346,10 @@ class EndpointTransport(Transport):
             self._sent_headers = _request_headers(key, self.headers)
             self._known = known
 
+    def proxy(self) -> str | None:
+        """Return the proxy of the endpoint; what the address of it hides is a secret from then on."""
+        return self._connections.proxy(self._base)
+
     def settings(self, schema: type[BaseModel] | None) -> Json:
         """Return the fields that ask for a JSON schema; {} for plain text."""
         return response_format(schema, strict=self._is_strict) if schema else {}

@@ -22,10 +22,11 @@ TEMPLATES: dict[PersonaPlace, str] = {
 _MARK = re.compile(
     r"<(?=[|\uff5c]|/?\w+[|\uff5c]>"  # ChatML, Llama 3, Phi, Granite, Cohere; DeepSeek; Gemma 4
     r"|</?SYS>>"  # Llama 2
-    r"|/?(?i:s|unk|pad|mask|[be]o[sphatmd]|sop)>"  # sentencepiece, GLM, InternLM, Baichuan
+    r"|/?(?i:s|unk|pad|mask|cls|sep|[be]o[sphatmd]|sop)>"  # sentencepiece, GLM, InternLM, Baichuan
     r"|/?role>"  # Ling
     r"|/?(?:think|unused\d+|reponame|filename)>"  # Qwen, Gemma, StarCoder, SmolLM
-    r"|/?(?=\w{1,80}>)\w*_|seed:\w+>)"  # <start_of_turn>, <tool_call>, <fim_prefix>, <BOS_TOKEN>; Seed
+    r"|/?(?=\w{1,80}>)\w*_"  # <start_of_turn>, <tool_call>, <fim_prefix>, <BOS_TOKEN>
+    r"|/?(?:seed|minimax):\w+>)"
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_\w+|MODEL_SETTINGS|ARGS|CALL_ID|THINK|IMG\w*"
     r"|AUDIO|BEGIN_AUDIO|PREFIX|MIDDLE|SUFFIX|control_\d+|gMASK|sMASK|BOS|EOS|UNK|PAD|CLS|SEP|MASK)\]"
     r"|\||e~\[)"  # Mistral, GLM, BERT; EXAONE; MiniMax, as is the next

@@ -18,7 +18,7 @@ from ..data.table import PersonaTable
 from ..evaluation.salience import FLOOR, SalientWord, salient_words
 from ..evaluation.statistics import Estimate, bootstrap_mean
 from ..evaluation.summary import SIDES, TableSummary, score_range, summarise
-from ..exceptions import DataError, MissingExtraError
+from ..exceptions import DataError, MissingExtraError, visible
 from ..records import Usage
 from ..users.records import UserPersonas
 from .heterogeneity import FeatureRegression, Votes, WordEntropy
@@ -154,7 +154,7 @@ def plot_salient_words(
         odds = word.log_odds
         axes.barh(place, odds.value, color=_COLOURS[side], alpha=0.85)
         axes.hlines(place, odds.low, odds.high, color="black", linewidth=1)
-    axes.set_yticks(range(len(drawn)), [word.word for _, word in drawn])
+    axes.set_yticks(range(len(drawn)), [visible(word.word) for _, word in drawn], parse_math=False)
     axes.axvline(0, linewidth=1, color="grey")
     axes.set_xlabel("log-odds: rejected  ←  →  chosen")
     return axes
@@ -299,7 +299,7 @@ def _intervals(named: Sequence[tuple[str, Estimate]], label: str, ax: Axes | Non
         axes.errorbar(
             found.value, place, xerr=spread, fmt="o", capsize=3, color=_COLOURS["overall"]
         )
-    axes.set_yticks(range(len(named)), [name for name, _ in named])
+    axes.set_yticks(range(len(named)), [visible(name) for name, _ in named], parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel(label)
     return axes

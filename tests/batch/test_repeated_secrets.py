@@ -166,3 +166,16 @@ def test_a_batch_sends_none_of_the_headers_that_the_environment_has_for_openai(
     headers = server.asked[0].headers
     assert (headers["authorization"], headers["x-own"]) == (f"Bearer {KEY}", "mine")
     assert "q7-" not in str(headers)
+
+
+def test_a_proxy_that_repeats_its_password_shows_it_in_no_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    api = EndpointBatches(EndpointTransport("m", "http://model.invalid/v1"))
+    with AnyServer(407, body=f"denied {KEY}".encode()) as proxy:
+        for name in ("http_proxy", "HTTP_PROXY"):
+            monkeypatch.setenv(name, proxy.address.replace("//", f"//me:{KEY}@"))
+        with pytest.raises(ModelError, match=r"denied \[key\]"):
+            api.look("batch_1")

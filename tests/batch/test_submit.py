@@ -1311,6 +1311,22 @@ def test_a_file_of_requests_that_is_gone_is_named(
         submit(provider, pairs(3), place / "b", **options)
 
 
+@pytest.mark.parametrize("step", ["POST /v1/files", CREATE])
+def test_a_line_of_requests_without_end_does_not_fill_the_memory(
+    provider: BatchServer, place: Path, step: str, monkeypatch: Patch
+) -> None:
+    """A stranger's archive may hold a file of terabytes in a few bytes."""
+    provider.faults = [(step, 400)]
+    options: dict[str, Any] = {"budget": 1.0, "prices": (1.0, 1.0)}
+    with pytest.raises(ModelError):
+        submit(provider, pairs(3), place / "b", **options)
+    file = place / "b" / "requests-0000.jsonl"
+    file.write_bytes(b" " * 2**17 + file.read_bytes())
+    monkeypatch.setattr("personainfer.data.file_formats.LONGEST_LINE", 2**17)
+    with pytest.raises(DataError, match=r"requests-0000.jsonl is not as it was written"):
+        submit(provider, pairs(3), place / "b", **options)
+
+
 def test_the_budget_of_a_batch_holds_for_a_judge_in_another_process(
     provider: BatchServer, place: Path, llm: FakeLLM
 ) -> None:

@@ -188,7 +188,13 @@ def test_a_proxy_gets_the_password_of_its_own_address(
 @each_way
 @pytest.mark.parametrize(
     "address",
-    ["socks5://me:secret@h:1080", "http://me:secret@[h:1", "h:port", "http://A\\me:secret@h"],
+    [
+        "socks5://me:secret@h:1080",
+        "http://me:secret@[h:1",
+        "h:port",
+        "http://A\\me:secret@h",
+        "http://me:secret\n@h:1",
+    ],
 )
 def test_a_proxy_that_cannot_be_used_is_one_error_that_says_so(
     address: str, monkeypatch: pytest.MonkeyPatch
@@ -231,3 +237,8 @@ def test_a_proxy_that_refuses_costs_nothing_and_is_named(status: int, proxy: Any
 def test_a_header_of_the_user_takes_the_place_of_the_one_of_the_key(llm: FakeLLM) -> None:
     ask(llm.api_base, **SECRET, extra_headers={"authorization": "Token mine"})
     assert llm.headers[0].getall("Authorization") == ["Token mine"]  # type: ignore[attr-defined]
+
+
+def test_a_password_of_an_address_is_not_among_what_is_kept_of_proxies() -> None:
+    model = ask("http://me:secret-password@127.0.0.1:9/v1")
+    assert "secret" not in repr(vars(model.transport._connections))

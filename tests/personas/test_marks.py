@@ -19,7 +19,7 @@ MARKS = (
     " <|im_start|> <|im_end|> <|eot_id|> <|start_header_id|> <\uff5cUser\uff5c> <\uff5cAssistant\uff5c>"
     " <\uff5cend\u2581of\u2581sentence\uff5c> <think> </think> <tool_call> </tool_call> <unk> <pad>"
     " [gMASK] <sop> ]~b]user ]~!b[ [e~[ <role> </role> <EOT> <eom> </S> <BOS> <EOS>"
-    " <BOS_TOKEN> <fim_prefix> [|user|] <unused7> <start_of_image>"
+    " <BOS_TOKEN> <fim_prefix> [|user|] <unused7> <start_of_image> <minimax:tool_call> <CLS> <SEP>"
 ).split()
 
 

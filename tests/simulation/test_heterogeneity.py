@@ -10,7 +10,12 @@ import pytest
 from numpy.testing import assert_allclose, assert_array_equal
 
 from personainfer.exceptions import DataError, InvalidArgumentError
-from personainfer.simulation.heterogeneity import entropy_by_word, feature_regression, votes
+from personainfer.simulation.heterogeneity import (
+    FeatureRegression,
+    entropy_by_word,
+    feature_regression,
+    votes,
+)
 from personainfer.simulation.plots import (
     plot_entropy_by_word,
     plot_feature_regression,
@@ -122,6 +127,13 @@ def test_each_measure_has_its_plot() -> None:
     assert {label.get_text() for label in axes.get_yticklabels()} == {"words", "words a sentence"}
     with pytest.raises(DataError, match="floor="):
         plot_entropy_by_word([])
+
+
+def test_a_name_with_dollars_is_no_formula() -> None:
+    name = "cost $\\frac{$"
+    axes = plot_feature_regression(FeatureRegression((name,), np.ones((3, 1)), np.ones(3)))
+    axes.figure.draw_without_rendering()  # type: ignore[union-attr]
+    assert [label.get_text() for label in axes.get_yticklabels()] == [name]
 
 
 def test_a_feature_that_is_no_number_is_named() -> None:
