@@ -37,14 +37,14 @@ _ALTERNATIVES = 5  # alternative tokens to ask for: as many as most endpoints gi
 
 
 def _bare(answer: object) -> object:
-    """Reduce answers such as "Response 1." and 1 to "1"; other types stay as they are."""
+    """Reduce answers such as "Response 1.", "response_1", "A" and 1 to "1"; other types stay as they are."""
     if isinstance(answer, bool) or not isinstance(answer, Integral | str):
         return answer  # numpy's whole numbers are Integral, too
-    text = re.sub(r"^(?:response|persona)\s*", "", str(answer).strip().lower())
+    text = re.sub(r"^(?:response|persona)[\s_]*", "", str(answer).strip().lower())
     end = len(text)
     while end and (text[end - 1] == "." or text[end - 1].isspace()):
         end -= 1
-    return text[:end]
+    return _RESULTS.get(text[:end], text[:end])
 
 
 # How judges that were trained to grade in text end: "[RESULT] A" (Prometheus-2), "[[A]]" (MT-Bench).
@@ -52,7 +52,11 @@ _RESULT = re.compile(
     r"\[RESULT\]\W*(?:response |assistant )?(A|B|1|2|tie|neither)\b|\[\[(A|B|C|1|2|tie)\]\]",
     re.IGNORECASE,
 )
-_RESULTS = {"a": "1", "b": "2", "c": "neither", "tie": "neither"}
+_RESULTS = {
+    **dict.fromkeys(("a", "first"), "1"),
+    **dict.fromkeys(("b", "second"), "2"),
+    **dict.fromkeys(("both", "c", "equal", "none", "tie"), "neither"),
+}
 
 
 class Choice(BaseModel):

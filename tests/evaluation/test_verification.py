@@ -17,6 +17,7 @@ import pytest
 
 import personainfer as pi
 from personainfer.data.table import PersonaTable
+from personainfer.evaluation.judge import Choice
 from personainfer.evaluation.summary import guess_text, summarise
 from personainfer.exceptions import (
     AuthenticationError,
@@ -284,7 +285,17 @@ def test_a_judge_that_always_fails_is_an_error_that_says_why(
         run(reply, function, table(3))
 
 
-@pytest.mark.parametrize("reply", ['{"answer": 1}', '{"answer": "Response 1."}', '"1"', "1"])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        '{"answer": 1}',
+        '{"answer": "Response 1."}',
+        '{"answer": "response_1"}',
+        '{"answer": "A"}',
+        '"1"',
+        "1",
+    ],
+)
 def test_small_departures_from_the_form_are_understood_or_refused(reply: str) -> None:
     """As a number or with its noun an answer is clear; without JSON it is no answer."""
     if "answer" in reply:
@@ -293,6 +304,11 @@ def test_small_departures_from_the_form_are_understood_or_refused(reply: str) ->
     else:
         with pytest.raises(ModelError, match="not in the asked form"):
             run(reply, pi.verify_personas, table(2))
+
+
+@pytest.mark.parametrize("word", ["tie", "Both.", "equal", "C", "none"])
+def test_words_for_neither_are_answers(word: str) -> None:
+    assert Choice.model_validate({"answer": word}).answer == "neither"
 
 
 def failing_on_odd_questions(body: dict[str, Any]) -> Any:
