@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import replace
@@ -318,12 +319,15 @@ class LLM:
         base = self._options["api_base"]
         extra = self._options["extra_body"]
         more = {"extra_body": own_copy(extra)} if extra else {}
+        notes = self.transport.notes
+        if lost := self._lost_options():
+            notes["left_out"] = sorted({*notes.get("left_out", ()), *lost})
         return {
             "model": self.model,
             "api_base": base and shown_address(base),
             **self._sampling,
             **more,
-            **self.transport.notes,
+            **notes,
         }
 
     @property
@@ -510,9 +514,21 @@ class LLM:
             return Job(b"", form, b"", Reply(error=error))
 
     def add_usage(self, usage: Usage) -> None:
-        """Add what a run took to `usage`."""
+        """Add what a run took to `usage`. Warn of options that its requests have left out."""
         with self._counting:  # runs of several threads may end at once
             self.usage += usage
+        lost = self._lost_options() if usage.calls else []
+        if lost:
+            named = " and ".join(f"{name}=" for name in lost)
+            were = "it was" if len(lost) == 1 else "they were"
+            warnings.warn(f"{self.model} does not take {named}: {were} left out.", stacklevel=2)
+
+    def _lost_options(self) -> list[str]:
+        """Return the options that the user gave, and requests leave out: no temperature of 0, the default."""
+        given = {name for name, value in self._sampling.items() if value is not None}
+        if not self._sampling["temperature"]:
+            given.discard("temperature")
+        return sorted(given & self.transport.left_out)
 
     def job(self, request: Request) -> Job:
         """Return the request as this model is sent it: its key in the cache, and its bytes.

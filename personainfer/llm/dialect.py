@@ -121,10 +121,15 @@ class Dialect:
         """What was learned, as JSON, for the settings of a table."""
         notes: Json = {"reply_form": FORMS[self.form]}
         if self._left_out:
-            notes["left_out"] = sorted(self._left_out)
+            notes["left_out"] = sorted(self.left_out)
         if self.reasons:
             notes["reasons"] = True
         return notes
+
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Names of fields that no request has, as the endpoint does not take them."""
+        return frozenset(self._left_out)
 
     def most_tokens(self, asked: int) -> int:
         """Return the most tokens that a reply can have if `asked` are wanted for the answer alone.

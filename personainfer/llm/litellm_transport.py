@@ -153,6 +153,13 @@ class LiteLLMTransport(Transport):
         texts = (*keys, *self._carried, *openai_headers().values())
         return Secrets(texts, headers=headers, addresses=addresses)
 
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Names of fields that are known to be in no request, with those that litellm drops."""
+        if self._known_params is None:
+            return super().left_out
+        return super().left_out | _OPTIONS.difference(self._known_params)
+
     def settings(self, schema: type[BaseModel] | None) -> Json:
         """Return the fields that ask for a JSON schema, or for a tool call if the model takes only that."""
         if schema is None:
@@ -536,6 +543,7 @@ def _sends_as_it_came(litellm: Any) -> bool:
     return told == (None, True, None, False) and not (ciphers or in_environment)
 
 
+_OPTIONS = frozenset(("temperature", "seed", "reasoning_effort"))
 _LIMITS = ("max_tokens", "max_completion_tokens")
 # What providers call the limit of a reply; and what else has numbers with such names.
 _LIMIT_NAME = re.compile(

@@ -134,6 +134,11 @@ class Transport:
         names = {"answered_as": sorted(self._answered_as)} if self._answered_as else {}
         return {**self.dialect.notes, **names}
 
+    @property
+    def left_out(self) -> frozenset[str]:
+        """Names of fields that are known to be in no request, as the endpoint does not take them."""
+        return self.dialect.left_out
+
     def settings(self, schema: type[BaseModel] | None) -> Json:
         """Return the fields of a request that ask for a reply of this form; None: plain text."""
         raise NotImplementedError

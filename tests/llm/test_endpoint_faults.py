@@ -7,6 +7,7 @@ import json
 import re
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -1075,6 +1076,30 @@ def test_what_an_endpoint_does_not_take_is_left_out_from_then_on(name: str) -> N
         assert server.calls == calls
         assert done(server.requests[-1])
         assert llm.usage.calls == calls
+
+
+@pytest.mark.parametrize(
+    ("options", "refused", "lost"),
+    [
+        ({"seed": 3}, "seed", ["seed"]),
+        ({"temperature": 0.7, "seed": 3}, "temperature", ["temperature"]),
+        ({}, "temperature", []),  # 0 is the default
+    ],
+)
+def test_a_warning_names_options_that_are_left_out(
+    options: dict[str, Any], refused: str, lost: list[str]
+) -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        words = openai_error(f"{refused} is not supported")
+        return Fault.response(words, 400) if refused in body else '{"name": "Oslo"}'
+
+    with FakeLLM(reply) as server, warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        llm = ask(server, **options)
+    assert [str(one.message) for one in caught] == [
+        f"fake does not take {name}=: it was left out." for name in lost
+    ]
+    assert llm.settings["left_out"] == [refused]
 
 
 @each_way

@@ -1159,3 +1159,13 @@ def test_a_call_of_a_client_of_its_own_that_is_cancelled_counts(
 
 
 PACKED = {"model": "fake", "messages": [{"role": "user", "content": "packed otherwise"}]}
+
+
+def test_options_that_litellm_drops_are_told() -> None:
+    """Anthropic takes no seed, and this model does not reason."""
+    options: Any = {"seed": 3, "temperature": 0.7, "reasoning_effort": "low"}
+    llm = pi.LLM("anthropic/claude-3-5-haiku-20241022", api_key="x", cache=False, **options)
+    assert llm.settings["left_out"] == ["reasoning_effort", "seed"]
+    with pytest.warns(UserWarning, match="does not take reasoning_effort= and seed=: they were"):
+        llm.add_usage(pi.Usage(calls=1))
+    assert "left_out" not in pi.LLM("openai/gpt-4o-mini", api_key="x", cache=False, seed=3).settings
