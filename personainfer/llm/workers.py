@@ -128,7 +128,7 @@ class Workers:
         self._tally = tally
         refusals = RefusalWatch(settings.max_concurrency)
         self._sender = _Sender(transport, account, bounds, settings, tally, refusals)
-        self._endpoint = _Endpoint(transport, self._sender, refusals, settings.max_concurrency)
+        self._endpoint = _Endpoint(self._sender)
         self._in_flight = account.in_flight
         self._jobs: deque[Job] = deque()
         self._later: deque[Job] = deque()  # those that were refused often for going too fast
@@ -432,10 +432,7 @@ class _Endpoint:
     Short requests, which are neither too long nor offensive, tell.
 
     Args:
-        transport: how the endpoint is called.
-        sender: sends the short requests.
-        refusals: counts those for one reason.
-        width: how many requests may be in flight.
+        sender: sends the requests, short ones among them.
 
     Attributes:
         dead: why no more is sent; None: more is.
@@ -443,18 +440,15 @@ class _Endpoint:
         refused_rows: requests in a row that were refused although a short one was taken.
     """
 
-    def __init__(
-        self, transport: Transport, sender: _Sender, refusals: RefusalWatch, width: int
-    ) -> None:
+    def __init__(self, sender: _Sender) -> None:
         self.dead: ModelError | None = None
         self.is_left = False
         self.refused_rows = 0
-        self._transport = transport
         self._sender = sender
-        self._refusals = refusals
+        self._refusals = sender.refusals
         self._gate = sender.account.gate
         # Failures in a row after which an endpoint, or a model, is asked less.
-        self._many = max(_GONE_AFTER, width)
+        self._many = max(_GONE_AFTER, sender.settings.max_concurrency)
         self._failures = 0  # requests in a row whose connection or endpoint failed …
         self._failing_since = 0.0  # … and when the first of them had failed
         # Requests in a row without a reply that can be used, in the form (of the dialect) that is asked for.
@@ -511,7 +505,7 @@ class _Endpoint:
         the reply to a short request has to be useless, too.
         """
         self._failures = 0  # the reply is useless, but the endpoint answers
-        form = self._transport.dialect.version
+        form = self._sender.transport.dialect.version
         self._unread = self._unread + 1 if form == self._unread_form else 1
         self._unread_form = form
         if not self._may_be_hopeless(error):
@@ -685,34 +679,24 @@ class _Endpoint:
             self._refusals.start_again(error)
 
 
+@dataclass(slots=True)
 class _Sender:
     """Sends single requests within every limit, and counts what they take.
 
-    Args:
+    Attributes:
         transport, account, bounds, settings, tally: see `Workers`.
         refusals: lets requests wait for the outcome of others, if all may be refused for one reason.
-
-    Attributes:
         ran_nothing: whether the run ends since the endpoint lets this caller use no model. Then it has
             charged nothing for the calls in flight.
     """
 
-    def __init__(
-        self,
-        transport: Transport,
-        account: Account,
-        bounds: Bounds,
-        settings: CallSettings,
-        tally: Tally,
-        refusals: RefusalWatch,
-    ) -> None:
-        self.ran_nothing = False
-        self.account = account
-        self.bounds = bounds
-        self.tally = tally
-        self._transport = transport
-        self._settings = settings
-        self._refusals = refusals
+    transport: Transport
+    account: Account
+    bounds: Bounds
+    settings: CallSettings
+    tally: Tally
+    refusals: RefusalWatch
+    ran_nothing: bool = False
 
     async def send(self, job: Job, *, is_watched: bool = True) -> Completion:
         """Send a job once, and count what it took, also if it fails.
@@ -731,9 +715,9 @@ class _Sender:
         sending = _Sending(self, job, body, prompt, account.added, asked, asked + account.beyond)
         used: Completion | None = None
         failure: BaseException | None = None
-        is_watched = is_watched and not self._refusals.is_over
+        is_watched = is_watched and not self.refusals.is_over
         if is_watched:
-            await self._refusals.enter()
+            await self.refusals.enter()
         try:
             if budget is not None:
                 most = self.tally.most(prompt + sending.added, sending.most)
@@ -745,9 +729,9 @@ class _Sender:
                     sending.places.append((window, await window.take(units)))
             entered = await account.gate.enter()
             try:
-                used = await self._transport.complete(body, self._settings.timeout, job, sending)
+                used = await self.transport.complete(body, self.settings.timeout, job, sending)
                 account.gate.accepted()
-                self._refusals.accepted()
+                self.refusals.accepted()
                 return used
             except (RateLimitError, ReplyError) as error:
                 self._heed(job, entered, error)
@@ -761,7 +745,7 @@ class _Sender:
             raise
         finally:
             if is_watched:
-                self._refusals.leave()
+                self.refusals.leave()
             self._settle(sending, used, failure)
 
     def _heed(self, job: Job, entered: float, error: RateLimitError | ReplyError) -> None:
@@ -787,15 +771,15 @@ class _Sender:
         gate.accepted()
         if error.cut_off and (error.reasoned or job.room > 1):  # it had more room already
             error.retryable = False
-        if error.declined and not self._settings.samples:  # the same bytes, the same reply
+        if error.declined and not self.settings.samples:  # the same bytes, the same reply
             error.retryable = False
         if error.completion is not None:
-            self._refusals.accepted()
+            self.refusals.accepted()
 
     def asked_tokens(self, job: Job) -> int:
         """Return the most tokens that the reply to a job may take, by what the request asks for."""
-        asked = self._transport.dialect.most_tokens(self._settings.max_tokens * job.room)
-        return self._settings.size.most(asked)
+        asked = self.transport.dialect.most_tokens(self.settings.max_tokens * job.room)
+        return self.settings.size.most(asked)
 
     def _settle(
         self, sending: _Sending, used: Completion | None, failure: BaseException | None
@@ -822,7 +806,8 @@ class _Sender:
             window.leave(place)
             if window is tokens and used is not None and not is_unknown:
                 taken = used.prompt_tokens + used.completion_tokens
-                if taken <= sending.plausible:  # a wrong count would close the window for hours
+                most = sending.prompt + sending.asked + _MOST_BEYOND
+                if taken <= most:  # a wrong count would close the window for hours
                     window.correct(place, taken)
                     account.tokens.learn(
                         len(sending.body), used.prompt_tokens, used.completion_tokens
@@ -857,11 +842,6 @@ class _Sending:
     reserved: float | None = None
     places: list[tuple[Window, Place]] = field(default_factory=list)
     is_counted: bool = False
-
-    @property
-    def plausible(self) -> int:
-        """The most tokens of prompt and reply. A larger count of the endpoint's is not believed."""
-        return self.prompt + self.asked + _MOST_BEYOND
 
     def is_written(self, size: int, *, has_limit: bool) -> None:
         """Reserve as many tokens for the prompt as the request has bytes. Nothing is done without a budget.
