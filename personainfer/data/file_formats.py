@@ -52,6 +52,7 @@ _MOST_EMPTY = 2**20  # lines of a file, as a sheet has; more, if a tenth as many
 _MOST_NEIGHBOURS = 1_000  # files among which the one that was meant is looked for
 _HUB = "hf:"  # before the name of a data set on the Hugging Face hub
 _UTF8_BOM = b"\xef\xbb\xbf"
+_SEPARATORS: Final = ";\t|"  # of CSV files that are not separated by commas
 _OPENS = re.compile(r', +"[^",\r\n]')  # in a line of a CSV file
 _SIGNATURES = {
     b"PAR1": "Parquet",
@@ -496,6 +497,8 @@ def _csv(path: Path) -> Iterator[object]:
             except StopIteration:
                 return
             except csv.Error as error:
+                if header is None and any(f'"{each}"' in lines.first for each in _SEPARATORS):
+                    _csv_header(path, [lines.first])  # which raises the error that says so
                 lines.go_back()
                 yield BrokenRow(f"line {start} is not CSV: {error}. Correct its quotes.")
                 continue
@@ -515,7 +518,12 @@ class _CsvLines:
     A row has several lines if a quote is open at the end of one. The reader says where each row begins, and
     goes back to its second line if such a quote was a mistake. A row that is too long raises DataError, since
     its end is not known.
+
+    Attributes:
+        first: the first line, once `have_blanks` has looked at it.
     """
+
+    first = ""
 
     def __init__(self, text: IO[str], path: Path) -> None:
         self._text, self._path = text, path
@@ -532,6 +540,7 @@ class _CsvLines:
             DataError: the header has too many columns.
         """
         first = [self._text.readline(LONGEST_LINE) for _ in range(2)]
+        self.first = first[0]
         if (count := first[0].count(",")) > _MOST_COLUMNS:
             raise DataError(
                 f"the header of {self._path} has {count:,} commas.",
@@ -601,7 +610,7 @@ class CsvRow(dict[str, str]):
 
 
 def _csv_header(path: Path, fields: list[str]) -> list[str]:
-    separator = next((each for each in ";\t|" if each in fields[0]), None)
+    separator = next((each for each in _SEPARATORS if each in fields[0]), None)
     if len(fields) == 1 and separator:
         raise DataError(
             f"{path} is separated by {separator!r}, not by commas: {fields[0]!r:.80}.",

@@ -677,6 +677,17 @@ def test_a_page_of_the_hubs_viewer_is_read(tmp_path: Path) -> None:
         assert "has cut 'chosen'" in (read[1].error or "")
 
 
+@pytest.mark.parametrize("separator", [";", "\t", "|"])
+def test_quoted_names_with_another_separator_than_commas_are_told(
+    separator: str, tmp_path: Path
+) -> None:
+    rows = [["prompt", "chosen", "rejected"], ["q, so?", "yes", "no"]]
+    with (tmp_path / "rows.csv").open("w", newline="") as file:
+        csv.writer(file, delimiter=separator, quoting=csv.QUOTE_ALL).writerows(rows)
+    with pytest.raises(DataError, match="is separated by"):
+        read_preferences(tmp_path / "rows.csv")
+
+
 @pytest.mark.parametrize("orient", ["columns", "index", "split"])
 def test_a_json_file_of_pandas_says_how_it_is_passed(orient: Any, tmp_path: Path) -> None:
     pd.DataFrame([ROW] * 3).to_json(tmp_path / "rows.json", orient=orient)
