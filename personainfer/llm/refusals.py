@@ -69,7 +69,9 @@ RULES = (
         "moment",
         (200, 409, 425, *_SERVER),
         r"(?<!error )(?<!failed )loading (the )?model|model (.{0,80} )?is (\w+ )?(being )?load|warming up"
-        r"|model is not ready|loading_model",
+        r"|model is not ready|loading_model|scal(ing up|ed to zero)|cold.?start"
+        r"|(server|service|endpoint|deployment|engine|container|worker) is (\w+ )?"
+        r"(not (yet )?ready|starting|initiali[sz]ing|booting|deploying)",
         RateLimitError,
         "the endpoint still loads its model",
     ),
@@ -433,7 +435,7 @@ _OF_ALL = {401, 402, 404, 405, 407, 410}
 # of a GPU whose memory was too small.
 _OVERLOADED = re.compile(
     r"overload|\bbusy\b|(?<!total )capacity|queue is full|high (demand|traffic|load)|slow down"
-    r"|no (slot|instance)s? available"
+    r"|no (slot|instance)s? available|(temporarily|currently) unavailable"
 )
 
 # A gateway had no answer, or none in time: the model behind it may have run.

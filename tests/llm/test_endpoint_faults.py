@@ -375,6 +375,18 @@ CASES: dict[str, tuple[int, Any, type[ModelError], str]] = {
         RequestRejectedError,
         "row",
     ),
+    "Fireworks: a deployment that starts": (
+        503,
+        openai_error("Deployment is currently scaled to zero and is scaling up.", code="X"),
+        RateLimitError,
+        "moment",
+    ),
+    "a server that starts": (
+        503,
+        openai_error("The server is still starting"),
+        RateLimitError,
+        "moment",
+    ),
     "Anthropic: input tokens a minute": (
         429,
         {

@@ -190,6 +190,7 @@ def waits(error: Exception) -> float:
         (503, "The model is overloaded. Please try again later."),
         (503, "server busy, please try again. maximum pending requests exceeded"),
         (503, "The request queue is full."),
+        (503, "<title>503 Service Temporarily Unavailable</title>"),
         (498, "Flex tier capacity exceeded"),
         (200, "Capacity temporarily exceeded, please try again."),
     ],
