@@ -454,7 +454,7 @@ class _Endpoint:
         # Requests in a row without a reply that can be used, in the form (of the dialect) that is asked for.
         self._unread = 0
         self._unread_form = 0
-        self._was_read = False  # whether any reply could be used
+        self._was_read = False  # whether any reply of this run could be used
         self._taken_at = -math.inf  # when the endpoint last took a row …
         self._taken_form: Form | None = None  # … and in what form
         # Bytes of the shortest request that is larger than a limit a minute.
@@ -526,9 +526,14 @@ class _Endpoint:
             else:
                 self._unread = self._many
 
+    @property
+    def _any_was_read(self) -> bool:
+        """Whether any reply could be used, of this run or of one whose replies are in the cache."""
+        return self._was_read or self._sender.tally.cached > 0
+
     def _may_be_hopeless(self, error: ReplyError) -> bool:
         """Return whether a short request should tell if any reply can be used. A login page is no reply."""
-        is_new = not self._was_read or error.completion is None
+        is_new = not self._any_was_read or error.completion is None
         return is_new and self.dead is None and self._unread >= 2 * self._many
 
     async def _is_short_reply_useless(self, job: Job) -> bool:
@@ -537,7 +542,7 @@ class _Endpoint:
         Where others could be used, only what is no reply of a model counts as useless.
         """
         answer = await self._short_answer(job)
-        if self._was_read:
+        if self._any_was_read:
             return isinstance(answer, ReplyError) and answer.completion is None
         try:
             if isinstance(answer, Completion):

@@ -10,6 +10,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -1588,6 +1589,21 @@ def test_rows_to_which_no_reply_is_useful_cost_no_other_row(is_short_read: bool)
         table = infer(server, 120)
         assert server.calls < 120 + 28 * 4 + 10
     assert table.failed_places() == list(range(10 * (not is_short_read), 90))
+
+
+@pytest.mark.heavy
+@each_way
+def test_a_cached_reply_shows_that_the_model_gives_what_is_asked_for(tmp_path: Path) -> None:
+    """A run that is repeated asks again those rows that had no useful reply."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        number = number_of(body)
+        return "No." if number is None or 10 <= number < 90 else GOOD
+
+    with FakeLLM(reply) as server:
+        infer(server, 10, cache=True, cache_dir=tmp_path)
+        table = infer(server, 120, cache=True, cache_dir=tmp_path)
+    assert table.failed_places() == list(range(10, 90))
 
 
 @pytest.mark.heavy
