@@ -458,6 +458,8 @@ def _wikipersonas(
     history, asked = (
         [one for one in part.preferences if one.user in people] for part in (train, test)
     )
+    known = {(one.user, one.prompt, one.chosen, one.rejected) for one in history}
+    asked = [one for one in asked if (one.user, one.prompt, one.chosen, one.rejected) not in known]
     personas = infer_user_personas(history, model, pairs_per_user=_PAIRS_A_USER, **options)
     prefixes = {
         "none": persona_prefix("none"),

@@ -47,7 +47,7 @@ from ..scoring.latent_users import LatentUsers
 from ..tailoring.user_rewards import BradleyTerry, LowRankRewards
 from .audit_verdict import FEW_SHOT, Margins, PersonaAudit
 from .groups import check_groups, group_values, strangers
-from .hypotheses import UserAtWork, users_in
+from .hypotheses import refuse_leaks, users_in
 from .predictors import Case, ChoiceScorer, SharedCalls, predictor_of, sees_ids
 from .prefixes import Prefix, persona_prefix
 from .records import ChoicesUsed, UserPersona, UserPersonas
@@ -147,12 +147,12 @@ def audit_personas(
     known = group_values(groups)
     earlier = None if history is None else users_in(history, user, columns, None, None)[0]
     if earlier is not None:
-        _refuse_leaks(held_out, {one.name: ChoicesUsed(one.new) for one in earlier})
+        refuse_leaks(held_out, {one.name: ChoicesUsed(one.new) for one in earlier}, "choices")
     made = {
         count: _Made.of(personas(count) if callable(personas) else personas) for count in counts
     }
     for one in made.values():
-        _refuse_leaks(held_out, one.sources)
+        refuse_leaks(held_out, one.sources, "choices")
     main = made[max(counts)]
     kept = [choice for choice in asked if choice.user in main.texts]
     if not kept:
@@ -240,36 +240,6 @@ class _Made:
             for choice in mine
         ]
         return cls(texts, sources, history)
-
-
-def _refuse_leaks(held_out: Sequence[UserAtWork], sources: Mapping[str, ChoicesUsed]) -> None:
-    """Raise DataError if a persona was made from a held-out choice of its user.
-
-    Args:
-        held_out: the users with their held-out choices.
-        sources: user -> the choices that the persona was made from.
-    """
-    leaks = [
-        choice
-        for one in held_out
-        if one.name in sources
-        for choice in one.new
-        if sources[one.name].holds(choice, choice.id in one.given_ids)
-    ]
-    if not leaks:
-        return
-    total = sum(len(one.new) for one in held_out)
-    by_id = not any(sources[one.user or ""].holds_texts(one) for one in leaks)
-    how = "have ids of choices" if by_id else "are among those"
-    hint = "Split each user's choices first; infer personas from one part, audit on the other."
-    if by_id:
-        hint += " If the ids start anew in each file, leave the column of ids out."
-    raise DataError(
-        f"{len(leaks):,} of {total:,} held-out choices {how} that the user's persona was made from, such as"
-        f" choice {leaks[0].id!r} of user {leaks[0].user!r}.",
-        hint=hint,
-        argument="choices",
-    )
 
 
 # Predictions of the scorer

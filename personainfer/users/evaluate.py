@@ -96,9 +96,10 @@ def evaluate_prefixes(
     Raises:
         InvalidArgumentError, UnknownOptionError: a bad argument, before anything is scored; or the scorer's
             numbers are missing for all choices.
-        DataError: no row is a choice of a user, there are fewer users than folds, or an attribute for `folds`
-            has one value; or the texts of a prefix in `attribute` have no sentence, or no user has two
-            choices to measure effects on. Nothing is scored then.
+        DataError: no row is a choice of a user, or a persona of `infer_user_personas` was made from a choice
+            of its user in `data` (unless its prefix is "gold"); there are fewer users than folds, or an
+            attribute for `folds` has one value; or the texts of a prefix in `attribute` have no sentence, or
+            no user has two choices to measure effects on. Nothing is scored then.
         MissingExtraError: the scorer needs a package that is not installed.
         ModelError: the scorer failed for all choices, or would (key, model).
         CacheError: the cache of a judge's replies cannot be used.
@@ -120,6 +121,9 @@ def evaluate_prefixes(
     users, skipped = users_in(data, user, columns, None, None)
     choices = [choice for one in users for choice in one.new]
     check_groups(known, choices)
+    for one in prefixes.values():  # before anything is fitted
+        if isinstance(one, Prefix):
+            one.check_held_out(users)
     kinds = _questions(questions, choices)
     names = tuple(one.name for one in users if one.new)
     parts = (
@@ -130,6 +134,8 @@ def evaluate_prefixes(
         FittedFold(part, everything, predictor_of(_scorer(scorer, fit, part), options))
         for part in parts
     ]
+    for made in {one for test in tests for one in test.prefixes.values()}:
+        made.check_held_out(users)
     _check_attribute(named, tests[-1], choices, draw_seed)
     settings = {"lift": lift, "folds": folds, "confidence": confidence, "draw_seed": draw_seed}
     return PrefixEvaluation.of(

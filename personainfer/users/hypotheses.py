@@ -25,7 +25,7 @@ from ..llm.client import LLM
 from ..personas.infer import infer_personas
 from ..personas.selection import explains_each
 from ..records import Preference, Selector
-from .records import Hypothesis, UserPersona, UserPersonas, UserRow
+from .records import ChoicesUsed, Hypothesis, UserPersona, UserPersonas, UserRow
 
 _NO_USER = "it has no user"
 NEUTRAL = 0.0  # a score that speaks neither for nor against an explanation
@@ -177,6 +177,43 @@ def _refuse(names: Sequence[str], skipped: Mapping[str, int]) -> NoReturn:
         hint="Say which one names the user:",
         argument="columns",
         example={"user": "…"},
+    )
+
+
+def refuse_leaks(
+    held_out: Sequence[UserAtWork],
+    sources: Mapping[str, ChoicesUsed],
+    argument: str,
+    by_ids: bool = True,
+) -> None:
+    """Raise DataError if a persona was made from a held-out choice of its user.
+
+    Args:
+        held_out: the users with their held-out choices.
+        sources: user -> the choices that the persona was made from.
+        argument: the argument that holds the choices, for the error.
+        by_ids: whether an id may tell that a choice is one of these.
+    """
+    leaks = [
+        choice
+        for one in held_out
+        if one.name in sources
+        for choice in one.new
+        if sources[one.name].holds(choice, by_ids and choice.id in one.given_ids)
+    ]
+    if not leaks:
+        return
+    total = sum(len(one.new) for one in held_out)
+    by_id = not any(sources[one.user or ""].holds_texts(one) for one in leaks)
+    how = "have ids of choices" if by_id else "are among those"
+    hint = "Split each user's choices first; infer personas from one part, predict the other."
+    if by_id:
+        hint += " If the ids start anew in each file, leave the column of ids out."
+    raise DataError(
+        f"{len(leaks):,} of {total:,} held-out choices {how} that the user's persona was made from, such as"
+        f" choice {leaks[0].id!r} of user {leaks[0].user!r}.",
+        hint=hint,
+        argument=argument,
     )
 
 

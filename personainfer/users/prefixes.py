@@ -29,7 +29,8 @@ from ..records import FloatArray, Message, Persona, Preference, Prompt
 from ..scoring.choice_models import read_choices
 from ..scoring.interfaces import check_row
 from ..tailoring.bm25 import BM25
-from .records import UserPersona, UserPersonas
+from .hypotheses import UserAtWork, refuse_leaks
+from .records import ChoicesUsed, UserPersona, UserPersonas
 from .similar_users import Embed, cosines, embedded, prompt_text
 
 Kind = Literal["none", "tag", "name", "few-shot", "persona", "gold"]
@@ -69,6 +70,8 @@ class Prefix:
         examples: the source of examples, for "few-shot"; None: another kind.
         role: "system": the text is a system message; "user": it is part of the user's last turn.
         stand_in: user -> the user whose text or examples are shown instead; None: everybody's own.
+        sources: user -> the choices that the user's persona was made from, for `check_held_out`; None: they
+            are not known, or need not be held out.
     """
 
     def __init__(
@@ -78,12 +81,14 @@ class Prefix:
         examples: Examples | None,
         role: Literal["system", "user"],
         stand_in: Mapping[str, str] | None = None,
+        sources: Mapping[str, ChoicesUsed] | None = None,
     ) -> None:
         self.kind = kind
         self.role = role
         self._texts = texts
         self._examples = examples
         self._stand_in = stand_in or {}
+        self._sources = sources or {}
 
     @shown_when_made
     def __repr__(self) -> str:
@@ -101,6 +106,13 @@ class Prefix:
         if self._examples is not None:
             return user is not None and self._examples.knows(user)
         return self._texts is None or user in self._texts
+
+    def check_held_out(self, users: Sequence[UserAtWork]) -> None:
+        """Raise DataError if a persona was made from one of these choices of its user, as the texts tell.
+
+        Ids do not tell: they may be places in the data, which other choices have, too.
+        """
+        refuse_leaks(users, self._sources, "data", by_ids=False)
 
     @property
     def k(self) -> int:
@@ -377,7 +389,10 @@ def persona_prefix(
         texts = {user: prefix_persona(said) for user, said in _texts("personas", people).items()}
     elif names is not None:
         texts = {user: prefix_name(name) for user, name in _texts("names", names).items()}
-    return Prefix(kind, texts, None, role)
+    sources = None
+    if kind == "persona" and isinstance(personas, UserPersonas):
+        sources = {row.user: ChoicesUsed(row.choices) for row in personas}
+    return Prefix(kind, texts, None, role, sources=sources)
 
 
 def user_tag(user: str) -> str:

@@ -14,7 +14,9 @@ import personainfer as pi
 from personainfer.exceptions import DataError, InvalidArgumentError, UnknownOptionError
 from personainfer.records import Message
 from personainfer.testing import FakeLLM
+from personainfer.users import UserPersona, UserPersonas
 from personainfer.users.prefixes import Prefix
+from personainfer.users.records import UserRow
 
 from ..scoring_server import ScoringServer
 
@@ -242,6 +244,34 @@ def test_one_group_is_left_out_at_a_time() -> None:
     assert seen == [everybody - {"eve"}, everybody - {"cy", "dee"}, everybody - {"ann", "bob"}]
     assert found.prefixes["crowd"].accuracy.n == 5  # fay has no diet, and is in no test
     assert "4 choices of users that no fold leaves out" in str(found)
+
+
+# Leaks
+
+
+def test_a_persona_is_not_evaluated_on_the_choices_that_it_was_made_from() -> None:
+    """It may repeat them. Only a gold persona may know the answers."""
+    asked: list[object] = []
+
+    def never(*_: Any) -> list[float]:
+        asked.append(None)
+        return []
+
+    texts = {"chosen": "Yes, 1.", "rejected": "Yes, 1, and HERE is at length  why that is so."}
+    seen = pi.Preference(prompt="Question 1?", id="earlier", user="ann", **texts)
+    said = UserPersona(user="ann", background="Brief.", preferences="Short.", pairs=1)
+    made = UserPersonas((UserRow(user="ann", persona=said, choices=(seen,)),))
+    with pytest.raises(DataError, match="1 of 24 held-out choices are among those"):
+        pi.evaluate_prefixes({"p": pi.persona_prefix("persona", personas=made)}, held_out(), never)
+    with pytest.raises(DataError, match="'ann1' of user 'ann'"):
+        pi.evaluate_prefixes(
+            {"p": lambda _: pi.persona_prefix("persona", personas=made)}, held_out(), never
+        )
+    assert not asked
+    other = [row for row in held_out() if row["id"] != "ann1"]
+    for kind, data in (("gold", held_out()), ("persona", other)):
+        prefix = pi.persona_prefix(kind, personas=made)  # type: ignore[arg-type]
+        assert pi.evaluate_prefixes({"p": prefix}, data, obeys).prefixes["p"].accuracy.n == 1
 
 
 # Questions, groups, sentences
