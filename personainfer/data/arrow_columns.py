@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..exceptions import DataError, InvalidArgumentError, PersonaInferError
-from ..preferences.cells import without_na
+from ..preferences.cells import parse_cell, without_na
 from .column_values import json_texts, kept_in_arrow, name_as_text
 
 if TYPE_CHECKING:
@@ -167,6 +167,33 @@ def arrow_cells(column: Any) -> list[object]:
         return list(column.to_pylist())
     except _NO_PYTHON_VALUE:
         return [_arrow_cell(scalar) for scalar in column]
+
+
+def decoded_cells(column: Any) -> list[object]:
+    """Return the values of an Arrow column, as `arrow_cells`, with those of the type arrow.json parsed.
+
+    `datasets` writes its feature Json so, also within lists and structs. What is not JSON stays text.
+    """
+    cells = arrow_cells(column)
+    if _JSON_TYPE not in str(column.type):
+        return cells
+    return [_decoded(column.type, cell) for cell in cells]
+
+
+_JSON_TYPE = "extension<arrow.json>"
+
+
+def _decoded(kind: Any, value: Any) -> Any:
+    import pyarrow as pa
+
+    if str(kind) == _JSON_TYPE:
+        with suppress(DataError):
+            return parse_cell("", value)
+    elif pa.types.is_struct(kind) and isinstance(value, dict):
+        return value | {f.name: _decoded(f.type, value[f.name]) for f in kind if f.name in value}
+    elif isinstance(value, list) and (inner := getattr(kind, "value_type", None)) is not None:
+        return [_decoded(inner, each) for each in value]
+    return value
 
 
 def _with_times(kind: Any, times: Any) -> Any:

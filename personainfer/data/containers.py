@@ -20,7 +20,7 @@ from ..preferences.pairing import check_pairing
 from ..preferences.recognition import LOOK_AHEAD, recognise, settle
 from ..preferences.schemas import Mapped, Schema
 from ..records import Preference
-from .arrow_columns import NOT_OF_VALUES, arrow_cells, cells_of, in_narwhals
+from .arrow_columns import NOT_OF_VALUES, cells_of, decoded_cells, in_narwhals
 from .file_formats import (
     SUPPORTED,
     StreamedRows,
@@ -242,7 +242,7 @@ def _from_dataset(data: Any, told: Mapped) -> PreferenceSource:
 
 
 def _arrow_batch(table: Any, names: Sequence[str], wanted: Sequence[str]) -> Batch:
-    columns = (arrow_cells(table.column(n)) if n in names else repeat(ABSENT) for n in wanted)
+    columns = (decoded_cells(table.column(n)) if n in names else repeat(ABSENT) for n in wanted)
     return zip(*columns, strict=False)
 
 

@@ -9,7 +9,7 @@ import copy
 from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence, Set
 from typing import Any, NamedTuple
 
-from ..data.arrow_columns import arrow_cells, cells_of, in_narwhals, package_of
+from ..data.arrow_columns import cells_of, decoded_cells, in_narwhals, package_of
 from ..data.column_values import COLUMNS
 from ..data.containers import KnownSchemas, read_cells
 from ..data.own_columns import own_names
@@ -97,7 +97,7 @@ def _rows_of_frame(batch: Any, told: Mapped, known: KnownSchemas) -> list[Source
 
     def cells(name: str) -> Iterable[object]:
         if package_of(batch) == "pyarrow":
-            return arrow_cells(batch.column(name))
+            return decoded_cells(batch.column(name))
         return cells_of(in_narwhals(batch), name)
 
     return read_cells(own_names(batch), cells, told, known)

@@ -666,6 +666,52 @@ def test_files_that_are_not_what_they_say(
     assert name in str(caught.value)
 
 
+@pytest.mark.skipif(not hasattr(pa, "json_"), reason="an Arrow without the type arrow.json")
+def test_columns_of_the_type_json_are_read_as_their_values() -> None:
+    """`datasets` has a feature Json, which it also chooses for calls of tools with different arguments."""
+
+    def column(values: list[Any]) -> Any:
+        texts = pa.array(["not JSON" if each is None else json.dumps(each) for each in values])
+        return pa.ExtensionArray.from_storage(pa.json_(pa.string()), texts)
+
+    call = {"name": "clock", "arguments": {"x": 1}}
+    turn = {"role": "assistant", "content": "hm", "tool_calls": [call]}
+    asked = [{"role": "user", "content": "q"}, turn, {"role": "tool", "content": "12"}]
+    calls = pa.ListArray.from_arrays([0, 1], column([call]))
+    turns = pa.StructArray.from_arrays(
+        [pa.array(["assistant"]), pa.array(["hm"]), calls], ["role", "content", "tool_calls"]
+    )
+    table = pa.table(
+        {
+            "prompt": column([{"text": "q"}, asked, None]),
+            "chosen": column([{"text": "yes"}] * 3),
+            "rejected": column([{"text": "no"}] * 3),
+        }
+    )
+    one, two, odd = preferences(read_preferences(table))
+    assert one == PAIR
+    assert two is not None
+    assert isinstance(two.prompt[1], Message)
+    assert two.prompt[1].extra == {"tool_calls": [call]}
+    assert odd is not None
+    assert odd.prompt == "not JSON"
+    nested = pa.table(
+        {
+            "prompt": pa.ListArray.from_arrays([0, 1], turns),
+            "chosen": pa.array(["yes"]),
+            "rejected": pa.array(["no"]),
+        }
+    )
+    (found,) = preferences(read_preferences(nested, columns={"prompt": "prompt"}))
+    assert found is not None
+    assert isinstance(found.prompt[0], Message)
+    assert found.prompt[0].extra == {"tool_calls": [call]}
+    lists = {"prompt": pa.array(["q"]), "chosen": column([["a", "c"]]), "rejected": column([["b"]])}
+    with pytest.raises(DataError, match="pairs="):
+        read_preferences(pa.table(lists))
+    assert len(list(read_preferences(pa.table(lists), pairs="all"))) == 2
+
+
 def test_a_page_of_the_hubs_viewer_is_read(tmp_path: Path) -> None:
     """https://datasets-server.huggingface.co/rows gives such an object."""
     rows = [{"row_idx": n, "row": ROW, "truncated_cells": ["chosen"] * n} for n in range(2)]

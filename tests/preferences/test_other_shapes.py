@@ -512,6 +512,9 @@ def test_calls_that_are_json_text_are_calls(key: str) -> None:
         {key: [call]},
         None,
     ]
+    texts: list[Any] = [[json.dumps(call)], np.array([json.dumps(call)])]
+    for each in texts:  # as `datasets` stores some
+        assert read({**row, "prompt": [USER, say(None, **{key: each}), turns[2]]}) == [found]
     (found,) = read({**row, "prompt": [USER, say("x", **{key: "clock()"}), turns[2]]})
     assert isinstance(found, Preference)
     assert isinstance(found.prompt[1], Message)
