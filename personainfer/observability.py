@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar, cast
 
+from .exceptions import visible
 from .records import Usage
 
 T = TypeVar("T")
@@ -130,7 +131,8 @@ class RunWatch:
 
     def __init__(self, model: str, counts: Counts) -> None:
         self.rows = 0
-        self._model, self._counts = model, counts
+        # The name may be that of a stranger's table; a line feed in it would begin a line of the log.
+        self._model, self._counts = visible(" ".join(model.split())), counts
         self._told: dict[str, float] = {}
         self._otel = _open_telemetry()
         self._span: Any = None

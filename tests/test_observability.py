@@ -287,3 +287,13 @@ def test_no_reply_that_litellm_cannot_read_is_logged_or_warned_of(
     assert table.errors
     assert "A private reply" not in caplog.text
     assert not [one for one in recwarn if "A private reply" in str(one.message)]
+
+
+def test_the_name_of_a_model_acts_on_no_terminal_and_begins_no_line_of_a_log(
+    llm: FakeLLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG, "personainfer")
+    pi.infer_personas(pairs(1), "a\x1b[31mb\nc", api_base=llm.api_base, cache=False)
+    told = [one.getMessage() for one in caplog.records if "a run with" in one.getMessage()]
+    assert len(told) == 2
+    assert all("a\\x1b[31mb c" in one and one.isprintable() for one in told)

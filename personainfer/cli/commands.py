@@ -325,7 +325,8 @@ def export(
     if made.long_prompts:
         note(f"{made.long_prompts:,} prompts of 1,024 tokens or more: raise TRL's max_length")
     if made.card is not None:
-        note(f"Next: datasets.load_dataset({str(output)!r}), or trl … --dataset_name {output}")
+        in_shell = shlex.quote(str(output))
+        note(f"Next: datasets.load_dataset({str(output)!r}), or trl … --dataset_name {in_shell}")
     return None
 
 

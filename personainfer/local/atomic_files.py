@@ -104,7 +104,7 @@ def atomic_folder(folder: Path, *, private: bool = False) -> Iterator[Path]:
     if private and folder.is_symlink() and not is_mine(folder.lstat()):
         raise OSError(f"{folder} is a link of somebody else")
     folder = folder.resolve()  # a link stays one
-    if folder == Path.cwd():
+    if folder.exists() and folder.samefile("."):  # a folder of the process that is gone has no name
         raise InvalidArgumentError(
             f"{folder} is the folder that you are in.", hint="Name a new folder in it."
         )

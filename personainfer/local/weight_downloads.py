@@ -22,7 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError
+from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError, visible
 from ..observability import log
 from .atomic_files import unfinished_folder, write_file
 from .paths import opened_file, own_file, private_folder
@@ -272,7 +272,7 @@ def _fetch_from_sources(weights: NamedWeights, folder: Path) -> Path:
             path = fetch(weights, folder)
         except _SourceError as error:
             failures.append(f"{source}: {error}")
-            log.info("%s does not give %s: %s", source, weights.file, error)
+            log.info("%s does not give %s: %s", source, weights.file, visible(str(error)))
             continue
         if _is_verified(weights, path):
             return path

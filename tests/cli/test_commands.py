@@ -597,6 +597,8 @@ def test_export(run: Run, reach: list[str]) -> None:
     told = json.loads(run("export", made, "-o", "set", "--json", *splits).stdout)
     assert sum(told["rows"].values()) == 40
     assert told["card"] == "set/README.md"
+    named = run("export", made, "-o", "a set; rm x", "-f", "trl-kto")
+    assert "--dataset_name 'a set; rm x'" in named.stderr
 
 
 def test_export_to_a_pipe(run: Run, reach: list[str]) -> None:

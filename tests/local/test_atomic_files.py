@@ -381,6 +381,16 @@ def test_the_folder_that_the_process_is_in_is_not_replaced(
         write_rating_sheet(TABLE, ".")
 
 
+def test_a_folder_of_the_process_that_is_gone_hinders_no_write_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    write_rating_sheet(TABLE, tmp_path / "sheet")
+    assert (tmp_path / "sheet" / "key.json").exists()
+
+
 def test_a_file_of_a_group_that_cannot_be_kept_is_not_opened_to_another_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
