@@ -192,12 +192,14 @@ _CLOSES = "|".join(
 # Where a draft of an object may stand, too. In plain text, these tags may belong to the answer.
 _NOTE = "(?i:analysis|scratch_?pad|draft|plan|brainstorm)"
 _NOTES = rf"<{_NOTE}{_ATTRIBUTES}>"
-# The last ones are gpt-oss without its marks, and Granite.
-_CLOSES_NOTES = rf"{_CLOSES}|</{_NOTE}>|assistant(?:commentary|final)|Here(?: is|'s) my response:"
-# A model that says so between two answers means the second one.
+_CLOSES_NOTES = rf"{_CLOSES}|</{_NOTE}>|assistant(?:commentary|final)"  # gpt-oss without its marks
+# A model that says so between two answers means the second one. Longer words may be those of another pair,
+# with which a small model runs on.
 _TAKES_BACK = re.compile(
-    r"\b(?:wait|sorry|apolog\w+|correct(?:ed|ion)|revised|mistake|mixed up|final)\b", re.IGNORECASE
+    r"\b(?:wait|sorry|apolog\w+|correct(?:ed|ion)|revised|mistake|mixed up|final|my response)\b",
+    re.IGNORECASE,
 )
+_LONGEST_CORRECTION = 300  # characters
 # Where somebody else's turn begins: a model that runs on has ended its reply before.
 _NEXT_TURN = (
     r"<\|im_start\|>\s*(?:user|system)|<\|start_header_id\|>\s*(?:user|system)"
@@ -332,8 +334,9 @@ def _found_in(text: str, schema: type[BaseModel]) -> list[tuple[Any, str]]:
     ]
     ends = [0, *(one.end for one in answers)]
     parts = [(one.value, text[end : one.start]) for one, end in zip(answers, ends, strict=False)]
-    joined = _joined(parts, schema) if len(parts) > 1 else None
-    found += [joined] if joined else []
+    if len(parts) > 1 and not any(_takes_back(words) for _, words in parts[1:]):
+        joined = _joined(parts, schema)
+        found += [joined] if joined else []
     return [(fields, json.dumps(fields)) for fields in _variants(found, schema)]
 
 
@@ -341,9 +344,15 @@ def _latest_first(answers: Sequence[_Found], text: str) -> list[Any]:
     """Return the values in order; but those after words that take an answer back come first."""
     values = [one.value for one in answers]
     for place in range(len(answers) - 1, 0, -1):
-        if _TAKES_BACK.search(text, answers[place - 1].end, answers[place].start):
+        if _takes_back(text[answers[place - 1].end : answers[place].start]):
             return values[place:] + values[:place]
     return values
+
+
+def _takes_back(words: str) -> bool:
+    """Return whether the words between two answers take the first one back."""
+    is_short = len(words) <= _LONGEST_CORRECTION and "<" not in words
+    return is_short and _TAKES_BACK.search(words) is not None
 
 
 class _Found(NamedTuple):

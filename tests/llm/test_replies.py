@@ -134,6 +134,11 @@ READ: dict[str, str] = {
     "Granite": f"Here is my thought process:\n{DRAFT}\nHere is my response:\n{GOOD}",
     "a correction": f"{DRAFT}\n\nWait, that is wrong. Corrected:\n{GOOD}",
     "a final answer": f"```json\n{DRAFT}\n```\n**Final JSON**\n```json\n{GOOD}\n```",
+    "another pair, with which a model runs on": (
+        f"{GOOD}\n<prompt>Sorry?</prompt>\n<response_1>Wait</response_1>\n{OTHER}"
+    ),
+    "a long text before another answer": f"{GOOD}\n{'It is final. ' * 30}\n{OTHER}",
+    "a heading behind it": f"{GOOD}\n\nHere is my response: a cook.",
     "a correction that is not made": f'{GOOD}\nSorry, I have no more than {{"this": 1}}.',
     "keys without quotes": GOOD.replace('"evidence"', "evidence").replace('"trait"', "trait"),
     "doubled braces": f"{{{GOOD}}}",
@@ -318,6 +323,7 @@ def test_both_persons_are_read_and_not_mixed_up(name: str) -> None:
         f"Person 1 differs from person 2: {GOOD} and {OTHER}",
         json.dumps([{"person_1": ONE}, {"person_1": TWO}]),
         json.dumps({"person_1": ONE, "persona_1": TWO}),
+        f"{GOOD}\nWait, that is wrong:\n{OTHER}",
         json.dumps({"persons": [ONE, TWO], "people": [TWO, ONE]}),
         json.dumps({"person_1": "The user is calm and prefers lists.", "person_2": "x"}),
     ],
