@@ -291,7 +291,6 @@ class Facts(TypedDict, total=False):
     cut_off: bool
     is_whole: bool
     reasoned: bool
-    declined: bool
 
 
 class ModelError(PersonaInferError):
@@ -390,14 +389,12 @@ class ReplyError(ModelError):
         cut_off: the reply ends at `max_tokens`.
         is_whole: with `cut_off`: the reply begins with a complete JSON object.
         reasoned: the model wrote reasoning, with or without an answer after it.
-        declined: the model says that it does not answer this request.
     """
 
     retryable = True
     cut_off = False
     is_whole = False
     reasoned = False
-    declined = False
 
 
 def keeps_no_cause(function: Callable[P, T]) -> Callable[P, T]:

@@ -227,14 +227,14 @@ FAULTS: dict[str, tuple[str, bool]] = {
 }
 WAITS = {name for name, (_, waits) in FAULTS.items() if waits}
 # What the same request meets again: it is sent with a larger limit once, or not at all.
-STAYS = {"length", "filter", "refusal"}
+STAYS = {"length", "filter"}
 ENDS = {
     "empty-body",
     "not-json",
     "not-utf8",
     "10-MB",
 }  # no answer to any request: the endpoint is none
-ALIKE = {"empty-content", "not-json", "filter", "invalid-json"}  # to the one who retries
+ALIKE = {"empty-content", "not-json", "refusal", "filter", "invalid-json"}  # to the one who retries
 
 
 def kinds(heavy: set[str], without: frozenset[str] | set[str] = frozenset()) -> list[Any]:

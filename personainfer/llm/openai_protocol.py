@@ -499,7 +499,7 @@ def _completion_problem(
     hint, facts = "", Facts(completion=completion)
     if refusal:
         problem = f"the model refused: {secrets.mask(str(refusal))[:200]!r}."
-        hint, facts["declined"] = "Another model may answer.", True
+        hint = "Another model may answer."
     elif finish in _BROKEN_OFF:
         problem = f"the endpoint broke its reply off ({completion.finish_reason})."
         return TransportError(problem, unanswered=True)

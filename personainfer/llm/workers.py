@@ -776,8 +776,6 @@ class _Sender:
         gate.accepted()
         if error.cut_off and (error.reasoned or job.room > 1):  # it had more room already
             error.retryable = False
-        if error.declined and not self.settings.samples:  # the same bytes, the same reply
-            error.retryable = False
         if error.completion is not None:
             self.refusals.accepted()
 

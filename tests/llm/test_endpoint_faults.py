@@ -1539,22 +1539,6 @@ def test_rows_at_which_the_server_fails_end_no_run_however_many_there_are() -> N
     assert table.failed_places() == list(range(10, 60))
 
 
-@each_way
-@each_way
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
-def test_what_a_model_declines_is_asked_once_unless_another_sample_may_answer(
-    temperature: float,
-) -> None:
-    said = {"message": {"content": None, "refusal": "I cannot."}, "finish_reason": "stop"}
-    with FakeLLM(Fault.response({"choices": [said]})) as server:
-        llm = pi.LLM(
-            "fake", api_base=server.api_base, cache=False, temperature=temperature, max_attempts=3
-        )
-        with pytest.raises(ReplyError, match=r"refused: 'I cannot"):
-            llm.ask(MESSAGES, City)
-        assert server.calls == (3 if temperature else 1)
-
-
 def number_of(body: dict[str, Any]) -> int | None:
     """The number of the row that a request is about; None: it is a short request."""
     said = next(
