@@ -195,10 +195,10 @@ _NOTES = rf"<{_NOTE}{_ATTRIBUTES}>"
 _CLOSES_NOTES = rf"{_CLOSES}|</{_NOTE}>|assistant(?:commentary|final)"  # gpt-oss without its marks
 # A model that says so between two answers means the second one. Longer words may be those of another pair,
 # with which a small model runs on.
-_TAKES_BACK = re.compile(
-    r"\b(?:wait|sorry|apolog\w+|correct(?:ed|ion)|revised|mistake|mixed up|final|my response)\b",
-    re.IGNORECASE,
-)
+_TAKES_BACK = re.compile(r"\b(?:wait|correct(?:ed|ion)|revised|mistake|mixed up)\b", re.IGNORECASE)
+# These may be words of a heading of somebody else's answer, too, such as: Response 2 ("I'm sorry, …").
+_MAY_TAKE_BACK = re.compile(r"\b(?:sorry|apolog\w+|final|my response)\b", re.IGNORECASE)
+_SOMEBODY_ELSE = re.compile(r"\b(?:another|other|second|two)\b|(?<!\d)2(?!\d)", re.IGNORECASE)
 _LONGEST_CORRECTION = 300  # characters
 # Where somebody else's turn begins: a model that runs on has ended its reply before.
 _NEXT_TURN = (
@@ -351,8 +351,11 @@ def _latest_first(answers: Sequence[_Found], text: str) -> list[Any]:
 
 def _takes_back(words: str) -> bool:
     """Return whether the words between two answers take the first one back."""
-    is_short = len(words) <= _LONGEST_CORRECTION and "<" not in words
-    return is_short and _TAKES_BACK.search(words) is not None
+    if len(words) > _LONGEST_CORRECTION or "<" in words:
+        return False
+    if _TAKES_BACK.search(words):
+        return True
+    return _MAY_TAKE_BACK.search(words) is not None and not _SOMEBODY_ELSE.search(words)
 
 
 class _Found(NamedTuple):
@@ -527,7 +530,7 @@ def _joined(parts: Sequence[tuple[Any, str]], schema: type[BaseModel]) -> dict[s
     Args:
         parts: values, each with the words before it: objects that hold different fields of the schema, or
             a record for each field. Numbers say which is which, such as "Person 2:" before a record or an
-            "id" in it; without any, their order does.
+            "id" in it; their order does only if there is nothing else between and in them.
         schema: it has several fields, all of one kind of record. For another one, nothing is put together.
 
     Returns:
@@ -537,18 +540,21 @@ def _joined(parts: Sequence[tuple[Any, str]], schema: type[BaseModel]) -> dict[s
     kinds = {field.annotation for field in schema.model_fields.values()}
     objects = [value for value, _ in parts if isinstance(value, dict)]
     kind = next(iter(kinds), None)
-    is_record = isinstance(kind, type) and issubclass(kind, BaseModel)
-    if len(kinds) > 1 or not is_record or len(names) < 2 or len(objects) < len(parts):
+    if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return None
+    if len(kinds) > 1 or len(names) < 2 or len(objects) < len(parts):
         return None
     renamed = [_renamed(value, schema) for value in objects]
     held = [name for value in renamed for name in names if name in value]
     if sorted(held) == sorted(names):
         return {name: value[name] for value in renamed for name in names if name in value}
-    if held or len(objects) != len(names):
+    if held or len(objects) != len(names) or objects.count(objects[0]) > 1:
         return None
-    numbers = [_numbers(value, words) for value, words in parts]
-    if not any(numbers):
-        return dict(zip(names, objects, strict=True))
+    more = [_more_fields(value, kind) for value in objects]
+    numbers = [_numbers(one, words) for one, (_, words) in zip(more, parts, strict=True)]
+    if not any(numbers):  # words and fields that are not understood may name another order
+        is_plain = not any(more) and not any(_has_letters(words) for _, words in parts[1:])
+        return dict(zip(names, objects, strict=True)) if is_plain else None
     named = {
         name: value
         for value, found in zip(objects, numbers, strict=True)
@@ -558,15 +564,42 @@ def _joined(parts: Sequence[tuple[Any, str]], schema: type[BaseModel]) -> dict[s
     return named if len(named) == len(names) else None
 
 
-def _numbers(record: Mapping[str, Any], words: str) -> set[str]:
-    """Return the numbers that a record, or the words before it, have of the person whom it describes."""
-    own = " ".join(f"person {value}" for key, value in record.items() if key.lower() in _IDS)
-    return set(_NUMBERED.findall(f"{words} {own}"))
+def _more_fields(record: Mapping[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
+    """Return the fields of a record that `kind` does not have."""
+    return {key: v for key, v in _renamed(record, kind).items() if key not in kind.model_fields}
 
 
-_IDS = {"id", "index", "name", "number", "person", "persona", "user"}
+def _numbers(more: Mapping[str, Any], words: str) -> set[str]:
+    """Return the numbers that further fields of a record, or the heading before it, have of its person.
+
+    A sentence with a number, such as "unlike response 2", may name the other person: it adds "".
+    """
+    lines = [line for line in _MARK.sub("", words).splitlines() if _has_letters(line)]
+    fields = [f"{'person' if _plain_key(key) in _IDS else key} {v}" for key, v in more.items()]
+    found: set[str] = set()
+    for text in (*lines[-1:], *fields):
+        if numbers := _NUMBERED.findall(text):
+            found |= {*numbers, *([""] if _has_letters(_OF_HEADINGS.sub("", text)) else [])}
+    return found
+
+
+def _has_letters(words: str) -> bool:
+    """Return whether there are letters or digits in words, marks and names of code fences aside."""
+    return any(map(str.isalnum, _MARK.sub("", words)))
+
+
+_IDS = {
+    *("id", "index", "name", "number", "person", "persona", "user"),
+    *("person_id", "persona_id", "user_id"),
+}
+_PERSON = "(?:person|persona|user|response)"
 _NUMBERED = re.compile(
-    r"\b(?:person|persona|user|response)[\W_]{0,3}(?:(?:person|persona|user|response)[\W_]{0,3})?(\d+)",
+    rf"(?<![^\W_]){_PERSON}[\W_]{{0,3}}(?:{_PERSON}[\W_]{{0,3}})?(\d+)", re.IGNORECASE
+)
+# The words of a heading, such as "The user who prefers response 2:" or "f(person_2=".
+_OF_HEADINGS = re.compile(
+    rf"\d+|\w{{1,40}}\(|(?<![^\W_])(?:{_PERSON}|an?|description|for|json|key|label|likes?|object|of|parameter|prefer(?:s|red|ring)?"
+    r"|profile|that|the|title|who|would)(?![^\W\d_])",
     re.IGNORECASE,
 )
 

@@ -320,7 +320,7 @@ def _calls(value: object) -> object:
     """Return the calls of a turn: JSON text of some, or of each, is parsed. Any other value is unchanged."""
     value = plain(value)
     if isinstance(value, list | tuple):
-        return [_calls(each) for each in value]
+        return [_calls(each) if isinstance(each, str) else each for each in value]
     if isinstance(value, str) and value.strip()[:1] in ("[", "{", "n"):  # or "null"
         with suppress(DataError):
             return parse_cell("", value)

@@ -137,6 +137,8 @@ READ: dict[str, str] = {
     "another pair, with which a model runs on": (
         f"{GOOD}\n<prompt>Sorry?</prompt>\n<response_1>Wait</response_1>\n{OTHER}"
     ),
+    "somebody else's answer": f"{GOOD}\n\nResponse 2 (“I'm sorry, but …”):\n{OTHER}",
+    "the other person": f"{GOOD}\n\nThe other person, who likes my response:\n{OTHER}",
     "a long text before another answer": f"{GOOD}\n{'It is final. ' * 30}\n{OTHER}",
     "a heading behind it": f"{GOOD}\n\nHere is my response: a cook.",
     "a correction that is not made": f'{GOOD}\nSorry, I have no more than {{"this": 1}}.',
@@ -267,6 +269,14 @@ BOTH: dict[str, str] = {
     "a list of objects with one key": json.dumps([{"person_1": ONE}, {"person_2": TWO}]),
     "two objects with one key": f'{{"person_2": {OTHER}}}\n{{"person_1": {GOOD}}}',
     "two objects with headings": f"**Person 2:**\n{OTHER}\n\n**Person 1:**\n{GOOD}",
+    "two objects in tags": f"<person_2>\n{OTHER}\n</person_2>\n<person_1>\n{GOOD}\n</person_1>",
+    "headings that say whom they prefer": (
+        f"A user who prefers Response 2:\n{OTHER}\nA user who prefers Response 1:\n{GOOD}"
+    ),
+    "a list that says whom they prefer": json.dumps(
+        [{"preferred_response": 2, **TWO}, {"preferred_response": 1, **ONE}]
+    ),
+    "a list with other ids": json.dumps([{"personId": 2, **TWO}, {"personId": 1, **ONE}]),
     "two objects in order": f"```json\n{GOOD}\n```\n```json\n{OTHER}\n```",
     "Qwen 3 Coder: parameters": (
         f"<function=BothPersonas>\n<parameter=person_1>\n{GOOD}\n</parameter>\n"
@@ -324,6 +334,17 @@ def test_both_persons_are_read_and_not_mixed_up(name: str) -> None:
         json.dumps([{"person_1": ONE}, {"person_1": TWO}]),
         json.dumps({"person_1": ONE, "persona_1": TWO}),
         f"{GOOD}\nWait, that is wrong:\n{OTHER}",
+        f"{GOOD}\n{GOOD}",
+        # Who is who is not certain: the order would turn the sides round.
+        f"**Person Two:**\n{OTHER}\n\n**Person One:**\n{GOOD}",
+        f"Person B:\n{OTHER}\nPerson A:\n{GOOD}",
+        f"2. {OTHER}\n1. {GOOD}",
+        f"Unlike response 2, it is short:\n{GOOD}\nUnlike response 1, it is long:\n{OTHER}",
+        json.dumps([{"person": "B", **TWO}, {"person": "A", **ONE}]),
+        json.dumps([{"prefers_response": "second", **TWO}, {"prefers_response": "first", **ONE}]),
+        json.dumps([{"why": "unlike response 2", **ONE}, {"why": "unlike response 1", **TWO}]),
+        json.dumps([{"persona": {"id": 2, **TWO}}, {"persona": {"id": 1, **ONE}}]),
+        json.dumps({"personas": []}),
         json.dumps({"persons": [ONE, TWO], "people": [TWO, ONE]}),
         json.dumps({"person_1": "The user is calm and prefers lists.", "person_2": "x"}),
     ],

@@ -521,6 +521,19 @@ def test_calls_that_are_json_text_are_calls(key: str) -> None:
     assert found.prompt[1].extra == {key: "clock()"}
 
 
+def test_calls_that_contain_themselves_cost_their_row_alone() -> None:
+    around: list[Any] = []
+    around.append(around)
+    deep: list[Any] = []
+    for _ in range(5_000):
+        deep = [deep]
+    for calls in (around, deep):
+        turns = [USER, say("hm", tool_calls=calls), USER]
+        (error, found) = read({**EXPLICIT, "prompt": turns}, EXPLICIT)
+        assert "nested deeper" in str(error)
+        assert found == PAIR
+
+
 def test_a_row_without_a_prompt_is_told_how_its_column_is_named() -> None:
     with pytest.raises(DataError) as caught:
         read({"title": "q", "chosen": "a", "rejected": "b"})
