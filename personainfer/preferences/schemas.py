@@ -401,9 +401,10 @@ def _repeat_prompt(cells: Mapping[str, Sequence[object]]) -> bool | None:
 def _hold_prompt(cells: Mapping[str, Sequence[object]]) -> bool:
     """Whether both responses hold the prompt in most rows, but not at their start, of five rows or more.
 
-    Such responses are whole conversations as text: "User: …", or with the marks of a chat template. A prompt
-    of fewer than three words may stand in an answer by chance. If the prompt is messages, it is not taken off
-    the start of a text, which counts, too.
+    Such responses are whole conversations as text: "User: …", or with the marks of a chat template, so the
+    same stands before the prompt in both. Else an answer quotes it; behind a code fence, it completes it. A
+    prompt of fewer than three words may stand in an answer by chance. If the prompt is messages, it is not
+    taken off the start of a text, which counts, too.
 
     Args:
         cells: role -> the values of all rows.
@@ -418,8 +419,10 @@ def _hold_prompt(cells: Mapping[str, Sequence[object]]) -> bool:
         told += 1
         last = texts_of(asked)[-1:]
         if last and len(last[0].split()) > 2:
-            places = [text.lstrip().find(last[0]) for text in (one, other)]
-            held += min(places) > (0 if isinstance(asked, str) else -1)
+            fronts = [text.lstrip().partition(last[0])[:2] for text in (one, other)]
+            front, is_there = fronts[0]
+            is_template = bool(front or not isinstance(asked, str)) and not front.startswith("```")
+            held += fronts[0] == fronts[1] and bool(is_there) and is_template
     return held >= _ENOUGH and held > told / 2
 
 

@@ -473,6 +473,20 @@ def test_responses_that_hold_the_prompt_behind_other_words_are_told(
     assert "prompt_within_responses" not in read_preferences([*rows, *others]).summary
 
 
+@pytest.mark.parametrize(
+    ("good", "bad"),
+    [
+        ("“{}” is a good question.", "You asked “{}”"),
+        ("# {}\n\nOnce …", "**{}**\n\nOnce …"),
+        ("```python\n{}\n    return 1\n```", "```python\n{}\n    pass\n```"),
+    ],
+)
+def test_answers_that_quote_or_complete_the_prompt_are_not_told(good: str, bad: str) -> None:
+    prompts = [f"A tale of number {n}" for n in range(5)]
+    rows = [{"prompt": q, "chosen": good.format(q), "rejected": bad.format(q)} for q in prompts]
+    assert "prompt_within_responses" not in read_preferences(rows).summary
+
+
 def test_a_prompt_of_messages_at_the_start_of_texts_is_told() -> None:
     rows = [
         {"prompt": [say(q := f"What is {n}?", "user")]} | {side: f"{q} A {side}." for side in SIDES}
