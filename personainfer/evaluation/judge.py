@@ -383,19 +383,21 @@ def _verdict(replies: Sequence[Reply], soft: bool) -> Verdict:
 def _opinion(reply: Reply, soft: bool) -> Opinion:
     if reply.error is not None:
         return Opinion(problem=str(reply.error), answered=isinstance(reply.error, ReplyError))
-    probability = _probability(reply.logprobs) if soft else None
+    probability = _probability(reply.logprobs, reply.value.answer) if soft else None
     return Opinion(reply.value.pick, probability=probability)
 
 
-def _probability(logprobs: Logprobs | None) -> float | None:
+def _probability(logprobs: Logprobs | None, answer: str) -> float | None:
     """Return P("1") / (P("1") + P("2")) at the token of the answer; None if the token cannot be found.
+
+    An answer that the reply takes back is another one.
 
     If one of the two answers is not among the listed tokens, its probability is taken as large as it can be:
     at most that of the least likely listed token, and at most what all listed tokens leave. This moves the
     result towards 0.5, never away from it.
     """
     text = "".join(token for token, _ in logprobs or ())
-    found = re.search(r'"answer"\s*:\s*"?(?=[12n])', text)
+    found = re.search(rf'"answer"\s*:\s*"?(?={answer[0]})', text)
     if logprobs is None or found is None:
         return None
     start = 0

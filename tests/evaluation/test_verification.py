@@ -491,6 +491,22 @@ def test_an_answer_that_stands_alone_leaves_the_other_what_remains() -> None:
     assert forward.probability == pytest.approx(0.9)
 
 
+def test_the_probability_is_of_the_answer_that_is_not_taken_back() -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        answer = perfect(body)["answer"]
+        other = {"1": "2", "2": "1"}[answer]
+        both = [
+            tokens(one, {one: 0.8, two: 0.2}) for one, two in ((other, answer), (answer, other))
+        ]
+        said = [*both[0]["content"], {"token": " Wait: ", "logprob": 0, "top_logprobs": []}]
+        text = f'{{"answer": "{other}"}} Wait: {{"answer": "{answer}"}}'
+        return Reply(text, logprobs={"content": [*said, *both[1]["content"]]})
+
+    found = run(reply, pi.verify_personas, table(3))
+    assert found.overall.accuracy.value == 1.0
+    assert found.overall.probability.value == pytest.approx(0.8)
+
+
 def test_a_judge_that_answers_neither_is_wrong_whatever_its_tokens_say() -> None:
     found = run(soft_judge("neither", {"1": 0.4, "ne": 0.5}), pi.verify_personas, table(3))
     assert found.overall.accuracy.value == 0.0
