@@ -227,8 +227,8 @@ _DECODER = json.JSONDecoder(strict=False)  # a raw line break in a string is tak
 def read_reply(text: str, schema: type[BaseModel] | None, sender: HasSecrets | None = None) -> Any:
     """Find the object in a reply that fits `schema`.
 
-    The first complete object outside the reasoning that fits is taken. An object in the reasoning is taken
-    only if the reply has nothing else and ends with that object.
+    The first complete object outside the reasoning that fits is taken, or the one after words that take an
+    answer back. An object in the reasoning is taken only if the reply has nothing else and ends with it.
 
     Args:
         text: the reply.
@@ -575,7 +575,8 @@ def _numbers(more: Mapping[str, Any], words: str) -> set[str]:
     A sentence with a number, such as "unlike response 2", may name the other person: it adds "".
     """
     lines = [line for line in _MARK.sub("", words).splitlines() if _has_letters(line)]
-    fields = [f"{'person' if _plain_key(key) in _IDS else key} {v}" for key, v in more.items()]
+    said = {key: v for key, v in more.items() if isinstance(v, str | int)}
+    fields = [f"{'person' if _plain_key(key) in _IDS else key} {v}" for key, v in said.items()]
     found: set[str] = set()
     for text in (*lines[-1:], *fields):
         if numbers := _NUMBERED.findall(text):

@@ -315,6 +315,13 @@ BOTH: dict[str, str] = {
 }
 
 
+def test_the_evidence_of_a_record_does_not_say_whose_it_is() -> None:
+    one, two = ({**ONE, "evidence": f"short, unlike response {n}"} for n in (2, 1))
+    for listed in ([{"id": 2, "persona": two}, {"id": 1, "persona": one}], [one, two]):
+        found = read_reply(json.dumps(listed), BothPersonas)
+        assert (found.person_1.model_dump(), found.person_2.model_dump()) == (one, two)
+
+
 @pytest.mark.parametrize("name", BOTH)
 def test_both_persons_are_read_and_not_mixed_up(name: str) -> None:
     found = read_reply(BOTH[name], BothPersonas)
