@@ -551,16 +551,17 @@ def read_items(name: str, given: Iterable[T]) -> list[T]:
 
 def id_text(given: object) -> str:
     """Return an id as text, as ids are read from data: 7 and 7.0 are "7"."""
-    value = in_python(_unboxed(given))
+    value = in_python(unboxed(given))
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
-def _unboxed(value: Any) -> Any:
+def unboxed(value: Any) -> Any:
     """Return the value of a tensor or of an Arrow scalar: no two tensors are equal as keys of a dict."""
     if callable(read := getattr(value, "as_py", None)):
         return read()
-    is_tensor = getattr(value, "shape", None) == () and type(value).__module__ != "numpy"
-    return value.item() if is_tensor else value
+    if getattr(value, "shape", None) != () or type(value).__module__.startswith("numpy"):
+        return value  # one of NumPy, `masked`, too, whose item() is 0
+    return value.item()
 
 
 def by_text(name: str, given: Mapping[Any, T]) -> dict[str, T]:
@@ -616,7 +617,7 @@ def read_labels(name: str, given: Iterable[Hashable]) -> tuple[list[Any], NDArra
             f"{name}= is a single {type(given).__name__}: a label for each item is needed.",
             argument=name,
         )
-    labels = labels if isinstance(given, np.ndarray) else list(map(_unboxed, labels))
+    labels = labels if isinstance(given, np.ndarray) else list(map(unboxed, labels))
     for place, label in enumerate(labels):
         if _is_missing(label):
             raise InvalidArgumentError(

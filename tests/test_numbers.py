@@ -365,6 +365,14 @@ def test_groups_in_a_tensor_are_those_of_its_numbers() -> None:
             mean_by_group([1, 0, 1, 1], groups)
 
 
+def test_a_masked_item_of_a_list_is_no_group_of_its_own() -> None:
+    """It would be read as the number 0."""
+    masked: Any = np.ma.array([7, 0, 8, 8], mask=[False, True, False, False])
+    for groups in (masked, list(masked)):
+        with pytest.raises(InvalidArgumentError):
+            mean_by_group([1, 0, 1, 1], groups)
+
+
 def test_numbers_of_a_tensor_that_numpy_does_not_read_are_read() -> None:
     """One of bfloat16, on a GPU, or with a gradient."""
     assert read_numbers("values", Tensor([0.5, 2])).tolist() == [0.5, 2.0]

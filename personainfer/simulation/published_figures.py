@@ -37,6 +37,7 @@ from ..tailoring.responses import tailor_responses
 from ..users.evaluate import evaluate_prefixes
 from ..users.infer import infer_user_personas
 from ..users.prefixes import persona_prefix
+from ..users.records import ChoicesUsed
 from .datasets import read_famous_persona, read_personal_llm
 from .heterogeneity import votes
 from .simulated_users import SimulatedUsers
@@ -458,8 +459,8 @@ def _wikipersonas(
     history, asked = (
         [one for one in part.preferences if one.user in people] for part in (train, test)
     )
-    known = {(one.user, one.prompt, one.chosen, one.rejected) for one in history}
-    asked = [one for one in asked if (one.user, one.prompt, one.chosen, one.rejected) not in known]
+    known = {user: ChoicesUsed(train.of(user)) for user in people}
+    asked = [one for one in asked if not known[one.user or ""].holds_texts(one)]
     personas = infer_user_personas(history, model, pairs_per_user=_PAIRS_A_USER, **options)
     prefixes = {
         "none": persona_prefix("none"),

@@ -29,6 +29,7 @@ from ..arguments import (
     read_items,
     read_labels,
     read_numbers,
+    unboxed,
 )
 from ..evaluation.grouped import check_lengths, mean_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence, holm_of_tested
@@ -333,7 +334,8 @@ def texts_of(name: str, values: Mapping[Any, Any]) -> dict[str, str]:
     Raises:
         InvalidArgumentError: two keys are one text, such as 7 and "7".
     """
-    there = {key: value for key, value in values.items() if not (is_null(value) or value == "")}
+    plain = {key: unboxed(value) for key, value in values.items()}
+    there = {key: value for key, value in plain.items() if not (is_null(value) or value == "")}
     return {key: id_text(value) for key, value in by_text(name, there).items()}
 
 

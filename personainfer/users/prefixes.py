@@ -391,7 +391,7 @@ def persona_prefix(
         texts = {user: prefix_name(name) for user, name in _texts("names", names).items()}
     sources = None
     if kind == "persona" and isinstance(personas, UserPersonas):
-        sources = {row.user: ChoicesUsed(row.choices) for row in personas}
+        sources = {row.user: ChoicesUsed(row.choices) for row in personas if row.persona}
     return Prefix(kind, texts, None, role, sources=sources)
 
 

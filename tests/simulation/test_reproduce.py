@@ -239,6 +239,28 @@ def test_prefixes_of_famous_people_are_compared(monkeypatch: pytest.MonkeyPatch)
     assert max(map(len, str(found).splitlines())) <= 80
 
 
+@pytest.mark.heavy
+def test_test_choices_that_are_in_training_in_other_words_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Each would end the run, after its personas were paid for."""
+    for split in ("train", "test"):
+        text = (SMALL / "famous_persona" / f"{split}.jsonl").read_text()
+        (tmp_path / f"{split}.jsonl").write_text(text)
+    seen = json.loads((tmp_path / "train.jsonl").read_text().splitlines()[0])
+    other_case = {**seen, "prompt": f" {seen['prompt'].upper()}"}
+    turned = {**seen, "chosen": seen["rejected"], "rejected": seen["chosen"]}
+    with (tmp_path / "test.jsonl").open("a") as file:
+        file.writelines(f"{json.dumps(row)}\n" for row in (seen, other_case, turned))
+    with ScoringServer("vllm") as scores, FakeLLM() as server:
+        scorer = pi.Likelihood("tiny", api_base=scores.api_base)
+        monkeypatch.setattr(
+            "personainfer.simulation.published_figures._likelihood", lambda judge: scorer
+        )
+        found = reproduce("wikipersonas", tmp_path, model="writer", api_base=server.api_base)
+    assert "3 people, 15 choices" in found.differs
+
+
 def test_progress_is_shown_as_asked_while_personas_of_people_are_inferred(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

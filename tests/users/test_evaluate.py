@@ -274,6 +274,20 @@ def test_a_persona_is_not_evaluated_on_the_choices_that_it_was_made_from() -> No
         assert pi.evaluate_prefixes({"p": prefix}, data, obeys).prefixes["p"].accuracy.n == 1
 
 
+def test_choices_of_a_user_without_a_persona_are_no_leak() -> None:
+    """Its model failed: nothing was made from them."""
+    texts = {"chosen": "Yes, 1.", "rejected": "Yes, 1, and here is at length why that is so."}
+    seen = pi.Preference(prompt="Question 1?", id="1", user="ann", **texts)
+    said = UserPersona(user="bob", background="Brief.", preferences="Long.", pairs=1)
+    rows = (
+        UserRow(user="ann", persona=None, error="no reply", choices=(seen,)),
+        UserRow(user="bob", persona=said),
+    )
+    prefix = pi.persona_prefix("persona", personas=UserPersonas(rows))
+    found = pi.evaluate_prefixes({"p": prefix}, held_out(), obeys).prefixes["p"]
+    assert (found.accuracy.n, found.unknown) == (1, 20)
+
+
 # Questions, groups, sentences
 
 

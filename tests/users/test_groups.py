@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from personainfer.exceptions import DataError
@@ -12,6 +13,7 @@ from personainfer.users.groups import (
     correlation,
     equity_by_group,
     folds_of,
+    group_values,
 )
 
 
@@ -129,3 +131,9 @@ def test_equal_seeds_give_equal_folds_and_others_do_not() -> None:
 def test_an_attribute_of_one_value_cannot_be_left_out() -> None:
     with pytest.raises(DataError, match="1 values"):
         folds_of(USERS, "diet", {"diet": dict.fromkeys(USERS, "vegan")})
+
+
+def test_nulls_of_arrow_are_no_group() -> None:
+    values = pa.table({"user": [1, 2, 3], "diet": ["vegan", None, ""]})
+    by_user = dict(zip(values["user"], values["diet"], strict=True))
+    assert group_values({"diet": by_user}) == {"diet": {"1": "vegan"}}
