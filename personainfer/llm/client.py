@@ -44,9 +44,10 @@ from ..arguments import (
 )
 from ..connections import most_connections
 from ..event_loop import renew_in_forks
-from ..exceptions import InvalidArgumentError, ModelError, quoted, shown_when_made
+from ..exceptions import InvalidArgumentError, ModelError, quoted, shown_when_made, visible
 from ..local.cache import ReplyCache, default_cache_dir
 from ..local.weights import find_weights, whole_name
+from ..observability import log
 from ..preferences.cells import surrogate_problem
 from ..records import Message, Usage
 from .litellm_transport import LiteLLMTransport
@@ -521,7 +522,11 @@ class LLM:
         if lost:
             named = " and ".join(f"{name}=" for name in lost)
             were = "it was" if len(lost) == 1 else "they were"
-            warnings.warn(f"{self.model} does not take {named}: {were} left out.", stacklevel=2)
+            told = f"{visible(self.model)} does not take {named}: {were} left out."
+            try:
+                warnings.warn(told, stacklevel=2)
+            except Warning:  # an error, by the user's filters; but the replies are paid
+                log.warning("%s", told)
 
     def _lost_options(self) -> list[str]:
         """Return the options that the user gave, and requests leave out: no temperature of 0, the default."""

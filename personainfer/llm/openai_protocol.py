@@ -466,18 +466,37 @@ def _token(entry: Mapping[str, Any]) -> str:
 
 _FIRST_BRACE = re.compile(r"\s*(?:```\w*\s*)?(?={)")
 _DECODER = json.JSONDecoder(strict=False)
+# A model that says so between two answers means the second one. Longer words may be those of another pair,
+# with which a small model runs on.
+_TAKES_BACK = re.compile(r"\b(?:wait|correct(?:ed|ion)|revised|mistake|mixed up)\b", re.IGNORECASE)
+# These may be words of a heading of somebody else's answer, too, such as: Response 2 ("I'm sorry, …").
+_MAY_TAKE_BACK = re.compile(r"\b(?:sorry|apolog\w+|final|my response)\b", re.IGNORECASE)
+_SOMEBODY_ELSE = re.compile(r"\b(?:another|other|second|two)\b|(?<!\d)2(?!\d)", re.IGNORECASE)
+_LONGEST_CORRECTION = 300  # characters
+
+
+def takes_back(words: str) -> bool:
+    """Return whether the words between two answers take the first one back."""
+    if len(words) > _LONGEST_CORRECTION or "<" in words:
+        return False
+    if _TAKES_BACK.search(words):
+        return True
+    return _MAY_TAKE_BACK.search(words) is not None and not _SOMEBODY_ELSE.search(words)
 
 
 def _begins_with_object(text: str) -> bool:
-    """Return whether a text begins with a complete JSON object, maybe in a fence, whatever comes after it."""
+    """Return whether a text begins with a complete JSON object, maybe in a fence, which is its answer.
+
+    It is none if the words behind it take it back: the reply was cut off within the correction.
+    """
     start = _FIRST_BRACE.match(text)
     if start is None:
         return False
     try:
-        _DECODER.raw_decode(text, start.end())
+        _, end = _DECODER.raw_decode(text, start.end())
     except (ValueError, RecursionError):
         return False
-    return True
+    return not takes_back(text[end : end + _LONGEST_CORRECTION].partition("{")[0])
 
 
 _CUT_OFF = "the reply was cut off at max_tokens.", "Raise max_tokens=."

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -716,6 +717,7 @@ def retry_after(headers: Mapping[str, str], words: str = "") -> float | None:
     return _reset(lower, now) if said is None else said
 
 
+_SOON = 60.0  # seconds
 _RESET = re.compile("rate-?limit.*reset")  # also ratelimit-reset, anthropic-ratelimit-tokens-reset
 
 
@@ -723,7 +725,8 @@ def _reset(headers: Mapping[str, str], now: float) -> float | None:
     """Return the seconds until the limit that refused a request is free again; None: no header tells.
 
     The limits of which nothing is left count, or else those that do not say what is left: the longest time of
-    them. Of limits that have something left, which need not be waited for, it is the shortest time.
+    them. Of limits that have something left it is the shortest time, if it is short: the one of a day, which
+    gateways name with every answer, has refused nothing.
     """
     resets: dict[str, list[float]] = {"0": [], "": [], "more": []}
     for key, value in headers.items():
@@ -731,7 +734,10 @@ def _reset(headers: Mapping[str, str], now: float) -> float | None:
             left = headers.get(key.replace("reset", "remaining", 1), "")
             resets[left if left in resets else "more"].append(wait)
     most = resets["0"] or resets[""]
-    return max(most) if most else min(resets["more"], default=None)
+    if most:
+        return max(most)
+    soonest = min(resets["more"], default=math.inf)
+    return soonest if soonest <= _SOON else None
 
 
 # What Python raises for a date with an impossible year or zone.

@@ -19,7 +19,7 @@ from pydantic_core import from_json
 from ..api_keys import Secrets
 from ..exceptions import ModelError, ReplyError, TransportError, reads
 from ..records import Completion
-from .openai_protocol import Json, arguments_of, reasoning_of, split_content, taken
+from .openai_protocol import Json, arguments_of, reasoning_of, split_content, taken, takes_back
 
 
 class HasSecrets(Protocol):
@@ -193,13 +193,6 @@ _CLOSES = "|".join(
 _NOTE = "(?i:analysis|scratch_?pad|draft|plan|brainstorm)"
 _NOTES = rf"<{_NOTE}{_ATTRIBUTES}>"
 _CLOSES_NOTES = rf"{_CLOSES}|</{_NOTE}>|assistant(?:commentary|final)"  # gpt-oss without its marks
-# A model that says so between two answers means the second one. Longer words may be those of another pair,
-# with which a small model runs on.
-_TAKES_BACK = re.compile(r"\b(?:wait|correct(?:ed|ion)|revised|mistake|mixed up)\b", re.IGNORECASE)
-# These may be words of a heading of somebody else's answer, too, such as: Response 2 ("I'm sorry, …").
-_MAY_TAKE_BACK = re.compile(r"\b(?:sorry|apolog\w+|final|my response)\b", re.IGNORECASE)
-_SOMEBODY_ELSE = re.compile(r"\b(?:another|other|second|two)\b|(?<!\d)2(?!\d)", re.IGNORECASE)
-_LONGEST_CORRECTION = 300  # characters
 # Where somebody else's turn begins: a model that runs on has ended its reply before.
 _NEXT_TURN = (
     r"<\|im_start\|>\s*(?:user|system)|<\|start_header_id\|>\s*(?:user|system)"
@@ -334,7 +327,7 @@ def _found_in(text: str, schema: type[BaseModel]) -> list[tuple[Any, str]]:
     ]
     ends = [0, *(one.end for one in answers)]
     parts = [(one.value, text[end : one.start]) for one, end in zip(answers, ends, strict=False)]
-    if len(parts) > 1 and not any(_takes_back(words) for _, words in parts[1:]):
+    if len(parts) > 1 and not any(takes_back(words) for _, words in parts[1:]):
         joined = _joined(parts, schema)
         found += [joined] if joined else []
     return [(fields, json.dumps(fields)) for fields in _variants(found, schema)]
@@ -344,18 +337,9 @@ def _latest_first(answers: Sequence[_Found], text: str) -> list[Any]:
     """Return the values in order; but those after words that take an answer back come first."""
     values = [one.value for one in answers]
     for place in range(len(answers) - 1, 0, -1):
-        if _takes_back(text[answers[place - 1].end : answers[place].start]):
+        if takes_back(text[answers[place - 1].end : answers[place].start]):
             return values[place:] + values[:place]
     return values
-
-
-def _takes_back(words: str) -> bool:
-    """Return whether the words between two answers take the first one back."""
-    if len(words) > _LONGEST_CORRECTION or "<" in words:
-        return False
-    if _TAKES_BACK.search(words):
-        return True
-    return _MAY_TAKE_BACK.search(words) is not None and not _SOMEBODY_ELSE.search(words)
 
 
 class _Found(NamedTuple):

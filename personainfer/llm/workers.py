@@ -38,7 +38,7 @@ from ..exceptions import (
 from ..local.cache import ReplyCache
 from ..observability import log
 from ..records import Completion, Message
-from .openai_protocol import cut_off
+from .openai_protocol import CUT_OFF, cut_off
 from .pricing import ReplySize, Tally, cost_is_unknown
 from .rate_limits import Account, Bounds, Place, RefusalWatch, Window
 from .replies import reask
@@ -58,6 +58,7 @@ _LOCKED_PATIENCE = 60.0  # seconds: a cache that another program locks for longe
 _LOCKED_PAUSE = 0.2  # seconds between two attempts to write to it
 _GONE_AFTER = 20  # requests that must fail in a row before an endpoint counts as gone …
 _FEW = 3  # … or so many, if that takes longer than a user waits for an endpoint
+_HOPELESS_AFTER = 300  # replies in a row that cannot be used: shorter stretches of data may be so
 _MORE_ROOM = 2  # times max_tokens for a reply that was cut off
 _WORKER_STAGGER_S = 0.0008  # between the first requests of two workers
 _REFUSALS = 3  # for going too fast, in a row, after which a request waits until others are sent
@@ -371,9 +372,11 @@ class Workers:
         except ReplyError as unread:
             problem = unread
             problem.completion = completion
-            if completion.completion_tokens == self._sender.asked_tokens(job):
+            # Behind an object that is not the answer.
+            was_cut = completion.finish_reason.lower() in CUT_OFF
+            if was_cut or completion.completion_tokens == self._sender.asked_tokens(job):
                 problem = cut_off(completion, retryable=job.room == 1)  # whatever its reason says
-            if job.form.schema is not None:
+            if job.form.schema is not None and not was_cut:
                 self._transport.was_read(completion, fits=False)
             raise problem from None
         if job.form.schema is not None:
@@ -501,10 +504,13 @@ class _Endpoint:
     async def count_unread(self, job: Job, error: ReplyError) -> None:
         """Send no more requests if the model has not given one reply that can be used, to many requests.
 
-        These are twice as many as those after which each has a single call. Their texts may be the reason, so
-        the reply to a short request has to be useless, too.
+        These are more than those after which each has a single call. Their texts may be the reason, so the
+        reply to a short request has to be useless, too. Replies that a filter stopped tell of their rows
+        alone, and do not count.
         """
         self._failures = 0  # the reply is useless, but the endpoint answers
+        if not (error.retryable or error.cut_off):
+            return
         form = self._sender.transport.dialect.version
         self._unread = self._unread + 1 if form == self._unread_form else 1
         self._unread_form = form
@@ -533,8 +539,10 @@ class _Endpoint:
 
     def _may_be_hopeless(self, error: ReplyError) -> bool:
         """Return whether a short request should tell if any reply can be used. A login page is no reply."""
-        is_new = not self._any_was_read or error.completion is None
-        return is_new and self.dead is None and self._unread >= 2 * self._many
+        most: float = 2 * self._many
+        if error.completion is not None:
+            most = math.inf if self._any_was_read else max(most, _HOPELESS_AFTER)
+        return self.dead is None and self._unread >= most
 
     async def _is_short_reply_useless(self, job: Job) -> bool:
         """Return whether a short request in the form of this one has a reply, and a useless one.

@@ -1115,6 +1115,27 @@ def test_a_warning_names_options_that_are_left_out(
     assert llm.settings["left_out"] == [refused]
 
 
+def test_where_warnings_are_errors_the_replies_of_a_run_are_kept() -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        words = openai_error("seed is not supported")
+        return Fault.response(words, 400) if "seed" in body else GOOD
+
+    with FakeLLM(reply) as server, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = infer(server, 3, seed=3)
+    assert not table.errors
+    assert table.settings["left_out"] == ["seed"]
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_limit_a_day_that_has_something_left_makes_no_row_wait_for_hours(status: int) -> None:
+    """Gateways name it with every answer, also with that of a server that fails for a moment."""
+    left = {"RateLimit-Remaining": "99999", "RateLimit-Reset": "40000"}
+    busy = Fault.response(openai_error("upstream failed"), status, headers=left)
+    with FakeLLM(GOOD, faults=[busy, busy]) as server:
+        assert not infer(server, 3, max_concurrency=1).errors
+
+
 @each_way
 @pytest.mark.parametrize(
     ("model", "sent"),
@@ -1221,6 +1242,30 @@ def test_a_reply_that_was_cut_off_behind_its_answer_is_used(fence: str, after: s
         llm = ask(server)
         assert server.calls == 1
     assert "reasons" not in llm.settings
+
+
+@each_way
+@pytest.mark.parametrize(
+    "said",
+    [
+        '{"name": "Bergen"}\n\nWait, that was a mistake. The corrected answer:\n{"name": "O',
+        '{"name": "Bergen"}\n\nSorry, I mixed up',
+        '{"plan": "the capital"}\n{"name": "O',
+    ],
+)
+@pytest.mark.parametrize("counts", [{"prompt_tokens": 9, "completion_tokens": 450}, None])
+def test_a_reply_that_was_cut_off_before_its_last_word_gets_more_room(
+    said: str, counts: dict[str, int] | None
+) -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        if body["max_tokens"] > 600:
+            return '{"name": "Oslo"}'
+        choice = {"message": {"content": said}, "finish_reason": "length"}
+        return Fault.response({"choices": [choice], "usage": counts})
+
+    with FakeLLM(reply) as server:
+        ask(server)
+        assert [body["max_tokens"] for body in server.requests] == [500, 1000]
 
 
 @each_way
@@ -1549,7 +1594,10 @@ def number_of(body: dict[str, Any]) -> int | None:
 
 
 @each_way
-def test_a_model_that_never_gives_what_is_asked_for_is_asked_few_times() -> None:
+def test_a_model_that_never_gives_what_is_asked_for_is_asked_few_times(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers, "_HOPELESS_AFTER", 40)
     with FakeLLM("safe") as server:
         table = infer(server, 170)
         assert server.calls < 20 * 5 + 20 + 8 * 5
@@ -1573,6 +1621,40 @@ def test_rows_to_which_no_reply_is_useful_cost_no_other_row(is_short_read: bool)
         table = infer(server, 120)
         assert server.calls < 120 + 28 * 4 + 10
     assert table.failed_places() == list(range(10 * (not is_short_read), 90))
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("width", [1, 64])
+def test_a_long_stretch_at_the_start_to_which_no_reply_is_useful_costs_no_other_row(
+    width: int,
+) -> None:
+    """Nor does it if the model says nothing useful to a short request, whose words are none of a row."""
+
+    def reply(body: dict[str, Any]) -> Any:
+        number = number_of(body)
+        return "I cannot help with that." if number is None or number < 200 else GOOD
+
+    with FakeLLM(reply) as server:
+        table = infer(server, 260, max_concurrency=width)
+    assert table.failed_places() == list(range(200))
+
+
+def test_rows_that_a_filter_stops_cost_no_other_row() -> None:
+    """They neither end the run nor take a further attempt from a row behind them."""
+    seen: set[int] = set()
+
+    def reply(body: dict[str, Any]) -> Any:
+        number = number_of(body)
+        if number is not None and number < 50:
+            return Reply("", finish_reason="content_filter")
+        is_new = number is None or number not in seen
+        seen.add(number or 0)
+        return "What do you mean?" if is_new else GOOD
+
+    with FakeLLM(reply) as server:
+        table = infer(server, 60, max_concurrency=4)
+        assert server.calls == 50 + 10 * 2
+    assert table.failed_places() == list(range(50))
 
 
 @pytest.mark.heavy

@@ -102,6 +102,8 @@ def test_bounds_of_strings_stay_where_a_grammar_is_made_of_them() -> None:
             },
             1.2,
         ),
+        ({"RateLimit-Reset": "40000", "RateLimit-Remaining": "9120"}, None),
+        ({"X-RateLimit-Reset": "40000", "X-RateLimit-Remaining": "9120"}, None),
         ({"Retry-After": "3", "x-ratelimit-reset-tokens": "60s"}, 3.0),
         ({"Retry-After": ".5"}, 0.5),
         ({"Retry-After": "30 seconds"}, 30.0),
