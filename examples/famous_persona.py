@@ -36,7 +36,10 @@ SMALL = Path(__file__).parent / "data" / "famous_persona"
 def main(source: str | Path = SMALL, model: str = "local", **options: str) -> None:
     train = read_famous_persona(source, split="train")
     test = read_famous_persona(source, split="test")
-    print(f"{len(train.users)} people, {len(train)} choices for training, {len(test)} for testing")
+    # No persona is tested on a choice that it was made from.
+    seen = {(one.user, one.prompt, one.chosen) for one in train.preferences}
+    asked = [one for one in test.preferences if (one.user, one.prompt, one.chosen) not in seen]
+    print(f"{len(train.users)} people, {len(train)} choices for training, {len(asked)} for testing")
 
     found = pi.infer_user_personas(train.preferences, model, pairs_per_user=4, **options)  # type: ignore[arg-type]
     print(found)
@@ -52,7 +55,7 @@ def main(source: str | Path = SMALL, model: str = "local", **options: str) -> No
     if found.personas:
         prefixes["persona"] = pi.persona_prefix("persona", personas=found)
     kinds = test.questions or None
-    print(f"\n{pi.evaluate_prefixes(prefixes, test.preferences, SCORER, questions=kinds)}")
+    print(f"\n{pi.evaluate_prefixes(prefixes, asked, SCORER, questions=kinds)}")
     if "axis" in test.groups:
 
         def others(trained: tuple[str, ...]) -> Prefix:
@@ -61,13 +64,13 @@ def main(source: str | Path = SMALL, model: str = "local", **options: str) -> No
             return pi.persona_prefix("few-shot", history=train.preferences, neighbours=neighbours)
 
         unseen = pi.evaluate_prefixes(
-            {"others": others}, test.preferences, SCORER, folds="axis", groups=test.groups
+            {"others": others}, asked, SCORER, folds="axis", groups=test.groups
         )
         print(f"\nOne axis left out at a time:\n{unseen}")
-    asked = next((c for c in test.preferences if c.user in found.personas), test.preferences[0])
-    print(f"\nBefore {asked.prompt!r}, for {asked.user}:")
+    one = next((c for c in asked if c.user in found.personas), asked[0])
+    print(f"\nBefore {one.prompt!r}, for {one.user}:")
     for kind, prefix in prefixes.items():
-        print(f"\n[{kind}]\n{prefix.text(asked.user or '', asked.prompt) or '(nothing)'}")
+        print(f"\n[{kind}]\n{prefix.text(one.user or '', one.prompt) or '(nothing)'}")
 
 
 if __name__ == "__main__":

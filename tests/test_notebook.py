@@ -92,7 +92,7 @@ def run(kernel: Any, code: str) -> dict[str, str]:
     shown: dict[str, str] = {}
     while True:
         try:
-            message = kernel.get_iopub_msg(timeout=300)
+            message = kernel.get_iopub_msg(timeout=800)
         except Empty:
             pytest.fail(f"no answer to {code!r}")
         if message["parent_header"].get("msg_id") != identity:
