@@ -190,7 +190,8 @@ _CLOSES = "|".join(
     for opening, closing in _THINKING
 )
 # Where a draft of an object may stand, too. In plain text, these tags may belong to the answer.
-_NOTE = "(?i:analysis|scratch_?pad|draft|plan|brainstorm)"
+_DRAFT = "(?i:draft|plan|brainstorm)"
+_NOTE = f"(?i:analysis|scratch_?pad|{_DRAFT})"
 _NOTES = rf"<{_NOTE}{_ATTRIBUTES}>"
 _CLOSES_NOTES = rf"{_CLOSES}|</{_NOTE}>|assistant(?:commentary|final)"  # gpt-oss without its marks
 # Where somebody else's turn begins: a model that runs on has ended its reply before.
@@ -247,7 +248,8 @@ def read_reply(text: str, schema: type[BaseModel] | None, sender: HasSecrets | N
             if _is_said(value):
                 return value
     problems: list[str] = []
-    for variant in dict.fromkeys((text, _tidied(text))):
+    tidied = _tidied(text)
+    for variant in dict.fromkeys((text, tidied, _without_tags(tidied))):
         for fields, content in _found_in(variant, schema):
             try:
                 return _fitting(fields, content, schema)
@@ -681,6 +683,16 @@ def _as_json(found: re.Match[str]) -> str:
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return found[0]
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else found[0]
+
+
+_DRAFT_ENDS = re.compile(f"</{_DRAFT}>")
+_DRAFT_TAGS = re.compile(f"</?{_DRAFT}{_ATTRIBUTES}>")
+
+
+def _without_tags(text: str) -> str:
+    """Return a text without the tags of drafts, if no object is behind them: then a draft is the answer."""
+    ends = [found.end() for found in _DRAFT_ENDS.finditer(text)]
+    return text if ends and "{" in text[ends[-1] :] else _DRAFT_TAGS.sub(" ", text)
 
 
 @_reads_text
