@@ -472,12 +472,14 @@ _TAKES_BACK = re.compile(r"\b(?:wait|correct(?:ed|ion)|revised|mistake|mixed up)
 # These may be words of a heading of somebody else's answer, too, such as: Response 2 ("I'm sorry, …").
 _MAY_TAKE_BACK = re.compile(r"\b(?:sorry|apolog\w+|final|my response)\b", re.IGNORECASE)
 _SOMEBODY_ELSE = re.compile(r"\b(?:another|other|second|two)\b|(?<!\d)2(?!\d)", re.IGNORECASE)
+# "If the responses were swapped, my final answer would be": about another order, and no correction.
+_SUPPOSES = re.compile(r"\bif\b[^.:;{}]*\b(?:swapped|switched|reversed|other way)\b", re.IGNORECASE)
 _LONGEST_CORRECTION = 300  # characters
 
 
 def takes_back(words: str) -> bool:
     """Return whether the words between two answers take the first one back."""
-    if len(words) > _LONGEST_CORRECTION or "<" in words:
+    if len(words) > _LONGEST_CORRECTION or "<" in words or _SUPPOSES.search(words):
         return False
     if _TAKES_BACK.search(words):
         return True

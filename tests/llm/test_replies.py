@@ -316,6 +316,10 @@ BOTH: dict[str, str] = {
         f'{{"person_1": {OTHER}, "person_2": {GOOD}}}\n\nSorry, I mixed up the two:\n'
         f'{{"person_1": {GOOD}, "person_2": {OTHER}}}'
     ),
+    "a word on another order": (
+        f'{{"person_1": {GOOD}, "person_2": {OTHER}}}\nIf the responses were swapped, my final answer'
+        f' would be:\n{{"person_1": {OTHER}, "person_2": {GOOD}}}'
+    ),
 }
 
 
