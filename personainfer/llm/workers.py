@@ -59,6 +59,7 @@ _LOCKED_PAUSE = 0.2  # seconds between two attempts to write to it
 _GONE_AFTER = 20  # requests that must fail in a row before an endpoint counts as gone …
 _FEW = 3  # … or so many, if that takes longer than a user waits for an endpoint
 _HOPELESS_AFTER = 300  # replies in a row that cannot be used: shorter stretches of data may be so
+_PROBED = 4  # one in so many of them has further attempts
 _MORE_ROOM = 2  # times max_tokens for a reply that was cut off
 _WORKER_STAGGER_S = 0.0008  # between the first requests of two workers
 _REFUSALS = 3  # for going too fast, in a row, after which a request waits until others are sent
@@ -288,8 +289,8 @@ class Workers:
             try:  # most requests need no retry, so tenacity's set-up (0.1 ms) waits for a failure
                 answer: tuple[Completion, Any] = await self._attempt(job)
             except ModelError as error:
-                if isinstance(error, ReplyError) and self._endpoint.writes_nothing_useful:
-                    raise  # further attempts have helped none of the rows before
+                if isinstance(error, ReplyError) and self._endpoint.is_useless_again(error):
+                    raise
                 answer = await self._retrying(self._attempt, job, iter([error]))
             else:
                 doubt = job.form.doubt
@@ -457,6 +458,7 @@ class _Endpoint:
         # Requests in a row without a reply that can be used, in the form (of the dialect) that is asked for.
         self._unread = 0
         self._unread_form = 0
+        self._spared = 0  # of these, how many seemed to need no further attempt
         self._was_read = False  # whether any reply of this run could be used
         self._taken_at = -math.inf  # when the endpoint last took a row …
         self._taken_form: Form | None = None  # … and in what form
@@ -466,10 +468,17 @@ class _Endpoint:
         self._asked_at = -math.inf  # when a short request was last answered …
         self._found: ModelError | None = None  # … and its error
 
-    @property
-    def writes_nothing_useful(self) -> bool:
-        """Whether the model has given none of many requests a reply that can be used."""
-        return self._unread >= self._many
+    def is_useless_again(self, error: ReplyError) -> bool:
+        """Return whether further attempts after this error would help no more than those of rows before.
+
+        That is so if there were many, and none of the run had a reply that can be used. Each fourth row has
+        its further attempts all the same, and so has a reply that was cut off: they may be what others need.
+        """
+        may_be_hopeless = error.completion is None or not self._any_was_read
+        if error.cut_off or self._unread < self._many or not may_be_hopeless:
+            return False
+        self._spared += 1
+        return self._spared % _PROBED > 0
 
     def took(self, job: Job) -> None:
         """Note that the endpoint took a request, and gave a reply."""
