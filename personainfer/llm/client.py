@@ -266,7 +266,6 @@ class LLM:
             max_attempts=chosen["max_attempts"],
             max_tokens=chosen["max_tokens"],
             size=size,
-            samples=self.samples,
             max_concurrency=self.max_concurrency,
             model=self.model,
         )

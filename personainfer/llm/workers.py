@@ -81,7 +81,6 @@ class CallSettings:
         max_attempts: the most calls for one request; those refused for going too fast do not count.
         max_tokens: the most tokens of a reply, as the user asked.
         size: what the user's own fields of requests say of the size of replies.
-        samples: whether one request can have several different replies.
         max_concurrency: the most calls in flight.
         model: the name as the user gave it: the cache stores it with each reply.
     """
@@ -90,7 +89,6 @@ class CallSettings:
     max_attempts: int
     max_tokens: int
     size: ReplySize
-    samples: bool
     max_concurrency: int
     model: str
 
