@@ -129,6 +129,7 @@ def test_each_measure_has_its_plot() -> None:
         plot_entropy_by_word([])
 
 
+@pytest.mark.heavy  # matplotlib
 def test_a_name_with_dollars_is_no_formula() -> None:
     name = "cost $\\frac{$"
     axes = plot_feature_regression(FeatureRegression((name,), np.ones((3, 1)), np.ones(3)))
