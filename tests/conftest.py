@@ -105,8 +105,11 @@ def own_environment(
 ) -> Iterator[None]:
     """No test reads the user's cache, keys, model or terminal, or what another one wanted logged.
 
-    None leaves a second event loop to the tests after it: a process has one.
+    None leaves a second event loop to the tests after it: a process has one. The mapping `os.environ` stays
+    the same one: `Dataset.map` with processes puts a copy in its place, which what was imported before does
+    not read.
     """
+    environ = os.environ
     if "tmp_path" in request.fixturenames:
         cache = request.getfixturevalue("tmp_path") / "cache"
     else:  # most tests write no file: what writes to the cache makes its folder
@@ -116,6 +119,7 @@ def own_environment(
         if name.endswith("_API_KEY") or name in ("PERSONAINFER_MODEL", "COLUMNS"):
             monkeypatch.delenv(name)
     yield
+    os.environ = environ  # noqa: B003
     logging.getLogger("personainfer").setLevel(logging.NOTSET)
     assert [thread.name for thread in threading.enumerate()].count("personainfer") <= 1
 
