@@ -828,7 +828,10 @@ class _Sender:
                 if taken <= most:  # a wrong count would close the window for hours
                     window.correct(place, taken)
                     account.tokens.learn(
-                        len(sending.body), used.prompt_tokens, used.completion_tokens
+                        len(sending.body),
+                        used.prompt_tokens,
+                        used.completion_tokens,
+                        asked=sending.asked,
                     )
 
 

@@ -354,6 +354,19 @@ def test_no_minute_holds_more_tokens_than_the_limit_while_no_reply_has_told_how_
     assert 6000 < sum(taken) <= 10_000
 
 
+def test_no_minute_holds_more_tokens_where_replies_are_longer_than_they_may_be() -> None:
+    with FakeLLM(lambda _: Reply("fine", prompt_tokens=10, completion_tokens=300)) as server:
+        model = fake(server, cache=False, tpm=2000, max_tokens=10)
+        model.ask([{"role": "user", "content": "first"}])
+        asked = (Message(role="user", content=f"{n:05}") for n in range(100))
+        run = model.run((None, [Request((one,))]) for one in asked)
+        threading.Timer(0.3, run.cancel).start()
+        with suppress(asyncio.CancelledError):
+            for _ in run:
+                pass
+    assert server.calls * 310 <= 2000
+
+
 def test_tokens_that_no_reply_tells_stay_in_the_window_as_the_most_that_is_possible() -> None:
     said = {"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]}
     with FakeLLM(faults=[Fault.response(said)]) as server:

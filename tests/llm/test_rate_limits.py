@@ -189,7 +189,7 @@ async def test_what_is_learned_while_a_request_waits_counts_for_it() -> None:
     waiting = [asyncio.create_task(shared.take(partial(guess.of, 400, 100))) for _ in range(3)]
     await at(5)
     assert not any(task.done() for task in waiting)
-    guess.learn(400, 20, 5)
+    guess.learn(400, 20, 5, asked=100)
     shared.correct(first, 25)
     await asyncio.gather(*waiting)
     assert now() == 5
@@ -198,12 +198,12 @@ async def test_what_is_learned_while_a_request_waits_counts_for_it() -> None:
 def test_tokens_are_guessed_by_those_of_calls_of_about_the_same_size() -> None:
     guess = TokenGuess()
     assert guess.of(1000, 200) == 1200  # the most that is possible
-    guess.learn(40, 1540, 5)  # a server that adds 1,500 tokens of its own
+    guess.learn(40, 1540, 5, asked=200)  # a server that adds 1,500 tokens of its own
     assert guess.of(6000, 200) == 6000 + 200  # as long a request was never answered
-    guess.learn(6000, 3000, 50)
+    guess.learn(6000, 3000, 50, asked=200)
     assert guess.of(6200, 200) == 3100 + 50
     assert guess.of(6200, 20) == 3100 + 20
-    guess.learn(6200, 1000, 10)
+    guess.learn(6200, 1000, 10, asked=200)
     assert guess.of(6000, 200) == 3000 + 50  # the largest so far
 
 
