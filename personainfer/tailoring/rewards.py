@@ -16,6 +16,7 @@ from ..personas.flags import find_flags
 from ..personas.prompts import OnePersona
 from ..personas.selection import explains_each
 from ..preferences.conversations import pair_problem, read_pair
+from ..preferences.turns import as_turns, text_or_turns
 from ..records import Persona, Preference, Selector
 
 Form = Literal["margin", "log_probability"]
@@ -248,13 +249,15 @@ def _read_persona(place: int, completion: Any) -> Persona | None:
     """
     if not isinstance(completion, str):
         try:
-            completion = completion[-1]["content"] if completion else ""
-        except (TypeError, LookupError, ValueError):
+            said = completion[-1]["content"] if completion else ""
+            last = {"role": "assistant", "content": said or ""}  # a text or parts
+            completion = as_turns(text_or_turns("completions", last))[-1].content
+        except (TypeError, LookupError, ValueError, DataError):
             raise InvalidArgumentError(
                 f"completions[{place}]={quoted(completion, 80)} is neither text nor a list of messages."
             ) from None
     try:
-        text = plain_text(str(completion or "")).strip()
+        text = plain_text(completion).strip()
         if text.startswith(("{", "```")):
             written: PersonaCompletion = read_reply(text, PersonaCompletion)
             return written.persona()

@@ -74,6 +74,14 @@ def test_a_completion_may_have_several_forms(said: Any) -> None:
     assert pi.persona_reward(Words())(["Who?"], [said], **columns([row()])) == [1.0]
 
 
+def test_the_text_of_a_completion_in_parts_is_the_persona() -> None:
+    """Not the list of parts as Python prints it, whose reward the policy would learn."""
+    scorer = Words()
+    said = [{"role": "assistant", "content": [{"type": "text", "text": BUSY}]}]
+    assert pi.persona_reward(scorer)(["Who?"], [said], **columns([row()])) == [1.0]
+    assert scorer.asked[0][1] == BUSY
+
+
 @pytest.mark.parametrize(
     "said", ["", "  ", [], [{"role": "assistant", "content": None}], '{"trait": "b']
 )
