@@ -255,11 +255,12 @@ def feature_regression(
             " finite number.",
             hint="Leave the feature out, or return a number for every text.",
         )
-    deviation = table.std(axis=(0, 1))
-    varies = deviation > 1e-12
+    largest = np.abs(table).max(axis=(0, 1))
+    varies = np.ptp(table, axis=(0, 1)) > 1e-12 * largest  # whatever the unit of the feature
     if not varies.any():
         raise DataError("no feature varies over the responses.", hint="Give other features.")
-    table = (table[..., varies] - table.mean(axis=(0, 1))[varies]) / deviation[varies]
+    table = table[..., varies] / largest[varies]
+    table = (table - table.mean(axis=(0, 1))) / table.std(axis=(0, 1))
     fits = [_fit(table, values) for values in _each_user(users, matrix)]
     kept, constant = tuple(compress(features, varies)), tuple(compress(features, ~varies))
     coefficients, explained = map(np.array, zip(*fits, strict=True))

@@ -109,6 +109,18 @@ def test_features_are_named_by_the_user() -> None:
         feature_regression(users, matrix, {"one": lambda text: 1.0})
 
 
+def test_a_feature_varies_or_not_whatever_its_unit() -> None:
+    users = SimulatedUsers([[1.0, 0.0]], models=["long", "short"])
+    units = {
+        "third": lambda text: 1e6 / 3,  # whose mean over the responses is rounded
+        "letters": lambda text: 1e-14 * len(text),
+    }
+    found = feature_regression(users, long_and_short(), units)
+    assert (found.features, found.constant) == (("letters",), ("third",))
+    same = feature_regression(users, long_and_short(), {"letters": len})
+    assert_allclose(found.coefficients, same.coefficients)
+
+
 def heights(axes: Any) -> list[float]:
     return [bar.get_height() for bar in axes.patches]
 
