@@ -522,6 +522,11 @@ def test_a_list_and_a_nested_object_are_found_too() -> None:
         ("<b>bold</b>", "<b>bold</b>"),
         ("<think about it> Yes.", "<think about it> Yes."),
         ("So: <Thoughts id='1'>x</Thoughts> End.", "So: <Thoughts id='1'>x</Thoughts> End."),
+        ("Send `<s>[INST] hi [/INST]`, then wait.", "Send `<s>[INST] hi [/INST]`, then wait."),
+        ("So:\n```\n<|im_start|>user\n```\nEnd.", "So:\n```\n<|im_start|>user\n```\nEnd."),
+        ("It ends with `</think>`. Then", "It ends with `</think>`. Then"),
+        ("I use ``` here.\n</think>\nYes `x`.", "Yes `x`."),
+        ("Yes `x`.</s>[INST] `y`?", "Yes `x`."),
     ],
 )
 def test_a_plain_reply_loses_reasoning_and_marks_and_nothing_else(text: str, said: str) -> None:
