@@ -53,6 +53,7 @@ _MOST_NEIGHBOURS = 1_000  # files among which the one that was meant is looked f
 _HUB = "hf:"  # before the name of a data set on the Hugging Face hub
 _UTF8_BOM = b"\xef\xbb\xbf"
 _SEPARATORS: Final = ";\t|"  # of CSV files that are not separated by commas
+_LINE_FEED = re.compile(rb"[^\r\n]*\r?\n")  # at the end of a first line
 _OPENS = re.compile(r', +"[^",\r\n]')  # in a line of a CSV file
 _SIGNATURES = {
     b"PAR1": "Parquet",
@@ -482,8 +483,11 @@ def _csv(path: Path) -> Iterator[object]:
     # The module's limit of 128 KiB a field is for the whole process, and long responses pass it.
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_LINE))
     with _opened(path) as file:
+        # Programs write a carriage return in a cell without quotes. It is an error of its row, unless all
+        # lines end so: it would begin a row otherwise.
+        newline = "\n" if _LINE_FEED.match(file.peek(1)) else ""
         # Undecodable bytes become lone surrogates, which cost their row and no other.
-        text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
+        text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=newline)
         lines = _CsvLines(text, path)
         reader = csv.reader(lines, strict=True, skipinitialspace=lines.have_blanks())
         header: list[str] | None = None

@@ -627,6 +627,23 @@ def test_blanks_at_the_start_of_csv_cells_are_kept(tmp_path: Path) -> None:
     assert [pair and pair.chosen for pair in found] == texts
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_a_carriage_return_without_quotes_begins_no_csv_row(end: str, tmp_path: Path) -> None:
+    """pandas writes such cells. "Step 1" alone is not what the response says."""
+    path = tmp_path / "rows.csv"
+    lines = ["prompt,chosen,rejected", "q,a,Step 1\rStep 2", '"p\rp",a,b', "q\rp,a,b"]
+    path.write_bytes("".join(line + end for line in lines).encode())
+    first, good, last = open_rows(path)[0]
+    assert all("not CSV" in getattr(one, "error", "") for one in (first, last))
+    assert good == {"prompt": "p\rp", "chosen": "a", "rejected": "b"}
+
+
+def test_a_csv_file_whose_lines_all_end_with_carriage_returns_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'prompt,chosen,rejected\rq,a,"b\nc"\rp,a,b\r')
+    assert [row["rejected"] for row in cast("Iterable[Any]", open_rows(path)[0])] == ["b\nc", "b"]
+
+
 def test_lines_of_a_text_in_a_csv_cell_are_no_rows(tmp_path: Path) -> None:
     text = "name,age,city\n" + "Bob,3,Rome\n" * 20
     path = write_csv([{**ROW, "chosen": text}, ROW], tmp_path)
