@@ -287,7 +287,7 @@ def _is_utf8(start: bytes) -> bool:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedReader]:
+def _opened(path: Path) -> Iterator[io.BufferedReader[Any]]:
     """Open a text file as bytes, unpacked if its name ends in .gz.
 
     Raises:
