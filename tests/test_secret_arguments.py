@@ -238,8 +238,10 @@ CALLS: dict[str, Callable[..., object]] = {
         (200, f'{{"choices": {{"{SECRET}": 1}}, "data": "{SECRET}"}}'),
         (200, f"<html>{SECRET}"),
         (200, SECRET * 400_000),
+        (500, f'{{"error": {{}}, "choices": [{{"message": {{"content": "{SECRET}"}}}}]}}'),
+        (200, f'{{"choices": [{{"text": "", "finish_reason": "filter: {SECRET}"}}]}}'),
     ],
-    ids=["key", "request", "redirect", "error", "reply", "page", "large"],
+    ids=["key", "request", "redirect", "error", "reply", "page", "large", "partial", "filter"],
 )
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @pytest.mark.heavy

@@ -124,8 +124,8 @@ def read_completion(reply: Mapping[str, Any], secrets: Secrets) -> Completion:
 
     Args:
         reply: the JSON object of the answer.
-        secrets: masked in what an error quotes. In the text, those are masked that none holds by chance; the
-            reply then has no log-probabilities, whose tokens would spell them.
+        secrets: masked in what an error quotes. In the reply, those are masked that none holds by chance; it
+            then has no log-probabilities, whose tokens may spell them.
 
     Raises:
         ReplyError: the reply is no completion, or is refused, filtered, cut off or empty. `cut_off` and
@@ -141,13 +141,20 @@ def read_completion(reply: Mapping[str, Any], secrets: Secrets) -> Completion:
             "the reply is JSON, but not a chat completion.",
             hint="Check the address: it has to speak OpenAI's protocol (often ending in /v1).",
         ) from None
-    text = secrets.mask_reply(completion.text)
-    if text != completion.text:  # the tokens would spell the secret
-        completion = replace(completion, text=text, logprobs=None)
+    told = completion.text, completion.finish_reason, _spelled(completion.logprobs or ())
+    text, finish, tokens = map(secrets.mask_reply, told)
+    if (text, finish, tokens) != told:
+        completion = replace(completion, text=text, finish_reason=finish, logprobs=None)
     problem = _completion_problem(completion, message, secrets)
     if problem is not None:
         raise problem
     return completion
+
+
+def _spelled(logprobs: Logprobs) -> str:
+    """Return the text that tokens spell, and then each of their alternatives."""
+    text = "".join(token for token, _ in logprobs)
+    return " ".join([text, *(one for _, near in logprobs for one in near)])
 
 
 def read_answer(
@@ -230,6 +237,9 @@ def taken(reply: Mapping[str, Any], *, refused: bool = False) -> Completion | No
     Args:
         reply: the JSON object of the answer.
         refused: whether its status says that the call was refused.
+
+    Returns:
+        The counts. "…" stands for a text: nobody reads it, and it may repeat a key.
     """
     reply = reply if "choices" in reply else _unwrapped(reply)
     error = reply.get("error")
@@ -244,7 +254,10 @@ def taken(reply: Mapping[str, Any], *, refused: bool = False) -> Completion | No
     is_empty = not any(_may_be_an_answer(reply.get(name)) for name in _ENVELOPES)
     says_so = isinstance(reply.get("choices"), list) or not _OF_A_REFUSAL.isdisjoint(reply)
     is_refusal = refused or (says_so and is_empty)
-    return completion if is_counted or completion.text or not is_refusal else None
+    if is_refusal and not (is_counted or completion.text):
+        return None
+    finish = completion.finish_reason if completion.finish_reason.lower() in CUT_OFF else ""
+    return replace(completion, text=completion.text and "…", finish_reason=finish, logprobs=None)
 
 
 def _may_be_an_answer(inner: object) -> bool:

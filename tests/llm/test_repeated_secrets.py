@@ -19,6 +19,8 @@ from pydantic import BaseModel, ConfigDict
 import personainfer as pi
 from personainfer.api_keys import Secrets, shown_address
 from personainfer.exceptions import ModelError
+from personainfer.llm.requests import Request
+from personainfer.records import Message
 from personainfer.testing import FakeLLM, Fault
 
 from ..builders import AnyServer, each_way, everything, examples, pairs
@@ -127,6 +129,20 @@ def test_no_reply_that_repeats_a_key_is_told_or_stored(tmp_path: Path) -> None:
         llm = pi.LLM("m", extra_headers={"X-Title": "Bob-the-great"}, **options)
         said = llm.ask([{"role": "user", "content": "Hello"}]).text
     assert said == "the key is [key], by Bob-the-great"  # a title may be a word of the reply
+    assert KEY.encode() not in everything(tmp_path)
+
+
+def test_no_token_that_repeats_a_key_is_told_or_stored(tmp_path: Path) -> None:
+    """Such as an alternative, which the text does not show."""
+    near = [{"token": KEY, "logprob": -2.0}]
+    body = completion(content="Yes")
+    token = {"token": "Yes", "logprob": -1.0, "top_logprobs": near}
+    body["choices"][0]["logprobs"] = {"content": [token]}
+    with AnyServer(body=json.dumps(body).encode()) as server:
+        llm = pi.LLM("m", api_base=server.address, api_key=KEY, cache_dir=tmp_path)
+        asked = Request([Message(role="user", content="Hello")], logprobs=1)
+        (reply,) = llm.ask_many([asked])
+    assert (reply.text, reply.logprobs) == ("Yes", None)
     assert KEY.encode() not in everything(tmp_path)
 
 
