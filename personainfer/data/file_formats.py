@@ -378,7 +378,7 @@ def jsonl_rows(lines: Iterable[bytes | None], name: str | Path) -> Iterator[obje
                 f"line {number} is longer than {LONGEST_LINE:,} bytes. Cut its texts or remove it."
             )
             continue
-        text = line.removeprefix(_UTF8_BOM).strip() if number == 1 else line.strip()
+        text = line.removeprefix(_UTF8_BOM).strip()  # files that were joined have several
         if number == 1 and (text == b"[" or text.startswith(b"[{")):
             raise _mismatch(name, "one JSON object a line", "a JSON list", "Rename it to .json.")
         if text:
@@ -512,6 +512,9 @@ def _csv(path: Path) -> Iterator[object]:
                 continue
             if header is None:
                 header = _csv_header(path, fields)
+                names = {*header}
+            elif fields[-1] in names and names == {fields[0].removeprefix("\ufeff"), *fields[1:]}:
+                yield _header_again(path, start, header, fields)
             else:
                 yield _csv_row(start, header, fields)
 
@@ -645,6 +648,20 @@ def _csv_row(number: int, header: list[str], fields: list[str]) -> object:
     return BrokenRow(
         f"line {number} has {len(fields)} fields where the header has {len(header)}. "
         "Put fields that hold commas in quotes."
+    )
+
+
+def _header_again(path: Path, number: int, header: list[str], fields: list[str]) -> BrokenRow:
+    """Make the row of a header within a file, which files have that were joined.
+
+    Raises:
+        DataError: its names are in another order than those of the first header.
+    """
+    if fields[1:] == header[1:]:
+        return BrokenRow(f"line {number} is the header again. Remove it.")
+    raise DataError(
+        f"line {number} of {path} is the header again, but in another order: {fields!r:.200}.",
+        hint="Read each of the files that were joined by itself.",
     )
 
 

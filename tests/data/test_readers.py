@@ -644,6 +644,25 @@ def test_a_csv_file_whose_lines_all_end_with_carriage_returns_is_read(tmp_path: 
     assert [row["rejected"] for row in cast("Iterable[Any]", open_rows(path)[0])] == ["b\nc", "b"]
 
 
+def test_the_header_of_a_csv_file_that_was_joined_to_another_is_no_pair(tmp_path: Path) -> None:
+    """Personas were inferred from the words "prompt", "chosen" and "rejected"."""
+    path = tmp_path / "rows.csv"
+    one = "\ufeffprompt,chosen,rejected\nq,yes,no\n"
+    path.write_text(one + one, encoding="utf-8")
+    rows = list(read_preferences(path))
+    assert [row.preference for row in rows] == [PAIR, None, PAIR]
+    assert "line 3 is the header again" in str(rows[1].error)
+    path.write_text(one + "prompt,rejected,chosen\nq,no,yes\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"line 3 of .* in another order"):
+        list(read_preferences(path))
+
+
+def test_json_lines_that_were_joined_have_several_byte_order_marks(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"\ufeff{json.dumps(ROW)}\n" * 2, encoding="utf-8")
+    assert preferences(read_preferences(path)) == [PAIR, PAIR]
+
+
 def test_lines_of_a_text_in_a_csv_cell_are_no_rows(tmp_path: Path) -> None:
     text = "name,age,city\n" + "Bob,3,Rome\n" * 20
     path = write_csv([{**ROW, "chosen": text}, ROW], tmp_path)
