@@ -36,9 +36,11 @@ SUPPORTED: Final = (
     "(.jsonl .json .csv .parquet, the text ones also with .gz), hf:owner/name[:split], and "
     "iterables of dicts, (prompt, chosen, rejected) tuples or Preference."
 )
-# What programs write into a CSV file for a missing value; pandas reads the same words as one.
+# What programs write into a CSV file for a missing value; pandas reads the same words as one. Then what
+# spreadsheets write in the place of a text that begins with "-" or "=", which they take for a formula.
 CSV_NULLS: Final = frozenset(
-    "nan NaN NAN -nan -NaN null NULL Null None NA N/A n/a <NA> #N/A #NA NaT".split()
+    "nan NaN NAN -nan -NaN null NULL Null None NA N/A n/a <NA> #N/A #NA NaT"
+    " #NAME? #VALUE! #REF! #DIV/0! #NUM! #NULL! #ERROR!".split()
 )
 LONGEST_LINE = 64 * 2**20  # bytes: a packed file of 1 MB can hold a line of 1 GB
 _MOST_READ_AGAIN = 4 * LONGEST_LINE  # characters of a CSV file, where quotes stay open

@@ -238,7 +238,7 @@ _IMPLICIT_LOOK_AHEAD = 32  # rows without a prompt that are believed to have non
 _LOOK_AHEAD_BYTES = 256 * 2**20  # of the first rows, which are held all together
 _END: Final = object()
 _UNNAMED = (Preference, tuple, list)
-_WHOLE = re.compile(r"(\d+)\.0")
+_WHOLE = re.compile(r"(?:0|[1-9]\d{0,19})\.0")  # up to 2**64; such as "007.0" is no number
 _LABEL_ROLES = ("label", "other_label")  # whose words may mean something: labels= says what
 
 
@@ -519,11 +519,10 @@ def _values(schema: Schema, item: Mapping[str, object]) -> Sequence[object]:
 
 
 def _csv_user(value: object) -> object:
-    """Read a user's id from a CSV file; None for none. "7.0", as pandas writes 7 beside nulls, is "7"."""
+    """Read a user's id from a CSV file; None for none. "7.0", as pandas writes 7 beside nulls, is 7.0."""
     if not isinstance(value, str) or value in CSV_NULLS:
         return None
-    is_whole = _WHOLE.fullmatch(value)
-    return is_whole[1] if is_whole else value
+    return float(value) if _WHOLE.fullmatch(value) else value
 
 
 def _named_row(schema: Schema | None, item: Mapping[str, Any], problem: str = "") -> SourceRow:

@@ -118,12 +118,14 @@ def identifier(value: object, name: str) -> str | None:
         The id; None for a null, `ABSENT` or a blank text.
 
     Raises:
-        DataError: the value is a list, a tuple, a set, a dict or bytes, or a float of 2**53 or more, which
-            may have lost its last digits.
+        DataError: the value is a list, a tuple, a set, a dict or bytes; or a float of 2**53 or more, or a
+            text such as "1.23457E+17", which may have lost its last digits.
     """
     if value is None or value is ABSENT:
         return None
     if type(value) is str:
+        if "+" in value and _ROUNDED.fullmatch(value.strip()):
+            raise _lost_digits(name, value.strip())
         return value.strip() or None
     value = plain(value)
     if is_null(value):
@@ -135,12 +137,20 @@ def identifier(value: object, name: str) -> str | None:
         )
     if isinstance(value, float) and value.is_integer():  # integers of a column with nulls
         if abs(value) >= 2**53:
-            raise DataError(
-                f"{name!r} is {value:.0f}, a number that has lost its last digits.",
-                hint=f"Read the column as text: pandas.read_csv(path, dtype={{{name!r}: str}}), for one.",
-            )
+            raise _lost_digits(name, f"{value:.0f}")
         value = int(value)
     return str(value).strip() or None
+
+
+# As pandas and spreadsheets write large numbers to a file of text; with few digits, two ids are the same.
+_ROUNDED = re.compile(r"\d(?:[.,]\d+)?[eE]\+\d+")
+
+
+def _lost_digits(name: str, said: str) -> DataError:
+    return DataError(
+        f"{name!r} is {said}, a number that has lost its last digits.",
+        hint=f"Read the column as text: pandas.read_csv(path, dtype={{{name!r}: str}}), for one.",
+    )
 
 
 def surrogate_problem(name: str) -> str:

@@ -494,8 +494,12 @@ def test_bad_jsonl_lines_name_their_number(tmp_path: Path) -> None:
 
 
 def test_words_for_a_missing_value_are_no_texts_in_csv(tmp_path: Path) -> None:
-    """Programs write a null as NULL, NaN or N/A, and pandas reads these as one."""
+    """Programs write a null as NULL, NaN or N/A, and pandas reads these as one.
+
+    A spreadsheet writes #NAME? in the place of "- Sleep more.".
+    """
     words = ["nan", "NaN", "NULL", "null", "N/A", "n/a", "NA", "None", "<NA>", "#N/A"]
+    words += ["#NAME?", "#VALUE!", "#ERROR!"]
     cells = [(word, "no", "ann") for word in words] + [("yes", word, "ann") for word in words]
     lines = [
         "prompt,chosen,rejected,user",
@@ -511,6 +515,18 @@ def test_words_for_a_missing_value_are_no_texts_in_csv(tmp_path: Path) -> None:
     assert preferences(read_preferences(list(open_rows(path)[0]))) == preferences(rows)
     asked = [{**ROW, "chosen": "None"}, ROW]  # of dicts, where a null can be told from a text
     assert preferences(read_preferences(asked))[0] == PAIR.model_copy(update={"chosen": "None"})
+
+
+@pytest.mark.parametrize(
+    "user", ["1.2345678901234568e+17", "1.23457E+11", "1,23457E+17", "9007199254740992.0"]
+)
+def test_a_user_whose_digits_a_csv_file_has_lost_is_nobody(user: str, tmp_path: Path) -> None:
+    """Two people with nearly the same number were one."""
+    path = tmp_path / "rows.csv"
+    path.write_text(f'prompt,chosen,rejected,user_id\nq,yes,no,"{user}"\nq,yes,no,7.0\n')
+    lost, kept = read_preferences(path)
+    assert "has lost its last digits" in str(lost.error)
+    assert kept.preference == PAIR.model_copy(update={"user": "7"})
 
 
 def test_labels_that_are_such_words_keep_their_meaning(tmp_path: Path) -> None:
