@@ -10,6 +10,7 @@ import csv
 import hashlib
 import json
 import random
+import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,6 +43,15 @@ RATINGS = ("plausible", "applicable", "harmful", "overfit")
 _FIELDS: dict[str, tuple[str, ...]] = {"choice": ("choice",), "rating": RATINGS}
 _CHOICES = ("1", "2", "neither")
 _SHOWN = ("item", "persona", "prompt", "response_1", "response_2")
+
+# What a spreadsheet shows as a date or another number: "3/4" as March 4, "0.50" as 0.5, "(5)" as -5.
+_MONTH = "(?:jan|feb|m[aä]r|apr|ma[iy]|jun|jul|aug|sep|o[ck]t|nov|de[cz])[a-zé]{0,6}"
+_CONVERTED = re.compile(
+    r"(?!(?:0|[1-9]\d{0,14})\Z)[(]?\d[\d\s.,:/%()-]{0,60}(?:e[+-]?\d{1,3}|[ap]m)?"
+    rf"|(?:\d{{1,4}}[\s./-]{{0,3}})?{_MONTH}(?:[\s.,/-]{{0,3}}\d{{1,4}}){{0,2}}(?<=\d)"
+    rf"|\d{{1,4}}[\s./-]{{0,3}}{_MONTH}",
+    re.IGNORECASE,
+)
 
 
 class RatingSheet(NamedTuple):
@@ -201,8 +211,13 @@ def _write_csv(path: Path, shown: Sequence[Mapping[str, str]], fields: Sequence[
         writer = csv.writer(file)
         writer.writerow([*_SHOWN, *fields])
         for row in shown:
-            texts = [csv_cell(text) for text in row.values()]
+            texts = [_cell(text) for text in row.values()]
             writer.writerow([*texts, *("" for _ in fields)])
+
+
+def _cell(text: str) -> str:
+    """Return `csv_cell` of a text, also with an apostrophe where a spreadsheet would show something else."""
+    return "'" * bool(_CONVERTED.fullmatch(text.strip())) + csv_cell(text)
 
 
 def _page(shown: Sequence[Mapping[str, str]], question: str) -> str:

@@ -449,6 +449,20 @@ def test_a_sheet_that_is_split_elsewhere_has_no_formula(
         assert {one[2] for one in read[1:]} == {cell}
 
 
+@pytest.mark.parametrize(
+    "text", ["3/4", "1-2", "0.50", "(5)", "007", "1e5", "10:15 PM", "May 5", "5. März 2020"]
+)
+def test_a_text_that_a_spreadsheet_would_show_as_a_date_stays_a_text(
+    text: str, tmp_path: Path
+) -> None:
+    """Raters of "3/4" and "2/3" saw two days of a year."""
+    pair = pi.Preference(prompt="How much?", chosen=text, rejected="42")
+    sheet = write_rating_sheet(pi.PersonaTable([row(0, preference=pair)]), tmp_path / "sheet")
+    with sheet.csv.open(encoding="utf-8-sig", newline="") as file:
+        shown = {each for one in csv.DictReader(file) for each in one.values()}
+    assert {f"'{text}", "42", "How much?"} <= shown
+
+
 def test_the_bullets_of_a_list_stay_as_they_are(tmp_path: Path) -> None:
     text = "a list:\n- one\n- two = 2\n\n+ three\n- **four** (bold)\n- [five](x)\n---\n- six"
     pair = pi.Preference(prompt=text, chosen="a", rejected="b")
