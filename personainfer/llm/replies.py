@@ -8,6 +8,7 @@ marks. Only a complete object that fits is read; missing values are never made u
 from __future__ import annotations
 
 import ast
+import codecs
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -59,7 +60,7 @@ def decode(content: bytes) -> Json:
         except ValueError:  # the slower parser says what is wrong, and takes lone surrogates
             reply = json.loads(content)
     except UnicodeDecodeError:
-        raise ReplyError("the reply holds bytes that are not UTF-8.") from None
+        raise ReplyError(_NO_UTF_8) from None
     except (ValueError, RecursionError):
         raise ReplyError("the reply is not JSON.") from None
     if isinstance(reply, list) and len(reply) == 1:  # Gemini wraps its errors so
@@ -88,6 +89,7 @@ def taken_by(content: bytes, status: int) -> Completion | None:
     return taken(reply, refused=status // 100 != 2)
 
 
+_NO_UTF_8 = "the reply holds bytes that are not UTF-8."
 _COMMENTS = re.compile(rb"\A(?:\s*:[^\r\n]*(?:[\r\n]+|\Z))+")
 
 
@@ -146,10 +148,14 @@ def _events(content: bytes) -> Iterator[Json | None]:
     """Yield the chunks of an event stream; None for the mark of its end.
 
     Raises:
-        ReplyError: a chunk is broken JSON.
+        ReplyError: a chunk is broken JSON, or not UTF-8.
     """
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(content)  # it may break off
+    except UnicodeDecodeError:
+        raise ReplyError(_NO_UTF_8) from None
     # Not `splitlines`, which also splits at U+2028 and others that a text may have.
-    for line in re.split(r"\r\n|\n|\r", content.decode("utf-8", "replace")):
+    for line in re.split(r"\r\n|\n|\r", text):
         field, _, data = line.partition(":")
         data = data.strip()
         if field.strip() != "data" or not data or data.startswith(":"):  # a misplaced comment

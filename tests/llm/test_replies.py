@@ -533,6 +533,16 @@ def test_a_plain_reply_loses_reasoning_and_marks_and_nothing_else(text: str, sai
     assert plain_text(text) == said
 
 
+def test_an_event_stream_that_is_not_utf_8_is_an_error_as_other_replies_are() -> None:
+    """Its bad bytes became question marks in a persona."""
+    stream = 'data: {"choices": [{"delta": {"content": "é"}}]}\n\ndata: [DONE]\n\n'
+    assert decode(stream.encode())["choices"][0]["message"]["content"] == "é"
+    with pytest.raises(ReplyError, match="not UTF-8"):
+        decode(stream.encode("latin-1"))
+    with pytest.raises(ReplyError, match="broken JSON"):
+        decode(stream.encode().partition(b"\xa9")[0])
+
+
 def test_a_plain_reply_that_is_reasoning_alone_is_none() -> None:
     with pytest.raises(ReplyError, match="reasoning"):
         plain_text("<think>What shall I say?")
