@@ -14,6 +14,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
+from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
@@ -67,6 +68,7 @@ class BatchServer:
     api_key: str | None = None
     calls: list[str] = field(default_factory=list, init=False)
     tokens: set[str] = field(default_factory=set, init=False)  # what clients sent as their key
+    headers_of: list[tuple[str, Message]] = field(default_factory=list, init=False)  # of calls
     files: dict[str, bytes] = field(default_factory=dict, init=False)
     batches: dict[str, Batch] = field(default_factory=dict, init=False)
 
@@ -121,6 +123,7 @@ class BatchServer:
         with self._lock:
             self.calls.append(call)
             self.tokens.add(key.removeprefix("Bearer "))
+            self.headers_of.append((call, request.headers))
             fault = self.faults.pop(0)[1] if self.faults and self.faults[0][0] == call else None
             if isinstance(fault, int) and fault > 1:
                 status, said = fault, _dumps({"error": {"message": f"scripted {fault}"}})

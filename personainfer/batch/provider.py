@@ -8,6 +8,7 @@ No method retries. All of them block.
 from __future__ import annotations
 
 import json
+import re
 import ssl
 import sys
 from collections.abc import Iterator, Mapping
@@ -50,6 +51,7 @@ _DOWNLOAD_SECONDS = 6 * 3600.0  # for a whole file of replies
 _LARGEST_ANSWER = 2**24  # bytes of an answer that is no file, such as a list of batches
 _LARGEST_LINE = 2**20  # bytes of a request's reply in a file, on average
 _MOST_MODELS = 1000  # to search for one
+_OF_BATCHES = re.compile(r"/(files|batches)(/|$)")
 
 
 def batch_api(transport: Transport) -> BatchAPI:
@@ -379,6 +381,12 @@ class LiteLLMBatches:
             }
         return dict(self._settings[name])
 
+    def _add_headers(self, request: Any, client: Any, is_call: bool) -> bool:
+        """Add the user's headers to a request about files or batches: litellm lists batches without them."""
+        if _OF_BATCHES.search(request.url.path):  # another signs in, or is a callback's
+            request.headers.update(self._options.get("extra_headers") or {})
+        return is_call
+
     @contextmanager
     def _errors(self, **rules: Unpack[Rules]) -> Iterator[None]:
         """Check the address, then translate the errors of the block, as `_errors` of this module does.
@@ -393,6 +401,7 @@ class LiteLLMBatches:
 
         self._check_address()
         try:
+            rules["prepare"] = self._add_headers
             with silent_libraries(), _errors(self._provider, _FILE_TIMEOUT, self._secrets, **rules):
                 yield
         except pydantic.ValidationError as error:

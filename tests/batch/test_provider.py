@@ -180,6 +180,25 @@ def test_azure_is_waited_for_and_addressed_in_its_own_way(
 
 
 @pytest.mark.heavy
+@pytest.mark.parametrize("name", ["openai/fake", "azure/deployed"])
+def test_through_litellm_each_request_has_the_added_headers(
+    provider: BatchServer, place: Path, monkeypatch: Patch, name: str
+) -> None:
+    """A gateway may choose the account by one: a list of another's batches would have one paid twice."""
+    monkeypatch.setattr(states, "_FILE_POLL_SECONDS", 0.01)
+    monkeypatch.setenv("AZURE_API_VERSION", "2024-10-21")
+    provider.file_statuses = ["pending"]
+    provider.faults = [(CREATE, 0)]
+    base = provider.api_base if "openai" in name else provider.api_base.removesuffix("/v1")
+    options: dict[str, Any] = {"api_base": base, "api_key": "k", "extra_headers": {"X-Team": "a"}}
+    collect(
+        pi.submit_batch(pairs(2), f"litellm/{name}", place / "b", **options), **options
+    ).raise_for_errors()
+    assert LIST in provider.calls
+    assert [call for call, headers in provider.headers_of if headers.get("X-Team") != "a"] == []
+
+
+@pytest.mark.heavy
 def test_through_litellm_errors_are_ours_and_keys_are_nobodys(
     provider: BatchServer, place: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
