@@ -706,6 +706,32 @@ def stored_options(
     return {name: stored[name] for name in _OF_A_REQUEST if name in stored}
 
 
+def make_beside(first: LLM | None, model: str, options: Mapping[str, Any]) -> LLM:
+    """Make a further LLM for a call that calls several models by the same options.
+
+    All of them have one budget, and one limit a minute where they are called at one address with one key.
+    Without `api_base`, a model of another provider is not told the key and the headers.
+
+    Args:
+        first: the one that was made first by these options; None: this is it.
+        model: the name of the model.
+        options: those of `LLM`.
+
+    Raises:
+        As `LLM`.
+    """
+    if first is None:
+        return LLM(model, **options)
+    made = LLM(model, **{n: v for n, v in options.items() if n not in ("api_key", "extra_headers")})
+    providers = {getattr(llm.transport, "provider", None) for llm in (first, made)} - {None}
+    if options.get("api_base") is not None or len(providers) < 2:  # a local model has none
+        made = LLM(model, **options)
+    shared, bounds = first.account.bounds, made.account.bounds
+    bounds = bounds.with_minute_of(shared) if made.is_called_as(first) else bounds
+    made.account.bounds = bounds._replace(budget=shared.budget)
+    return made
+
+
 def make_llm(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
     """Return the LLM that was given, or one that a model's name and options make.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from textwrap import fill
@@ -27,7 +28,7 @@ from ..evaluation.paired_responses import pair_responses
 from ..evaluation.statistics import Estimate, bootstrap_rate
 from ..evaluation.verification import verify_personas
 from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
-from ..llm.client import OPTIONS, LLMOptions
+from ..llm.client import LLM, OPTIONS, LLMOptions, make_beside
 from ..personas.infer import infer_personas
 from ..preferences.labels import read_flag
 from ..records import Persona, Preference, Side
@@ -150,7 +151,9 @@ def reproduce(
         limit: use only the first rows ("pi", "pt") or people ("wikipersonas"), so many; None: all.
             "personalllm": how many users are simulated; None: 1,000.
         progress: show a bar on standard error; None: in a terminal or a notebook.
-        options: configure the LLM that `model` or `judge` names: see `LLM`.
+        options: configure the LLMs that `model` and `judge` name: see `LLM`. `budget` is that of all calls
+            together. Without `api_base`, a judge of another provider than the model's is not told the key and
+            the headers.
 
     Returns:
         The published numbers beside the measured ones, and how the measurements differ.
@@ -171,14 +174,14 @@ def reproduce(
     if paper == "personalllm":
         return _personal_llm(data, limit)
     scorer = _likelihood(judge)
-    further = {**options, "progress": progress}
     if paper == "wikipersonas":
+        further = {**options, "progress": progress}
         return _wikipersonas(data, model, scorer or Likelihood(), limit, further)
     rows, broken = _first_rows(data, limit)
     if not rows:
         raise DataError("the data has no rows.")
     measure = _persona_inference if paper == "pi" else _persona_tailoring
-    found = measure(rows, model, judge, scorer, further)
+    found = measure(rows, model, judge, scorer, progress, options)
     return replace(found, differs=(*found.differs, *broken))
 
 
@@ -253,16 +256,21 @@ def _judged_by(judge: str, scorer: Likelihood | None) -> str:
 
 
 def _persona_inference(
-    rows: Rows, model: str | None, judge: str, scorer: Likelihood | None, options: Mapping[str, Any]
+    rows: Rows,
+    model: str | None,
+    judge: str,
+    scorer: Likelihood | None,
+    progress: bool | None,
+    options: LLMOptions,
 ) -> Reproduction:
     """Measure how often a judge who sees a persona picks the response of the persona's side."""
-    table, differs = _with_personas(rows, model, options)
+    table, differs, writer = _with_personas(rows, model, progress, options)
     if scorer is None:
-        found = verify_personas(table, judge, **options)
+        found = verify_personas(table, make_beside(writer, judge, options), progress=progress)
         accuracy = {side: one.accuracy for side, one in found.sides.items()}
         overall = found.overall.accuracy
     else:
-        scores = _explained(table, scorer, options["progress"])
+        scores = _explained(table, scorer, progress)
         overall = bootstrap_rate(scores)
         accuracy = {side: bootstrap_rate(scores[:, n]) for n, side in enumerate(_SIDES)}
     figures = [Figure("accuracy, all personas", _ACCURACY, _INFERENCE, overall)]
@@ -275,32 +283,37 @@ def _persona_inference(
 
 
 def _with_personas(
-    rows: Rows, model: str | None, options: Mapping[str, Any]
-) -> tuple[PersonaTable, list[str]]:
-    """Read or infer the personas of the rows; also say how these personas differ from those of the paper.
+    rows: Rows, model: str | None, progress: bool | None, options: LLMOptions
+) -> tuple[PersonaTable, list[str], LLM | None]:
+    """Read or infer the personas of the rows.
+
+    Returns:
+        The personas, how they differ from those of the paper, and the LLM that inferred them; or None.
 
     Raises:
         InvalidArgumentError: the rows have no personas, and `model` is None.
     """
     names = _names(rows)
     if "chosen_persona_gold" in names:
-        return read_persona_tailoring(rows), []
+        return read_persona_tailoring(rows), [], None
     if "chosen_persona" in names and "chosen" not in names and set(_TAILORED.values()) <= names:
         complete, cut = _complete(rows)
         told = (
             "the responses were written for the personas by a tuned model: they are not the pairs from"
             " which the personas were inferred"
         )
-        return PersonaTable.from_data(complete, columns=_TAILORED), [told, *cut]
+        return PersonaTable.from_data(complete, columns=_TAILORED), [told, *cut], None
     if "chosen_persona" in names:
-        return PersonaTable.from_data(rows), ["personas of the data, by whoever wrote them"]
+        return PersonaTable.from_data(rows), ["personas of the data, by whoever wrote them"], None
     if model is None:
         raise InvalidArgumentError(
             "the data has no personas, and no model is named to infer them.",
             hint="Name a model.",
             argument="model",
         )
-    return infer_personas(rows, model, **options), [f"personas by {model}, not by Llama-3.1-405B"]
+    llm = LLM(model, **options)
+    table = infer_personas(rows, llm, progress=progress)
+    return table, [f"personas by {model}, not by Llama-3.1-405B"], llm
 
 
 def _explained(
@@ -338,19 +351,27 @@ def _explained(
 
 
 def _persona_tailoring(
-    rows: Rows, model: str | None, judge: str, scorer: Likelihood | None, options: Mapping[str, Any]
+    rows: Rows,
+    model: str | None,
+    judge: str,
+    scorer: Likelihood | None,
+    progress: bool | None,
+    options: LLMOptions,
 ) -> Reproduction:
     """Measure 100 ΔPQ of responses for a persona against responses without a persona.
 
     ΔPQ = W_P + W_Q - 1: the former responses' win rates in personalization and in quality. See `delta_pq`.
     """
-    judging = {"judge": judge, **options}
-    if scorer is not None:
-        judging = {"judge": LikelihoodJudge(scorer, options["progress"]), "progress": False}
+
+    def judging(writer: LLM | None) -> dict[str, Any]:
+        if scorer is not None:
+            return {"judge": LikelihoodJudge(scorer, progress), "progress": False}
+        return {"judge": make_beside(writer, judge, options), "progress": progress}
+
     names = _names(rows)
     if {*_TAILORED.values(), "generic_response"} <= names:
         complete, cut = _complete(rows)
-        figures = _published_responses(complete, judging)
+        figures = _published_responses(complete, judging(None))
         differs = [
             "responses of the data, by an 8B model; whether SFT or DPO, its file does not say",
             *cut,
@@ -362,7 +383,8 @@ def _persona_tailoring(
                 hint="Name a model.",
                 argument="model",
             )
-        figures = _few_shot(rows, model, judging, options)
+        llm = LLM(model, **options)
+        figures = _few_shot(rows, llm, judging(llm), progress)
         differs = [f"{model}, not Llama-3.1-8B, with 5 worked examples from half of the rows"]
     else:
         raise DataError(
@@ -420,16 +442,17 @@ def _delta_pq(
 
 
 def _few_shot(
-    rows: Rows, model: str, judging: Mapping[str, Any], options: Mapping[str, Any]
+    rows: Rows, llm: LLM, judging: Mapping[str, Any], progress: bool | None
 ) -> list[Figure]:
     gold, retrieved = (
         read_persona_tailoring(rows[1::2], personas=kind) for kind in ("gold", "retrieved")
     )
-    writing = {"train": read_persona_tailoring(rows[::2]), "shots": 5, **options}
-    plain = tailor_responses(gold, model, personas="none", **writing)
+    train = read_persona_tailoring(rows[::2])
+    write = partial(tailor_responses, model=llm, train=train, shots=5, progress=progress)
+    plain = write(gold, personas="none")
     figures = []
     for n, (kind, table) in enumerate((("retrieved", retrieved), ("gold", gold))):
-        tailored = tailor_responses(table, model, personas="gold", **writing)
+        tailored = write(table, personas="gold")
         ours = _delta_pq(
             [tailored.prompts[id] for id in tailored],
             [plain[id] for id in tailored],

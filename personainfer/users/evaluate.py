@@ -18,7 +18,7 @@ import numpy as np
 from ..arguments import Count, CountFromZero, Flag, check_argument, read_items, takes_options
 from ..evaluation.statistics import CONFIDENCE, check_confidence
 from ..exceptions import InvalidArgumentError, UnknownOptionError
-from ..llm.client import OPTIONS, LLMOptions
+from ..llm.client import LLM, OPTIONS, LLMOptions, make_beside
 from ..records import Preference
 from .attribution import ABLATIONS, WITH_SENTENCES, Attribution, attribute_prefix, drawn_halves
 from .groups import Fold, Folds, check_groups, folds_of, group_values, texts_of
@@ -85,7 +85,9 @@ def evaluate_prefixes(
         confidence: how often the intervals should cover the truth, between 0 and 1. They resample users with
             all their choices.
         draw_seed: of folds, shuffled prefixes, draws and permutations.
-        options: configure the LLM that a judge's name makes: see `LLM`.
+        options: configure the LLMs that names of judges make: see `LLM`. `budget` is that of all calls
+            together. Without `api_base`, a judge of another provider than the first is not told the key and
+            the headers.
 
     Returns:
         For each prefix the accuracy, the gain over none, and the accuracy with another user's prefix, also by
@@ -115,9 +117,27 @@ def evaluate_prefixes(
     ablations = check_argument("ablations", ablations, Count)
     _check(prefixes, scorer, fit, folds, questions, named, ablations)
     known = group_values(groups)
+    first: LLM | None = None
+
+    def predictor(one: ChoiceScorer) -> Predictor:
+        nonlocal first
+        if not isinstance(one, str):
+            return predictor_of(one, options)
+        llm = make_beside(first, one, options)
+        first = first or llm
+        return predictor_of(llm)
+
+    fixed = None if scorer is None else predictor(scorer)
+
+    def fitted(names: Names) -> Predictor:
+        if fit is not None:
+            return predictor(fit(names))
+        assert fixed is not None  # checked before
+        return fixed
+
     # With another untuned scorer than a name, the options are those of `scorer` alone.
-    untuned_options = options if isinstance(untuned, str) else None
-    before_tuning = None if untuned is None else predictor_of(untuned, untuned_options)
+    tells = predictor if isinstance(untuned, str) else predictor_of
+    before_tuning = None if untuned is None else tells(untuned)
     users, skipped = users_in(data, user, columns, None, None)
     choices = [choice for one in users for choice in one.new]
     check_groups(known, choices)
@@ -130,10 +150,7 @@ def evaluate_prefixes(
         [Fold("all", names, names)] if folds is None else folds_of(names, folds, known, draw_seed)
     )
     everything = {BARE: persona_prefix(BARE), **prefixes}
-    tests = [
-        FittedFold(part, everything, predictor_of(_scorer(scorer, fit, part), options))
-        for part in parts
-    ]
+    tests = [FittedFold(part, everything, fitted(part.trained)) for part in parts]
     for made in {one for test in tests for one in test.prefixes.values()}:
         made.check_held_out(users)
     _check_attribute(named, tests[-1], choices, draw_seed)
@@ -168,13 +185,6 @@ def _check_attribute(
                 argument="attribute",
             )
         drawn_halves(name, prefix, _choices_of(prefix, test, choices), np.random.default_rng(seed))
-
-
-def _scorer(scorer: ChoiceScorer | None, fit: Fit | None, fold: Fold) -> ChoiceScorer:
-    if fit is not None:
-        return fit(fold.trained)
-    assert scorer is not None  # checked before
-    return scorer
 
 
 # Margins

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,10 +16,15 @@ from typer.testing import CliRunner
 import personainfer as pi
 from personainfer.cli.commands import app
 from personainfer.evaluation.judge import LikelihoodJudge
-from personainfer.exceptions import DataError, InvalidArgumentError, UnknownOptionError
+from personainfer.exceptions import (
+    DataError,
+    InvalidArgumentError,
+    PersonaInferError,
+    UnknownOptionError,
+)
 from personainfer.simulation import reproduce
 from personainfer.simulation.published_figures import _TAILORED, _published_responses
-from personainfer.testing import FakeLLM
+from personainfer.testing import FakeLLM, Reply
 
 from ..builders import pairs
 from ..scoring_server import ScoringServer
@@ -210,6 +216,36 @@ def test_responses_that_are_not_there_are_written_by_the_model() -> None:
     assert any("5 worked examples" in one for one in found.differs)
     with pytest.raises(InvalidArgumentError, match="no model is named"):
         reproduce("pt", published(), judge="judge")
+
+
+def test_the_budget_is_that_of_all_calls_together() -> None:
+    taken: list[int] = []
+
+    def script(body: dict[str, Any]) -> Reply:
+        taken.append(100)
+        said = {"answer": "1"} if body["model"] == "judge" else f"Text {len(taken)}"
+        return Reply(said, completion_tokens=100)
+
+    limits: dict[str, Any] = {"budget": 1500, "prices": (0, 1e6), "max_tokens": 100}
+    with suppress(PersonaInferError):  # what is left does not pay for the judge
+        measured("pt", published(), script, model="writer", cache=False, **limits)
+    assert 1000 < sum(taken) <= 1500
+
+
+@pytest.mark.heavy
+def test_a_judge_of_another_provider_is_not_told_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    with FakeLLM() as writer, FakeLLM({"answer": "1"}) as judge:
+        monkeypatch.setenv("OPENAI_BASE_URL", writer.api_base)
+        monkeypatch.setenv("GROQ_API_BASE", judge.api_base)
+        monkeypatch.setenv("GROQ_API_KEY", "own")
+        told = {"api_key": "secret", "extra_headers": {"X-Secret": "secret"}}
+        reproduce("pi", pairs(2), model="openai/w", judge="groq/j", cache=False, **told)  # type: ignore[arg-type]
+        for server, is_told in ((writer, True), (judge, False)):
+            sent = {text for headers in server.headers for text in headers.values()}
+            assert (bool({"secret", "Bearer secret"} & sent), "Bearer own" in sent) == (
+                is_told,
+                not is_told,
+            )
 
 
 @pytest.mark.heavy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,14 @@ import pytest
 from numpy.testing import assert_allclose
 
 import personainfer as pi
-from personainfer.exceptions import DataError, InvalidArgumentError, UnknownOptionError
+from personainfer.exceptions import (
+    DataError,
+    InvalidArgumentError,
+    PersonaInferError,
+    UnknownOptionError,
+)
 from personainfer.records import Message
-from personainfer.testing import FakeLLM
+from personainfer.testing import FakeLLM, Reply
 from personainfer.users import UserPersona, UserPersonas
 from personainfer.users.prefixes import Prefix
 from personainfer.users.records import UserRow
@@ -167,6 +173,28 @@ def test_a_judge_is_asked_in_both_orders(llm: FakeLLM, endpoint: dict[str, Any])
     assert found.prefixes["persona"].accuracy.value == 1.0
     assert found.prefixes["none"].accuracy.value == 0.5  # always the first: a tie of the orders
     assert "Nothing is known" in str(llm.requests)
+
+
+def test_the_budget_is_that_of_all_folds_and_of_the_untuned_judge_together() -> None:
+    taken: list[int] = []
+
+    def script(body: dict[str, Any]) -> Reply:
+        taken.append(100)
+        return Reply({"answer": "1"}, completion_tokens=100)
+
+    limits: dict[str, Any] = {"budget": 500, "prices": (0, 1e6), "max_tokens": 100}
+    with FakeLLM(script) as server, suppress(PersonaInferError):
+        pi.evaluate_prefixes(
+            {"persona": lambda _: personas()},
+            held_out(),
+            fit=lambda _: "tuned",
+            untuned="untuned",
+            folds=2,
+            api_base=server.api_base,
+            cache=False,
+            **limits,
+        )
+    assert sum(taken) == 500
 
 
 def test_anything_that_explains_scores() -> None:
