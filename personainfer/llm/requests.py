@@ -14,12 +14,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
 from queue import SimpleQueue
-from typing import Any, Generic, Protocol, TypeVar
-from weakref import WeakSet
+from typing import Any, Generic, Protocol, TypeVar, cast
+from weakref import WeakSet, ref
 
 from pydantic import BaseModel
 from pydantic_core import from_json, to_json
@@ -36,6 +37,7 @@ from .replies import read_reply
 from .transports import Transport
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _MOST_PLACES = 8  # replies that are kept for the same bytes, of as many schemas
 _KEY_VERSION = b"personainfer-1\n"  # change it when the same bytes no longer mean the same request
@@ -492,6 +494,11 @@ class Run(Generic[T]):
         self._pid: int | None = None  # of the process that began to iterate
         self._watch = RunWatch(model, self.tally)
         self._replies = self._run()
+        self._inner: Callable[[], Run[Any] | None] = lambda: None
+        if (outer := _outer.get()) is not None:
+            outer._inner = ref(self)  # before the look at `cancelled`, which another thread may set
+            if outer._workers.cancelled:
+                self.cancel()
 
     def __iter__(self) -> Iterator[tuple[T, list[Reply]]]:
         return self
@@ -512,9 +519,27 @@ class Run(Generic[T]):
         self._close_cache()
 
     def cancel(self) -> None:
-        """Make the iteration raise asyncio.CancelledError at its next step. Any thread may call this."""
+        """Make the iteration raise asyncio.CancelledError at its next step. Any thread may call this.
+
+        So does the iteration of a run that began within this one, see `around`.
+        """
         self._workers.cancelled = True
         self._workers.done.put(None)
+        if (inner := self._inner()) is not None:
+            inner.cancel()
+
+    def around(self, rows: Iterator[R]) -> Generator[R, None, None]:
+        """Yield rows that are made of this run. Runs that begin meanwhile, as a judge's, are within it."""
+        ended = object()
+        while True:
+            token = _outer.set(self)
+            try:
+                row = next(rows, ended)
+            finally:
+                _outer.reset(token)
+            if row is ended:
+                return
+            yield cast("R", row)
 
     def _run(self) -> Generator[tuple[T, list[Reply]], None, None]:
         with self._watch:
@@ -652,6 +677,10 @@ class Run(Generic[T]):
             raise self._workers.fatal
         if self._workers.cancelled:
             raise asyncio.CancelledError
+
+
+# The run of which this thread makes rows, see `Run.around`.
+_outer: ContextVar[Run[Any] | None] = ContextVar("outer_run", default=None)
 
 
 def _is_open(job: Job) -> bool:

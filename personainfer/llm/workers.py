@@ -200,7 +200,7 @@ class Workers:
         try:
             if delay:
                 await asyncio.sleep(delay)
-            while (self._jobs or self._later) and self.fatal is None:
+            while (self._jobs or self._later) and not (self.fatal or self.cancelled):
                 await self._serve((self._jobs or self._later).popleft())
         finally:
             # Now, not in a callback of the task: requests that come in between would find every

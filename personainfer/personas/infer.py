@@ -322,7 +322,7 @@ def _results(
     """
     try:
         rows = _rows(run, plan, on_error)
-        for row in choose(rows, select) if select else rows:
+        for row in run.around(choose(rows, select)) if select else rows:
             if row.error is None or on_error == "keep":
                 yield row
             elif on_error == "drop":

@@ -276,6 +276,25 @@ def test_cancelling_the_async_twin_stops_the_calls() -> None:
         assert llm.calls < 100
 
 
+def test_cancelling_the_async_twin_stops_the_calls_of_its_judge(llm: FakeLLM) -> None:
+    async def cancelled() -> None:
+        personas = pi.LLM("fake", api_base=llm.api_base, temperature=0.8)
+        select = pi.Verifier("judge", api_base=judge.api_base, max_concurrency=2)
+        made = pi.ainfer_personas(pairs(16), personas, candidates=2, select=select)
+        task = asyncio.create_task(made)
+        while judge.calls < 4:  # noqa: ASYNC110 - the server counts in another thread
+            await asyncio.sleep(0.01)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        before = judge.calls
+        await asyncio.sleep(0.1)
+        assert judge.calls <= before + 2  # of 64
+
+    with FakeLLM(latency=0.01) as judge:
+        asyncio.run(cancelled())
+
+
 def test_the_async_twin_takes_no_thread_of_the_loop(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
     """A program looks up names of hosts there, and a run may take hours."""
 
