@@ -134,6 +134,7 @@ class FakeLLM:
 
         Raises:
             OSError: the port is taken.
+            OverflowError: no port has this number.
         """
         if self._thread is None:
             bound: Future[int] = Future()
@@ -163,7 +164,7 @@ class FakeLLM:
             await web.TCPSite(runner, "127.0.0.1", self.port, backlog=4096).start()
             bound.set_result(runner.addresses[0][1])
             await self._stopping.wait()
-        except OSError as error:
+        except (OSError, OverflowError) as error:
             bound.set_exception(error)
         finally:
             await runner.cleanup()

@@ -455,6 +455,11 @@ def test_a_port_that_is_taken_is_an_error_in_the_caller() -> None:
         FakeLLM(port=urlsplit(llm.api_base).port or 0).start()
 
 
+def test_a_port_that_there_is_not_is_an_error_in_the_caller() -> None:
+    with pytest.raises(OverflowError, match="0-65535"):
+        FakeLLM(port=65_536).start()
+
+
 @pytest.mark.heavy
 @pytest.mark.parametrize(
     "ending",
