@@ -550,11 +550,7 @@ class _CsvLines:
         """
         first = [self._text.readline(LONGEST_LINE) for _ in range(2)]
         self.first = first[0]
-        if (count := first[0].count(",")) > _MOST_COLUMNS:
-            raise DataError(
-                f"the header of {self._path} has {count:,} commas.",
-                hint="Is it the right file? Drop columns that are not needed.",
-            )
+        _check_columns(first[0].count(","), self._path)
         self._next.extend(first)
         names = next(csv.reader(first[:1]), [])
         return any(name.startswith(" ") for name in names[1:]) or bool(_OPENS.search(first[1]))
@@ -618,7 +614,16 @@ class CsvRow(dict[str, str]):
     """A row of a CSV file, whose cells are all text: a missing value is "", or a word such as NULL."""
 
 
+def _check_columns(commas: int, path: Path) -> None:
+    if commas > _MOST_COLUMNS:
+        raise DataError(
+            f"the header of {path} has {commas:,} commas.",
+            hint="Is it the right file? Drop columns that are not needed.",
+        )
+
+
 def _csv_header(path: Path, fields: list[str]) -> list[str]:
+    _check_columns(len(fields) - 1, path)  # it may have several lines
     separator = next((each for each in _SEPARATORS if each in fields[0]), None)
     if len(fields) == 1 and separator:
         raise DataError(

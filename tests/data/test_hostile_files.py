@@ -137,11 +137,12 @@ def test_very_many_empty_lines_are_an_error_unless_there_are_as_many_rows(
         errors(path)
 
 
+@pytest.mark.parametrize("first", ["rejected", '"reject\ned"'])
 def test_a_csv_header_of_very_many_columns_is_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    first: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_formats, "_MOST_COLUMNS", 1000)
-    (tmp_path / "rows.csv").write_text("prompt,chosen,rejected" + "," * 1000 + "\np,a,b\n")
+    (tmp_path / "rows.csv").write_text(f"prompt,chosen,{first}{',' * 1000}\np,a,b\n")
     with pytest.raises(DataError, match=r"has 1,002 commas"):
         list(read_preferences(tmp_path / "rows.csv"))
 
