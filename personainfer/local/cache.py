@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, islice
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -40,6 +40,7 @@ from .database_checks import (
     LOCK,
     LONGEST_REPLY,
     Store,
+    StoredReply,
     check_database,
     check_files,
     check_plain,
@@ -220,10 +221,14 @@ class ReplyCache:
         Raises:
             CacheError: nothing was kept. Its `retryable` is True if another process still writes.
         """
-        if self._read_only:
-            return
-        now, ends = time.time(), time.monotonic() + patience
-        rows = [(key, now, now, model, text) for key, text in replies]
+        if not self._read_only:
+            now = time.time()
+            self._write([(model, now, key, text) for key, text in replies], patience)
+
+    def _write(self, replies: Iterable[StoredReply], patience: float = BUSY_TIMEOUT) -> None:
+        """Write replies that may have been stored before, as `set_many` does."""
+        ends = time.monotonic() + patience
+        rows = [(key, stored, stored, model, text) for model, stored, key, text in replies]
         while True:
             try:
                 with self._database_errors(), self._store.transact():
@@ -565,10 +570,10 @@ class ReplyCache:
         empty_journal(self._path)
         with unfinished_folder(self._path) as place:
             new = ReplyCache(place)
-            for model, replies in groupby(readable_rows(self._path), key=lambda row: row[0]):
-                while group := [(key, text) for _, key, text in islice(replies, _LOOKUP_SIZE)]:
-                    new.set_many(group, model=model)
-                    saved += len(group)
+            replies = readable_rows(self._path)
+            while group := list(islice(replies, _LOOKUP_SIZE)):
+                new._write(group)
+                saved += len(group)
             new.close()
             with suppress(FileExistsError):
                 os.link(self._path, aside)

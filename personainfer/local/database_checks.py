@@ -398,8 +398,11 @@ _MOST_SPANS = 100_000  # each takes some 20 µs
 _MOST_MISSES = 12  # times that a span in which nothing is found is halved
 
 
-def readable_rows(path: Path) -> Iterator[tuple[str, bytes, str]]:
-    """Yield the (model, key, text) of each reply that can still be read from a damaged database.
+StoredReply = tuple[str, float, bytes, str]  # model, when it was stored (Unix seconds), key, text
+
+
+def readable_rows(path: Path) -> Iterator[StoredReply]:
+    """Yield each reply that can still be read from a damaged database.
 
     A span of rows is read from its start, and from its end back. What is left between them is split into
     halves: it is damaged, or a damaged row number looks like the end of the span.
@@ -438,15 +441,16 @@ def readable_rows(path: Path) -> Iterator[tuple[str, bytes, str]]:
 
 
 _REPLIES = (
-    "SELECT rowid, tag, key, value FROM Cache NOT INDEXED WHERE rowid BETWEEN ? AND ?"
+    "SELECT rowid, tag, store_time, key, value FROM Cache NOT INDEXED WHERE rowid BETWEEN ? AND ?"
     " AND raw = 1 AND mode = 1 AND typeof(key) = 'blob' AND typeof(value) = 'text'"
     " ORDER BY rowid {}"
 )
 
 
-def _as_text(tag: object, key: bytes, text: bytes) -> Iterator[tuple[str, bytes, str]]:
+def _as_text(tag: object, stored: object, key: bytes, text: bytes) -> Iterator[StoredReply]:
     with suppress(UnicodeDecodeError):
-        yield decoded(tag), key, text.decode()
+        when = stored if isinstance(stored, float) else 0.0  # of an unknown age: as the oldest
+        yield decoded(tag), when, key, text.decode()
 
 
 def _last_row(connection: sqlite3.Connection, most: int) -> int:

@@ -37,7 +37,7 @@ from personainfer.local.cache import (
     prune_cache,
 )
 from personainfer.local.database_checks import readable_rows
-from personainfer.testing import FakeLLM
+from personainfer.testing import FakeLLM, clock_jump
 
 from ..builders import examples
 
@@ -420,6 +420,21 @@ def test_of_a_cache_with_a_bad_page_the_other_replies_are_kept(tmp_path: Path) -
     again.close()
 
 
+def test_a_damaged_cache_makes_no_reply_younger(tmp_path: Path) -> None:
+    replies = {key: text * 50 for key, text in numbered(200).items()}
+    cache = ReplyCache(tmp_path)
+    with clock_jump(-400 * 86_400):
+        cache.set_many(list(replies.items())[:150], model="m")
+    cache.set_many(list(replies.items())[150:], model="m")
+    cache.close()
+    spoil_page(tmp_path, b"reply 50reply 50")
+    with pytest.raises(CacheError, match="replies of it are in a new cache"):
+        ReplyCache(tmp_path).get_many(list(replies))
+    prune_cache(older_than=365, cache_dir=tmp_path)
+    kept = ReplyCache(tmp_path).get_many(list(replies))
+    assert list(kept.items()) == list(replies.items())[150:]
+
+
 @pytest.mark.parametrize("number", [b"\xff\x7f", b"\x80\x01"])
 def test_a_spoilt_number_of_a_row_hides_no_other_reply(number: bytes, tmp_path: Path) -> None:
     """SQLite takes it for the end of what is looked for."""
@@ -433,7 +448,7 @@ def test_a_spoilt_number_of_a_row_hides_no_other_reply(number: bytes, tmp_path: 
         [found] = re.finditer(cell, whole[page : page + 4096])
         whole[page + found.start() : page + found.start() + 2] = number
     path.write_bytes(whole)
-    readable = {key: text for _, key, text in readable_rows(path)}
+    readable = {key: text for *_, key, text in readable_rows(path)}
     assert readable.items() <= replies.items()
     assert len(readable) > 390
 
