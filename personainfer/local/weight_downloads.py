@@ -24,7 +24,7 @@ from typing import IO
 
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError, visible
 from ..observability import log
-from .atomic_files import unfinished_folder, write_file
+from .atomic_files import remove_abandoned, unfinished_folder, write_file
 from .paths import opened_file, own_file, private_folder
 
 
@@ -134,7 +134,15 @@ def remove_weights(weights: NamedWeights) -> int:
                 size = path.stat().st_size
                 path.unlink()
                 freed += size
+        freed += _unfinished_bytes(folder, weights)
+        remove_abandoned(_partial(folder, weights))  # the wheels of a fetch that was killed
+        freed -= _unfinished_bytes(folder, weights)
     return freed
+
+
+def _unfinished_bytes(folder: Path, weights: NamedWeights) -> int:
+    inside = folder.glob(f".{_partial(folder, weights).name[:50]}.*/**/*")
+    return sum(path.lstat().st_size for path in inside if path.is_file())
 
 
 # Files that are there

