@@ -6,6 +6,7 @@ change a reward.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -64,8 +65,10 @@ class RewardClassifier:
         self._tokenizer = tokenizer
         self._render = render
         self._label = _label(label, int(model.config.num_labels))
+        padding = getattr(model.config.get_text_config(), "pad_token_id", None)
         # Without a padding token transformers refuses batches.
-        self._batch_size = batch_size if model.config.pad_token_id is not None else 1
+        self._batch_size = batch_size if padding is not None else 1
+        self._longest = _longest(model)
 
     def __call__(
         self, prompts: Sequence[Prompt], responses: Sequence[str]
@@ -95,10 +98,9 @@ class RewardClassifier:
         else:
             text = prompt if isinstance(prompt, str) else "\n\n".join(m.content for m in prompt)
             coded = self._tokenizer(disarm(text), disarm(response))
-        limit = getattr(self._model.config, "max_position_embeddings", None)
-        if limit is not None and len(coded["input_ids"]) > limit:
+        if len(coded["input_ids"]) > self._longest:
             raise DataError(
-                f"text {place} has {len(coded['input_ids']):,} tokens; the model reads {limit:,}.",
+                f"text {place} has {len(coded['input_ids']):,} tokens; the model reads {self._longest:,}.",
                 hint="Leave the prompt out, or shorten it.",
             )
         segments = coded.get("token_type_ids")
@@ -145,6 +147,16 @@ def _loaded(transformers: Any, name: str, tokenizer: Any) -> tuple[Any, Any]:
             hint="Name one of the hub or a folder, or pass the model itself.",
             argument="model",
         ) from None
+
+
+def _longest(model: Any) -> float:
+    """Return how many tokens a model can read; infinity if there is no limit."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:  # XLNet says -1
+        return math.inf
+    embeddings = getattr(getattr(model, model.base_model_prefix, None), "embeddings", None)
+    padding = getattr(getattr(embeddings, "position_embeddings", None), "padding_idx", None)
+    return limit if padding is None else limit - padding - 1  # RoBERTa counts from behind it
 
 
 def _label(given: int | None, labels: int) -> int:

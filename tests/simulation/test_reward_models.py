@@ -19,7 +19,7 @@ WORDS = "question answer yes no perhaps tea coffee why how because it is not goo
 TEMPLATE = "{% for m in messages %}[{{ m.role }}] {{ m.content }} {% endfor %}"
 
 
-def tokenizer(template: str | None = None, **special: str) -> Any:
+def tokenizer(template: str | None = None, **special: Any) -> Any:
     """Whole words, with [CLS] and [SEP] as BERT has them."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
@@ -125,6 +125,40 @@ def test_a_text_that_is_too_long_is_not_cut() -> None:
     model = RewardClassifier(classifier("bert"), tokenizer())
     with pytest.raises(DataError, match=r"text 1 has 5\d tokens; the model reads 40"):
         model(["why", "why"], ["yes", "yes " * 50])
+
+
+@pytest.mark.parametrize(("kind", "most"), [("Roberta", 38), ("XLNet", None), ("Gemma3", 40)])
+def test_each_kind_of_model_reads_as_much_as_it_can(kind: str, most: int | None) -> None:
+    """RoBERTa's positions begin at 2, XLNet says that it has -1, and Gemma says it of its part for text."""
+    import transformers
+
+    text: dict[str, Any] = {
+        "vocab_size": len(WORDS) + 4,
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "max_position_embeddings": 40,
+        "pad_token_id": 1,
+    }
+    sizes = text
+    if kind == "XLNet":
+        sizes = {"vocab_size": len(WORDS) + 4, "d_model": 16, "n_layer": 1, "n_head": 2}
+    if kind == "Gemma3":
+        image = {"image_size": 28, "patch_size": 14, "intermediate_size": 16, "hidden_size": 16}
+        heads = {"num_hidden_layers": 1, "num_attention_heads": 2}
+        sizes = {
+            "text_config": text | {"head_dim": 8, "num_key_value_heads": 2},
+            "vision_config": image | heads,
+        }
+    config = getattr(transformers, f"{kind}Config")(**sizes, num_labels=1)
+    words = tokenizer(model_input_names=["input_ids"])
+    made = getattr(transformers, f"{kind}ForSequenceClassification")(config)
+    model = RewardClassifier(made, words, render=lambda prompt, response: response)
+    assert np.isfinite(model(["why"], ["yes " * ((most or 62) - 2)])).all()
+    if most is not None:
+        with pytest.raises(DataError, match=f"the model reads {most}"):
+            model(["why"], ["yes " * (most - 1)])
 
 
 def test_which_output_is_the_reward_must_be_clear() -> None:
