@@ -14,6 +14,7 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     SerializerFunctionWrapHandler,
     model_serializer,
     model_validator,
@@ -110,7 +111,10 @@ class Message(Record):
         return "\n".join(filter(None, [self.content, *map(_json, calls)]))
 
 
-Prompt = str | tuple[Message, ...]  # a text, or the turns of a conversation to be answered
+T = TypeVar("T")
+# A tuple of which the first wrong value is the error: those of millions, as a file may have, fill the memory.
+Many = Annotated[tuple[T, ...], Field(fail_fast=True)]
+Prompt = str | Many[Message]  # a text, or the turns of a conversation to be answered
 
 
 class Preference(Record):
@@ -239,7 +243,7 @@ class Persona(Record):
     evidence: str = ""
     trait: Trait
     preference: Wish
-    flags: tuple[str, ...] = ()
+    flags: Many[str] = ()
     sentence: str | None = None
 
     @model_validator(mode="after")

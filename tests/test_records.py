@@ -26,6 +26,7 @@ from personainfer.records import (
     unchecked,
     unchecked_row,
 )
+from personainfer.users.records import UserRow
 
 PERSONS: tuple[Person, ...] = get_args(Person)
 
@@ -268,3 +269,20 @@ def test_numbers_of_numpy_in_a_row_are_saved_and_loaded(tmp_path: Path) -> None:
     assert (type(row.index), type(row.chosen_candidates[0].score)) == (int, float)
     path = pi.PersonaTable([row]).save(tmp_path / "t.parquet")
     assert list(pi.PersonaTable.load(path)) == [row]
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (Preference, {"prompt": [0] * 1000, "chosen": "a", "rejected": "b"}),
+        (Persona, {"trait": "t", "preference": "p", "flags": [0] * 1000}),
+        (UserRow, {"user": "u", "choices": [0] * 1000, "hypotheses": [0] * 1000}),
+    ],
+)
+def test_of_very_many_wrong_values_the_first_is_the_error(
+    kind: type[BaseModel], fields: dict[str, Any]
+) -> None:
+    """Those of a row in a file of 200 KB took 2 GB."""
+    with pytest.raises(ValidationError) as caught:
+        kind(**fields)
+    assert caught.value.error_count() <= 2

@@ -48,6 +48,7 @@ from .part import BatchPart
 from .request_files import CACHED, file_of
 
 MOST_SAMPLES = 1000  # candidates of a batch: a folder from a stranger names them, too
+_MOST_VALUES = 100_000  # of batch.json: each that is wrong takes memory for its error
 _REPLIES = "replies"
 _LOCK_PATIENCE = 600.0  # seconds: another process may be uploading
 
@@ -111,7 +112,7 @@ class PersonaBatch(Record):
         folder = as_path(path, "folder")
         try:
             _check_own_files(folder)
-            fields = read_json(read_small_file(cls.handle(folder)))
+            fields = read_json(read_small_file(cls.handle(folder)), _MOST_VALUES)
             batch = cls.model_validate({**fields, "path": folder, "submitted_here": False})
             UnknownOptionError.check(batch.llm_options, OPTIONS - {"api_key", "extra_headers"})
             return batch

@@ -40,6 +40,7 @@ from .table_display import persona_columns
 if TYPE_CHECKING:
     import pyarrow
 
+_MOST_VALUES = 200_000  # of the settings of a table: each that is wrong takes memory for its error
 _BLOCK = 8192  # rows that are read at once where a table is in another order than its file
 
 
@@ -90,7 +91,7 @@ class StoredTable:
             self._file = ParquetFile(opened)
             self._packed = with_dictionaries(opened, self._file.metadata)
             self._most_bytes = most_unpacked(opened.size())
-            about = read_json((self._file.metadata.metadata or {})[RECORD.encode()])
+            about = read_json((self._file.metadata.metadata or {})[RECORD.encode()], _MOST_VALUES)
             self.usage = Usage(**about["usage"])
             self.settings: dict[str, Any] = dict(about["settings"])
             check_settings(self.settings, is_read=True)
@@ -654,8 +655,10 @@ def _row_of(text: object) -> PersonaRow:
         is_plain = not may_be or fits_utf_8(record)
         return _read_record(record if is_plain else in_utf_8(record))
     except _SPOILT as error:
+        many = isinstance(error, ValidationError) and error.error_count() > 100
+        why = "it has very many wrong values" if many else f"{error!r:.100}"
         raise DataError(
-            f"a row's record in the table cannot be read: {error!r:.100}.",
+            f"a row's record in the table cannot be read: {why}.",
             hint="The file was changed by hand or damaged: infer the personas again.",
         ) from None
 

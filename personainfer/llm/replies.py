@@ -33,6 +33,7 @@ class HasSecrets(Protocol):
 
 # More than this in one reply is noise, and would take long.
 _MOST_OBJECTS = 2_000  # braces that are tried, and marks of reasoning and turns
+_MOST_PROBLEMS = 1_000  # values of a reply that do not fit
 _MOST_WORK = 50_000_000  # characters that are read again, from one brace after the other
 
 
@@ -742,6 +743,8 @@ def _valid_escape(found: re.Match[str]) -> str:
 
 
 def _first_problem(error: ValidationError) -> str:
+    if error.error_count() > _MOST_PROBLEMS:  # pydantic makes a dict of each, or of none
+        return f"{error.error_count():,} of its values do not fit"
     problem = error.errors(include_url=False, include_input=False, include_context=False)[0]
     where = ".".join(str(part) for part in problem["loc"])
     return f"{where}: {problem['msg']}" if where else str(problem["msg"])

@@ -20,7 +20,7 @@ from ..local.atomic_files import write_file
 from ..local.line_marks import NO_MARK, has_mark, marked_lines
 from ..local.paths import as_path, check_file, check_replaced, place_errors
 from ..preferences.cells import bounded_json
-from ..records import Persona, Preference, Record, Usage, unchecked
+from ..records import Many, Persona, Preference, Record, Usage, unchecked
 
 Method = Literal["summary", "tastes", "verified", "posterior"]
 
@@ -57,10 +57,10 @@ class UserPersona(Record):
     user: str
     background: str
     preferences: str
-    evidence: tuple[PairEvidence, ...] = ()
+    evidence: Many[PairEvidence] = ()
     pairs: int
     score: float | None = None
-    flags: tuple[str, ...] = ()
+    flags: Many[str] = ()
 
     def __str__(self) -> str:
         return "\n\n".join(filter(None, (self.background, self.preferences)))
@@ -77,7 +77,7 @@ class Hypothesis(Record):
 
     pair: str
     persona: Persona
-    scores: tuple[tuple[str, float], ...] = ()
+    scores: Many[tuple[str, float]] = ()
 
 
 class UserRow(Record):
@@ -101,8 +101,8 @@ class UserRow(Record):
     user: str
     persona: UserPersona | None = None
     error: str | None = None
-    choices: tuple[Preference, ...] = ()
-    hypotheses: tuple[Hypothesis, ...] = ()
+    choices: Many[Preference] = ()
+    hypotheses: Many[Hypothesis] = ()
 
     @model_validator(mode="after")
     def _hypotheses_are_of_the_choices(self) -> Self:

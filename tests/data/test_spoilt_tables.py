@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,23 @@ def test_settings_of_another_form_are_refused(
     )
     with pytest.raises(DataError, match="not a table of personas that this version knows"):
         PersonaTable.load(path)
+
+
+def test_settings_of_very_many_wrong_values_do_not_fill_the_memory(
+    good: pa.Table, tmp_path: Path
+) -> None:
+    """A file of 14 MB took 3 GB."""
+    path = changed(
+        good,
+        tmp_path / "t.parquet",
+        about=lambda said: said["settings"].update(retries=[0] * 200_000),
+    )
+    tracemalloc.start()
+    with pytest.raises(DataError, match="not a table of personas"):
+        PersonaTable.load(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20_000_000
 
 
 def _pandas(index: object, **more: object) -> bytes:

@@ -500,6 +500,11 @@ def test_a_record_of_nothing_but_defaults_is_not_an_answer() -> None:
     assert read_reply('{"unrelated": 1} {"score": 0}', Defaults).score == 0
 
 
+def test_of_very_many_values_that_do_not_fit_there_is_one_error() -> None:
+    with pytest.raises(ReplyError, match="5,000 of its values do not fit"):
+        read_reply(json.dumps([0] * 5_000), Words)
+
+
 def test_a_list_and_a_nested_object_are_found_too() -> None:
     assert read_reply('Here: ["a", "b"] done', Words).root == ["a", "b"]
     assert read_reply(f'So {{"inner": {GOOD}}}.', Deep).inner == OnePersona(**FIELDS)
