@@ -100,7 +100,7 @@ class Attribution:
         effects: one effect for each sentence and each measured choice.
         places: mean effects by the place of the sentence, from the first place.
         left_out: how many users have a single choice, which is left out.
-        failed: how many of the measured choices have no effect, because a margin is missing.
+        failed: how many of the measured choices have no effect, because a margin is missing or infinite.
     """
 
     prefix: str
@@ -177,7 +177,7 @@ def attribute_prefix(
     failed, start = 0, len(judged)
     for choice, text, where, rows in zip(measured, texts, spans, masks, strict=True):
         own, start = margins[start : start + len(rows)], start + len(rows)
-        if np.isnan(own).any() or choice.user not in right:
+        if not np.isfinite(own).all() or choice.user not in right:
             failed += 1
             continue
         fitted = zip(where, _sparse_fit(rows, own), strict=True)

@@ -153,11 +153,14 @@ def test_right_users_alone_leave_nothing_to_compare() -> None:
     assert all(np.isnan(place.p) and np.isnan(place.adjusted_p) for place in found.places)
 
 
-def test_choices_that_cannot_be_compared_are_counted() -> None:
+@pytest.mark.parametrize("margin", [np.nan, np.inf])
+def test_choices_that_cannot_be_compared_are_counted(margin: float) -> None:
+    """A sentence whose margin is infinite decides the choice: its effect is not 0."""
+
     def some(cases: Sequence[Case]) -> Predictions:
         margins = predict(cases).margins
         broken = np.array([case.choice.user == "u1" for case in cases])
-        return Predictions.of(np.where(broken, np.nan, margins))
+        return Predictions.of(np.where(broken, margin, margins))
 
     found = attribute_prefix("p", PREFIX, CHOICES[:9], some, limit=None)
     assert (found.left_out, found.failed) == (1, 2)
