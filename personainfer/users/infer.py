@@ -232,7 +232,7 @@ class ChoiceNote(BaseModel):
 class WrittenPersona(BaseModel):
     """The schema of a reply about a user. The model writes the evidence first."""
 
-    evidence: Annotated[list[ChoiceNote], Field(json_schema_extra=dict(_NOTES))]
+    evidence: Annotated[list[ChoiceNote], Field(fail_fast=True, json_schema_extra=dict(_NOTES))]
     background: Annotated[Filled, Field(json_schema_extra=at_most(300))]
     preferences: Annotated[Filled, Field(json_schema_extra=at_most(300))]
 
@@ -356,8 +356,8 @@ Taste = Annotated[Filled, Field(json_schema_extra=at_most(100))]
 class Tastes(BaseModel):
     """The schema of a reply that lists what a user likes and dislikes."""
 
-    likes: Annotated[list[Taste], Field(min_length=1, json_schema_extra=dict(_TASTES))]
-    dislikes: Annotated[list[Taste], Field(min_length=1, json_schema_extra=dict(_TASTES))]
+    likes: Annotated[list[Taste], Field(min_length=1, fail_fast=True, json_schema_extra=dict(_TASTES))]
+    dislikes: Annotated[list[Taste], Field(min_length=1, fail_fast=True, json_schema_extra=dict(_TASTES))]
 
 
 def _listed(
