@@ -115,10 +115,17 @@ def opened_table(path: Path, columns: list[str] | None = None) -> pi.PersonaTabl
     Raises:
         DataError: the file cannot be read, or holds no personas.
         InvalidArgumentError: a column that `columns` names is not in the file.
-        typer.BadParameter: a text in `columns` has another form.
+        typer.BadParameter: a text in `columns` has another form, or the file is a table.
     """
+    from ..data.table_writer import is_table
+
     if path.suffix == ".parquet" and not columns:
         return pi.PersonaTable.load(path)
+    if path.suffix == ".parquet" and is_table(path):  # what is made of it could not be saved
+        raise typer.BadParameter(
+            f"{str(path)!r} is a table of infer or verify, whose columns are known: leave this out.",
+            param_hint="--column",
+        )
     named = pairs("--column", columns or ())
     sides = {f"{side}_persona": f"{side}_persona" for side in ("chosen", "rejected")}
     sides = {name: named.pop(name, default) for name, default in sides.items()}

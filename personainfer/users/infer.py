@@ -356,8 +356,12 @@ Taste = Annotated[Filled, Field(json_schema_extra=at_most(100))]
 class Tastes(BaseModel):
     """The schema of a reply that lists what a user likes and dislikes."""
 
-    likes: Annotated[list[Taste], Field(min_length=1, fail_fast=True, json_schema_extra=dict(_TASTES))]
-    dislikes: Annotated[list[Taste], Field(min_length=1, fail_fast=True, json_schema_extra=dict(_TASTES))]
+    likes: Annotated[
+        list[Taste], Field(min_length=1, fail_fast=True, json_schema_extra=dict(_TASTES))
+    ]
+    dislikes: Annotated[
+        list[Taste], Field(min_length=1, fail_fast=True, json_schema_extra=dict(_TASTES))
+    ]
 
 
 def _listed(

@@ -569,6 +569,17 @@ def test_verify(run: Run, reach: list[str]) -> None:
     assert judged.settings["verified_by"] == "critic"
 
 
+def test_columns_of_a_table_need_no_names(llm: FakeLLM, run: Run) -> None:
+    """The judge was paid, and then its verdicts could not be saved."""
+    table().save("t.parquet")
+    judge = ["--judge", "j", "--api-base", llm.api_base]
+    wrong = run("verify", "t.parquet", *judge, "--column", "prompt=prompt")
+    assert wrong.exit_code == 2
+    assert "--column" in wrong.stderr
+    assert "leave this out" in wrong.stderr
+    assert llm.calls == 0
+
+
 def test_verify_says_where_the_judge_failed(run: Run, reach: list[str]) -> None:
     made = made_table(reach, run)
 
