@@ -324,4 +324,7 @@ def _path(pid: int, arguments: Any, descriptor: int | None, path: int | None) ->
         while b"\0" not in text and len(text) < os.pathconf("/", "PC_PATH_MAX"):
             memory.seek(arguments[path] + len(text))
             text += memory.read(256)  # fewer bytes at the end of a mapping
-    return os.path.normpath(os.path.join(base, os.fsdecode(text.split(b"\0")[0])))
+    whole = os.path.join(base, os.fsdecode(text.split(b"\0")[0])).rstrip(os.sep) or os.sep
+    folder, name = os.path.split(whole)
+    # The folder's links are followed, as the system does; the last name may be that of a link itself.
+    return os.path.join(os.path.realpath(folder), name)

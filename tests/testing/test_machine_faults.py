@@ -69,6 +69,19 @@ def test_a_process_is_killed_just_before_its_kth_write(place: Path) -> None:
 
 @pytest.mark.heavy
 @watched
+def test_writes_by_a_link_are_those_of_the_folder_that_it_leads_to(place: Path) -> None:
+    inside, link = place / "inside", place / "link"
+    inside.mkdir()
+    link.symlink_to(inside)
+    for folder in (inside, link):
+        run = killed_at_write(lambda: write_two_files(link), folder)
+        assert run.writes == ("openat a", "write a", "openat b", "write b", "rename c")
+    (inside / "out").symlink_to(place)
+    assert killed_at_write(lambda: write_two_files(inside / "out"), inside).writes == ()
+
+
+@pytest.mark.heavy
+@watched
 def test_what_a_watched_process_raises_is_told(place: Path) -> None:
     run = killed_at_write(lambda: 1 / 0, place)
     assert "ZeroDivisionError" in run.error
