@@ -219,6 +219,7 @@ _LEADING_MARKS = re.compile(rf"\s*(?:(?:{_CHAT_MARK})\s*(?:(?:assistant|model|fi
 _FIRST_THOUGHT = re.compile(rf"{_LEADING_MARKS.pattern}(?:{_OPENS})")
 # In Markdown. A mark in it is what the reply is about, such as "`[INST]` begins a turn".
 _CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
+_CLOSING = re.compile(f"(?<!`)(?:{_CLOSES})(?!`)")
 _MARK_AT_END = re.compile(rf"(?:{_CHAT_MARK})\Z")
 _LONGEST_MARK = 50  # characters of a chat template's mark
 
@@ -297,10 +298,10 @@ def plain_text(text: str) -> str:
     answer = text
     opening = _FIRST_THOUGHT.match(text)
     if opening:
-        closing = re.compile(_CLOSES).search(text, opening.end())
+        closing = _CLOSING.search(text, opening.end())
         answer = text[closing.end() :] if closing else ""
     elif not re.search(_OPENS, text):  # the prompt's template has opened it
-        answer = re.split(f"(?<!`)(?:{_CLOSES})(?!`)", text)[-1]
+        answer = _CLOSING.split(text)[-1]
     turn = re.search(_NEXT_TURN, _CODE.sub(lambda found: "`" * len(found[0]), answer))
     if turn and _has_words(answer[: turn.start()]):
         answer = answer[: turn.start()]

@@ -532,6 +532,7 @@ def test_a_list_and_a_nested_object_are_found_too() -> None:
         ("It ends with `</think>`. Then", "It ends with `</think>`. Then"),
         ("I use ``` here.\n</think>\nYes `x`.", "Yes `x`."),
         ("Yes `x`.</s>[INST] `y`?", "Yes `x`."),
+        ("<think>Of `</think>`? Hm.</think>Yes.", "Yes."),
     ],
 )
 def test_a_plain_reply_loses_reasoning_and_marks_and_nothing_else(text: str, said: str) -> None:
