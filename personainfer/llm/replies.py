@@ -219,7 +219,7 @@ _LEADING_MARKS = re.compile(rf"\s*(?:(?:{_CHAT_MARK})\s*(?:(?:assistant|model|fi
 _FIRST_THOUGHT = re.compile(rf"{_LEADING_MARKS.pattern}(?:{_OPENS})")
 # In Markdown. A mark in it is what the reply is about, such as "`[INST]` begins a turn".
 _CODE = re.compile(r"```.*?```|`[^`\n]+`", re.DOTALL)
-_CLOSING = re.compile(f"(?<!`)(?:{_CLOSES})(?!`)")
+_CLOSING = re.compile(f"(?:(?<!`)|(?<=``))(?:{_CLOSES})|(?:{_CLOSES})(?!`(?!``))")
 _MARK_AT_END = re.compile(rf"(?:{_CHAT_MARK})\Z")
 _LONGEST_MARK = 50  # characters of a chat template's mark
 

@@ -533,6 +533,9 @@ def test_a_list_and_a_nested_object_are_found_too() -> None:
         ("I use ``` here.\n</think>\nYes `x`.", "Yes `x`."),
         ("Yes `x`.</s>[INST] `y`?", "Yes `x`."),
         ("<think>Of `</think>`? Hm.</think>Yes.", "Yes."),
+        ("Say `x`</think>Yes.", "Yes."),
+        ("<think>Hm.</think>```\nx\n```", "```\nx\n```"),
+        ("So: ```\nx\n```</think>`y`", "`y`"),
     ],
 )
 def test_a_plain_reply_loses_reasoning_and_marks_and_nothing_else(text: str, said: str) -> None:
