@@ -35,8 +35,9 @@ def as_path(value: object, argument: str = "path") -> Path:
         argument: the name of the argument, for the error.
 
     Raises:
-        InvalidArgumentError: it is something else, empty, or no file can have that name: it is too long,
-            holds a null, leads in a circle of links, or is not UTF-8, which Arrow needs.
+        InvalidArgumentError: it is something else, empty, below a folder that this user may not enter, or no
+            file can have that name: it is too long, holds a null, leads in a circle of links, or is not
+            UTF-8, which Arrow needs.
     """
     is_path = isinstance(value, str | os.PathLike)
     name = os.fspath(value) if is_path else None  # type: ignore[call-overload]
@@ -50,11 +51,11 @@ def as_path(value: object, argument: str = "path") -> Path:
     try:
         name.encode()
         path.stat()
-    except (FileNotFoundError, NotADirectoryError, PermissionError):
+    except (FileNotFoundError, NotADirectoryError):
         pass  # whoever reads or writes it says so in its own words
     except (OSError, ValueError, RuntimeError) as error:
         raise InvalidArgumentError(
-            f"{argument}={name!r:.200} is no name of a file: {_why_no_name(error)}.",
+            f"{argument}={name!r:.200} cannot be used: {_why_no_name(error)}.",
             hint="Name another file.",
             argument=argument,
         ) from None

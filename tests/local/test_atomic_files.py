@@ -434,6 +434,10 @@ def batch(path: Path) -> None:
         pass
 
 
+def submit(path: Path) -> None:
+    pi.submit_batch([("Why?", "So.", "No.")], "fake", path, api_base="http://127.0.0.1:9/v1")
+
+
 @pytest.mark.parametrize(
     ("name", "write"),
     [*WRITERS.items(), ("export", export), ("sheet", sheet), ("batch", batch)],
@@ -455,3 +459,23 @@ def test_a_place_that_cannot_be_written_to_is_an_error_of_the_library(
         monkeypatch.setattr(tempfile, make, refused)
     with pytest.raises(InvalidArgumentError, match="cannot be written"):
         write(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [*WRITERS.items(), ("export", export), ("sheet", sheet), ("batch", submit)],
+)
+def test_a_place_below_a_folder_that_one_may_not_enter_is_an_error_of_the_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, write: Callable[[Path], None]
+) -> None:
+    look = Path.stat
+
+    def refused(path: Path, **options: Any) -> os.stat_result:
+        if path.parent.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return look(path, **options)
+
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(Path, "stat", refused)  # the administrator may enter all
+    with pytest.raises(InvalidArgumentError, match="Permission denied"):
+        write(tmp_path / "closed" / name)
