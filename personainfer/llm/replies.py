@@ -103,6 +103,7 @@ def _joined_stream(content: bytes) -> Json:
     """
     texts: dict[str, list[str]] = {"content": [], "reasoning_content": [], "arguments": []}
     whole: Json = {}
+    first: Any = None  # the place of the reply that is read, in the order of replies
     finish: Any = None
     ended = False
     try:
@@ -113,7 +114,10 @@ def _joined_stream(content: bytes) -> Json:
             whole |= {key: chunk[key] for key in ("model", "error") if chunk.get(key)}
             if usage := chunk.get("usage"):
                 whole["usage"] = _most_of(whole.get("usage"), usage)
-            for choice in (chunk.get("choices") or ())[:1]:
+            # With `n` above 1, chunks of other replies come between.
+            places = [one.get("index") or 0 for one in chunk.get("choices") or ()]
+            first = places[0] if first is None and places else first
+            for choice in chunk["choices"][places.index(first) :][:1] if first in places else ():
                 finish = choice.get("finish_reason") or finish
                 _add_delta(texts, choice.get("delta") or choice.get("message") or {})
         if not (ended or finish or "error" in whole):

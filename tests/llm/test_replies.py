@@ -552,6 +552,15 @@ def test_an_event_stream_that_is_not_utf_8_is_an_error_as_other_replies_are() ->
         decode(stream.encode().partition(b"\xa9")[0])
 
 
+def test_of_an_event_stream_of_several_replies_the_first_is_read() -> None:
+    """With `n=2`, their words were mixed."""
+    said = [(0, "Tea"), (1, "Cof"), (1, "fee"), (0, ".")]
+    chunks = [{"choices": [{"index": n, "delta": {"content": text}}]} for n, text in said]
+    lines = [*map(json.dumps, chunks), "[DONE]"]
+    stream = "".join(f"data: {line}\n\n" for line in lines).encode()
+    assert decode(stream)["choices"][0]["message"]["content"] == "Tea."
+
+
 def test_a_plain_reply_that_is_reasoning_alone_is_none() -> None:
     with pytest.raises(ReplyError, match="reasoning"):
         plain_text("<think>What shall I say?")
