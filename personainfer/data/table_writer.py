@@ -45,7 +45,7 @@ Placed = tuple[int, PersonaRow]  # a row, and where its own columns lie in the i
 
 
 def check_output(output: str | Path, data: object) -> Path:
-    """Check the argument `output`, a file for a table, and return it as a path.
+    """Check the argument `output`, a file for a table, and return it as an absolute path.
 
     The file itself is not written.
 
@@ -89,7 +89,7 @@ def check_output(output: str | Path, data: object) -> Path:
             argument="output",
             otherwise="or remove it",
         )
-    return path
+        return path.absolute()  # the program may go to another folder during a run
 
 
 def check_free_names(names: Iterable[object]) -> None:

@@ -260,6 +260,19 @@ def test_sync_call_inside_a_running_loop(endpoint: dict[str, Any]) -> None:
     assert asyncio.run(caller()) == 5
 
 
+def test_output_is_in_the_folder_where_the_run_began(
+    endpoint: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def rows() -> Iterator[dict[str, Any]]:
+        yield from pairs(2)
+        monkeypatch.chdir(tmp_path / "elsewhere")  # as %cd in a notebook, beside a run
+
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    table = pi.infer_personas(rows(), output="t.parquet", **endpoint)
+    assert len(table) == len(pi.PersonaTable.load(tmp_path / "t.parquet")) == 2
+
+
 def test_cancelling_the_async_twin_stops_the_calls() -> None:
     async def cancelled(api_base: str) -> None:
         task = asyncio.create_task(
