@@ -305,7 +305,7 @@ def _completion(reply: Mapping[str, Any]) -> tuple[Completion, Json]:
         _logprobs(choice["logprobs"]) if choice.get("logprobs") else None,
         reasoning,
         counted,
-        written_tokens=0 if usage.keys() <= _PLAIN_COUNTS else min(asked, _written(usage)),
+        written_tokens=0 if usage.keys() <= _PLAIN_COUNTS else min(asked, _cached(usage, _WRITTEN)),
     )
     return completion, message
 
@@ -423,11 +423,15 @@ def _counted(usage: Mapping[str, Any]) -> tuple[int, int, int, bool]:
     output.
 
     OpenAI counts reasoning within `completion_tokens`. Gemini and xAI leave it out there, and count it within
-    `total_tokens` alone.
+    `total_tokens` alone. What is cached of a prompt is part of `prompt_tokens`, but for some gateways to
+    Claude.
     """
     asked, said = _tokens(usage, "prompt_tokens"), _tokens(usage, "completion_tokens")
     counted = asked is not None and said is not None
     asked, said = asked or 0, said or 0
+    if not usage.keys() <= _PLAIN_COUNTS:
+        cached = _cached(usage, _WRITTEN) + _cached(usage, _READ)
+        asked += cached if cached > asked else 0
     details = usage.get("completion_tokens_details")
     reasoning = _tokens(details if isinstance(details, dict) else usage, "reasoning_tokens") or 0
     unnamed = (_tokens(usage, "total_tokens") or 0) - asked - said
@@ -438,14 +442,15 @@ def _counted(usage: Mapping[str, Any]) -> tuple[int, int, int, bool]:
 
 _PLAIN_COUNTS = frozenset(("prompt_tokens", "completion_tokens", "total_tokens"))
 _WRITTEN = re.compile("cache.*(creat|writ)", re.IGNORECASE)
+_READ = re.compile("(?!.*(creat|writ)).*cache.*token", re.IGNORECASE)
 
 
-def _written(usage: Mapping[str, Any]) -> int:
-    """Return how many tokens of the prompt the provider wrote into its cache, by whatever name it tells."""
+def _cached(usage: Mapping[str, Any], names: re.Pattern[str]) -> int:
+    """Return how many tokens of the prompt the provider wrote into its cache, or read there, by any name."""
     details = usage.get("prompt_tokens_details")
     told = {**usage, **details} if isinstance(details, dict) else usage
     # One count may stand under several names.
-    return max((_tokens(told, name) or 0 for name in told if _WRITTEN.search(name)), default=0)
+    return max((_tokens(told, name) or 0 for name in told if names.search(name)), default=0)
 
 
 def _logprobs(found: Any) -> Logprobs | None:

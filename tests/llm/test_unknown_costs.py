@@ -357,6 +357,20 @@ def test_what_a_provider_writes_into_its_cache_is_charged_at_the_dearer_price(
     assert [one and one.most(100, 10) for one in (llm.price, halves, kept)] == [145, 72.5, 270]
 
 
+@pytest.mark.parametrize("total", [{}, {"total_tokens": 20}, {"total_tokens": 520}])
+def test_what_is_cached_of_a_prompt_is_charged_if_it_is_not_counted_with_the_prompt(
+    total: dict[str, int],
+) -> None:
+    """As by gateways to Claude, whose own protocol counts it apart."""
+    told = {"cache_creation_input_tokens": 200, "cache_read_input_tokens": 300, **total}
+    usage = {"prompt_tokens": 10, "completion_tokens": 10, **told}
+    with FakeLLM(faults=[Fault.response({"choices": [SAID], "usage": usage})]) as server:
+        llm = pi.LLM("m", api_base=server.api_base, cache=False, prices=(1e6, 1e6))
+        ask(llm, 1)
+    assert (llm.usage.prompt_tokens, llm.usage.completion_tokens) == (510, 10)
+    assert llm.usage.cost == 520
+
+
 @each_way
 @pytest.mark.parametrize(
     "fields",
