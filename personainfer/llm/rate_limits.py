@@ -461,18 +461,21 @@ class TokenGuess:
     all tokens that the reply is allowed. Later it is as many as the largest call so far took, by its size.
     Calls are compared with those of about their size: a short one takes more for each byte, since a server
     adds words of its own, and may have a shorter reply. If none of about the size is known, the guess is as
-    many tokens a byte as any call took, but one at most, and all tokens that the reply is allowed. Where a
-    reply was longer than it was allowed, others may be longer by as much.
+    many tokens a byte as any call took, but one at most, and all tokens that the reply is allowed. Where two
+    replies were longer than they were allowed, others may be longer by as much; a single one may be odd.
     """
 
     def __init__(self) -> None:
-        self._beyond = 0  # the most tokens by which a reply was longer than allowed
+        self._beyond = [
+            0,
+            0,
+        ]  # the most tokens by which replies were longer than allowed: the two largest
         # log2 of the size -> (the most tokens that a byte took, the most tokens of a reply)
         self._taken: dict[int, tuple[float, int]] = {}
 
     def of(self, size: int, asked: int) -> int:
         """Return the guess for a request of `size` bytes, whose reply may have `asked` tokens."""
-        asked += self._beyond
+        asked += min(self._beyond)
         known = self._taken.get(size.bit_length())
         if known is None:
             a_byte = min(1.0, max((a_byte for a_byte, _ in self._taken.values()), default=1.0))
@@ -482,7 +485,7 @@ class TokenGuess:
 
     def learn(self, size: int, prompt_tokens: int, completion_tokens: int, *, asked: int) -> None:
         """Learn what a call took: its request had `size` bytes, its reply might have `asked` tokens."""
-        self._beyond = max(self._beyond, completion_tokens - asked)
+        self._beyond = sorted((*self._beyond, completion_tokens - asked))[1:]
         about = size.bit_length()
         a_byte, reply = self._taken.get(about, (0.0, 0))
         self._taken[about] = max(a_byte, prompt_tokens / size), max(reply, completion_tokens)
