@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from codecs import BOM_UTF8
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -108,7 +109,7 @@ def read_personas(path: Path) -> UserPersonas | dict[str, str]:
     try:
         with opened_file(path) as file:
             lines = (line or b"" for line in bounded_lines(file) if line is None or line.strip())
-            rows = [read_json(line) for line in lines]
+            rows = [read_json(line.removeprefix(BOM_UTF8), is_data=True) for line in lines]
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not JSON lines: {error}.", argument="personas") from None
     if not rows or not all(isinstance(row, dict) and _is_text(row) for row in rows):

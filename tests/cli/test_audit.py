@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from personainfer.cli.audit import read_personas
 from personainfer.cli.commands import app
+from personainfer.exceptions import DataError
 from personainfer.testing import FakeLLM
 from personainfer.users import UserPersona, UserPersonas
 from personainfer.users.records import UserRow
@@ -83,3 +85,12 @@ def test_a_user_with_two_personas_is_named(world: World, llm: FakeLLM) -> None:
     assert told.exit_code == 2
     assert f"the user {rows[1]['user_id']!r} has two personas, the second in row 7" in told.stderr
     assert len(llm.requests) == sent
+
+
+def test_a_line_with_two_personas_is_none_and_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text('\ufeff{"user": "u", "persona": "calm"}\n', encoding="utf-8")
+    assert read_personas(path) == {"u": "calm"}
+    path.write_text('{"user": "u", "persona": "calm", "persona": "loud"}\n', encoding="utf-8")
+    with pytest.raises(DataError, match="'persona' is there twice"):
+        read_personas(path)
