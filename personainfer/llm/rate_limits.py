@@ -466,10 +466,8 @@ class TokenGuess:
     """
 
     def __init__(self) -> None:
-        self._beyond = [
-            0,
-            0,
-        ]  # the most tokens by which replies were longer than allowed: the two largest
+        # The most tokens by which replies were longer than allowed: the two largest numbers.
+        self._beyond = [0, 0]
         # log2 of the size -> (the most tokens that a byte took, the most tokens of a reply)
         self._taken: dict[int, tuple[float, int]] = {}
 
