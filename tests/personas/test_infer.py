@@ -289,6 +289,27 @@ def test_cancelling_the_async_twin_stops_the_calls() -> None:
         assert llm.calls < 100
 
 
+def test_a_loop_that_is_closed_stops_the_calls() -> None:
+    with FakeLLM(latency=0.01) as llm:
+        made = pi.ainfer_personas(pairs(500), "fake", api_base=llm.api_base, max_concurrency=2)
+
+        async def fails() -> None:
+            waits.append(asyncio.ensure_future(made))
+            while llm.calls < 4:  # noqa: ASYNC110 - the server counts in another thread
+                await asyncio.sleep(0.01)
+            raise OSError
+
+        waits: list[asyncio.Future[Any]] = []
+        loop = asyncio.new_event_loop()
+        with pytest.raises(OSError):
+            loop.run_until_complete(fails())
+        loop.close()
+        made.close()  # as when it is collected as garbage
+        before = llm.calls
+        time.sleep(0.1)
+        assert llm.calls <= before + 2  # of 500
+
+
 def test_cancelling_the_async_twin_stops_the_calls_of_its_judge(llm: FakeLLM) -> None:
     async def cancelled() -> None:
         personas = pi.LLM("fake", api_base=llm.api_base, temperature=0.8)
