@@ -88,8 +88,8 @@ async def ainfer_personas(
 ) -> PersonaTable:
     """Infer personas as `infer_personas` does, as a coroutine, which leaves the event loop free.
 
-    Arguments, result and errors are the same. If its task is cancelled or dropped, the run stops. Replies that
-    were paid for are in the cache.
+    Arguments, result and errors are the same. If its task is cancelled or dropped, the run stops. Replies
+    that were paid for are in the cache.
     """
     # A run may take hours, and the loop looks up names of hosts in its own threads, which are few.
     threads = ThreadPoolExecutor(1, "personainfer-run")
@@ -100,7 +100,7 @@ async def ainfer_personas(
             stream = await loop.run_in_executor(threads, started)
         try:
             return await loop.run_in_executor(threads, partial(run, stream.table, progress))
-        except BaseException:  # also GeneratorExit: its loop was closed, and nobody waits any longer
+        except BaseException:  # also GeneratorExit: the loop was closed, and nobody waits
             stream.cancel()
             raise
     finally:

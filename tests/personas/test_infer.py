@@ -297,11 +297,11 @@ def test_a_loop_that_is_closed_stops_the_calls() -> None:
             waits.append(asyncio.ensure_future(made))
             while llm.calls < 4:  # noqa: ASYNC110 - the server counts in another thread
                 await asyncio.sleep(0.01)
-            raise OSError
+            raise KeyError
 
         waits: list[asyncio.Future[Any]] = []
         loop = asyncio.new_event_loop()
-        with pytest.raises(OSError):
+        with pytest.raises(KeyError):
             loop.run_until_complete(fails())
         loop.close()
         made.close()  # as when it is collected as garbage
