@@ -439,9 +439,13 @@ class ReplyCache:
         folder, file = self.directory.stat(), self._path.stat()
         if hasattr(os, "getuid"):
             user = os.getuid()
-            open_to_others = others_may_write(file) or (
+            open_to_others = others_may_write(self._path, file) or (
                 # Whoever may write to the folder may replace the file, unless it is sticky.
-                (others_may_write(folder) if user else bool(folder.st_mode & stat.S_IWOTH))
+                (
+                    others_may_write(self.directory, folder)
+                    if user
+                    else bool(folder.st_mode & stat.S_IWOTH)
+                )
                 and not folder.st_mode & stat.S_ISVTX
             )
             if open_to_others or (user and not {folder.st_uid, file.st_uid} <= {user, 0}):

@@ -221,7 +221,7 @@ def check_files(path: Path, *, read_only: bool) -> None:
             )
         if problem:
             raise unusable(path.parent, f"its {beside.name} {problem}")
-        if ending in JOURNALS and not read_only and not _is_mine_alone(found, path):
+        if ending in JOURNALS and not read_only and not _is_mine_alone(beside, found, path):
             raise unusable(path.parent, f"others may write to its {beside.name}: delete it")
 
 
@@ -237,7 +237,7 @@ def _is_idle(path: Path, journal: Path) -> bool:
         return False
 
 
-def _is_mine_alone(found: os.stat_result, path: Path) -> bool:
+def _is_mine_alone(journal: Path, found: os.stat_result, path: Path) -> bool:
     """Return whether a journal is this user's or the administrator's, and no one else may write to it.
 
     SQLite gives a journal that the administrator makes to the owner of the database `path`.
@@ -249,7 +249,7 @@ def _is_mine_alone(found: os.stat_result, path: Path) -> bool:
     if not user:
         with suppress(FileNotFoundError):
             known.add(path.stat().st_uid)
-    return found.st_uid in known and not others_may_write(found)
+    return found.st_uid in known and not others_may_write(journal, found)
 
 
 def unusable(directory: Path, problem: object) -> CacheError:

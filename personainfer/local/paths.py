@@ -194,8 +194,9 @@ def followed(path: Path) -> Path:
         return path
     target = path.resolve()
     if hasattr(os, "getuid"):
-        folder = path.absolute().parent.stat()
-        is_open = others_may_write(folder) and not folder.st_mode & stat.S_ISVTX
+        place = path.absolute().parent
+        folder = place.stat()
+        is_open = others_may_write(place, folder) and not folder.st_mode & stat.S_ISVTX
         if is_open or {path.lstat().st_uid, target.stat().st_uid} != {os.getuid()}:
             return path
     return target
@@ -236,23 +237,35 @@ def close_to_others(folder: Path, names: str) -> None:
         folder: must exist.
         names: a pattern of names, such as "cache.db*".
     """
-    if others_may_write(folder.stat()):
+    if others_may_write(folder, folder.stat()):
         return
     for path in (folder, *folder.glob(names)):
         with suppress(OSError):  # also: another process has closed its database
             found = path.lstat()
             is_own = is_mine(found) and not stat.S_ISLNK(found.st_mode)
-            if is_own and found.st_mode & OTHERS and not others_may_write(found):
+            if is_own and found.st_mode & OTHERS and not others_may_write(path, found):
                 path.chmod(stat.S_IMODE(found.st_mode) & ~OTHERS)
 
 
-def others_may_write(found: os.stat_result) -> bool:
+def others_may_write(path: Path, found: os.stat_result) -> bool:
     """Return whether the permissions of a file or a folder let others write. (Those of Windows say nothing.)
 
-    The group of the file counts as others, unless it is this user's private one.
+    The group of the file counts as others, unless it is this user's private one and there is no access list:
+    with one (`setfacl`), what the group may do is what anybody in the list may do at most.
+
+    Args:
+        path: the file or folder.
+        found: its state.
     """
-    to_a_group = bool(found.st_mode & stat.S_IWGRP) and not _is_own_group(found)
-    return to_a_group or bool(found.st_mode & stat.S_IWOTH)
+    group_may = bool(found.st_mode & stat.S_IWGRP)
+    to_others = group_may and (not _is_own_group(found) or _has_access_list(path))
+    return to_others or bool(found.st_mode & stat.S_IWOTH)
+
+
+def _has_access_list(path: Path) -> bool:
+    with suppress(OSError, AttributeError):  # there is none, or none on this system
+        return bool(os.getxattr(path, "system.posix_acl_access", follow_symlinks=False))
+    return False
 
 
 def _is_own_group(found: os.stat_result) -> bool:

@@ -684,6 +684,20 @@ def test_a_cache_that_others_may_write_to_is_read_and_never_written(tmp_path: Pa
     assert cache.info().replies == 1
 
 
+def test_so_is_one_that_an_access_list_lets_others_write_to(tmp_path: Path) -> None:
+    ReplyCache(tmp_path).set_many(numbered(1).items(), model="m")
+    nobody = 2**32 - 1
+    # As setfacl -m u:12345:rw does: the owner, a user, the group, the most that both may do, others.
+    entries = [(1, 6, nobody), (2, 6, 12345), (4, 0, nobody), (16, 6, nobody), (32, 0, nobody)]
+    listed = b"".join(struct.pack("<HHI", *entry) for entry in entries)
+    try:
+        os.setxattr(tmp_path / "cache.db", "system.posix_acl_access", struct.pack("<I", 2) + listed)
+    except (OSError, AttributeError):
+        pytest.skip("no access lists here")
+    with pytest.warns(UserWarning, match="others may write"):
+        assert ReplyCache(tmp_path).is_only_read
+
+
 def test_replies_that_cannot_be_read_are_asked_for_again(tmp_path: Path) -> None:
     rows = [{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(40)]
     with FakeLLM() as server:
