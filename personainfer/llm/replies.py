@@ -103,7 +103,7 @@ def _joined_stream(content: bytes) -> Json:
     """
     texts: dict[str, list[str]] = {"content": [], "reasoning_content": [], "arguments": []}
     whole: Json = {}
-    first: Any = None  # the place of the reply that is read, in the order of replies
+    choices: list[tuple[Any, Any]] = []  # each with its place, in the order of chunks
     finish: Any = None
     ended = False
     try:
@@ -114,15 +114,20 @@ def _joined_stream(content: bytes) -> Json:
             whole |= {key: chunk[key] for key in ("model", "error") if chunk.get(key)}
             if usage := chunk.get("usage"):
                 whole["usage"] = _most_of(whole.get("usage"), usage)
-            # With `n` above 1, chunks of other replies come between.
-            places = [one.get("index") or 0 for one in chunk.get("choices") or ()]
-            first = places[0] if first is None and places else first
-            for choice in chunk["choices"][places.index(first) :][:1] if first in places else ():
+            choices += ((one.get("index") or 0, one) for one in chunk.get("choices") or ())
+        # Each of several replies (`n`) has its end, and the first one is read. Some gateways number the parts
+        # of one reply: its reasoning, its text.
+        ends = {place for place, choice in choices if choice.get("finish_reason")}
+        for place, choice in choices:
+            if len(ends) < 2 or place == choices[0][0]:
                 finish = choice.get("finish_reason") or finish
                 _add_delta(texts, choice.get("delta") or choice.get("message") or {})
         if not (ended or finish or "error" in whole):
             broken_off = "the endpoint sent an event stream that broke off."
             raise TransportError(broken_off, unanswered=True)
+        codecs.getincrementaldecoder("utf-8")().decode(content)  # it may break off
+    except UnicodeDecodeError:
+        raise ReplyError(_NO_UTF_8, took=taken(whole)) from None
     except ModelError as error:
         error.took = taken(whole)
         raise
@@ -153,14 +158,10 @@ def _events(content: bytes) -> Iterator[Json | None]:
     """Yield the chunks of an event stream; None for the mark of its end.
 
     Raises:
-        ReplyError: a chunk is broken JSON, or not UTF-8.
+        ReplyError: a chunk is broken JSON.
     """
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(content)  # it may break off
-    except UnicodeDecodeError:
-        raise ReplyError(_NO_UTF_8) from None
     # Not `splitlines`, which also splits at U+2028 and others that a text may have.
-    for line in re.split(r"\r\n|\n|\r", text):
+    for line in re.split(r"\r\n|\n|\r", content.decode("utf-8", "replace")):
         field, _, data = line.partition(":")
         data = data.strip()
         if field.strip() != "data" or not data or data.startswith(":"):  # a misplaced comment

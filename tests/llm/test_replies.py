@@ -6,6 +6,7 @@ import contextlib
 import json
 import re
 import string
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -544,21 +545,40 @@ def test_a_plain_reply_loses_reasoning_and_marks_and_nothing_else(text: str, sai
 
 def test_an_event_stream_that_is_not_utf_8_is_an_error_as_other_replies_are() -> None:
     """Its bad bytes became question marks in a persona."""
-    stream = 'data: {"choices": [{"delta": {"content": "é"}}]}\n\ndata: [DONE]\n\n'
-    assert decode(stream.encode())["choices"][0]["message"]["content"] == "é"
-    with pytest.raises(ReplyError, match="not UTF-8"):
-        decode(stream.encode("latin-1"))
+    usage = {"prompt_tokens": 5, "completion_tokens": 3}
+    stream = events([{"delta": {"content": "é"}}], usage=usage)
+    assert decode(stream)["choices"][0]["message"]["content"] == "é"
+    with pytest.raises(ReplyError, match="not UTF-8") as caught:
+        decode(stream.decode().encode("latin-1"))
+    assert caught.value.took is not None
+    assert caught.value.took.completion_tokens == 3
     with pytest.raises(ReplyError, match="broken JSON"):
-        decode(stream.encode().partition(b"\xa9")[0])
+        decode(stream.partition(b"\xa9")[0])
 
 
 def test_of_an_event_stream_of_several_replies_the_first_is_read() -> None:
     """With `n=2`, their words were mixed."""
-    said = [(0, "Tea"), (1, "Cof"), (1, "fee"), (0, ".")]
-    chunks = [{"choices": [{"index": n, "delta": {"content": text}}]} for n, text in said]
-    lines = [*map(json.dumps, chunks), "[DONE]"]
-    stream = "".join(f"data: {line}\n\n" for line in lines).encode()
+    said = [(0, "Tea"), (1, "Cof"), (1, "fee"), (0, "."), (0, None), (1, None)]
+    stream = events({"index": n, **_delta("content", text)} for n, text in said)
     assert decode(stream)["choices"][0]["message"]["content"] == "Tea."
+
+
+def test_parts_of_a_streamed_reply_that_a_gateway_numbers_are_one_reply() -> None:
+    """As litellm's proxy numbered Claude's: the text behind the reasoning was dropped."""
+    said = [(0, "reasoning_content", "Hm."), (1, "content", "Tea"), (0, "content", None)]
+    stream = events({"index": n, **_delta(name, text)} for n, name, text in said)
+    message = decode(stream)["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == ("Hm.", "Tea")
+
+
+def _delta(name: str, text: str | None) -> dict[str, object]:
+    return {"delta": {name: text}} if text else {"delta": {}, "finish_reason": "stop"}
+
+
+def events(choices: Iterable[object], **more: object) -> bytes:
+    """Return the event stream of a reply, each choice in a chunk of its own."""
+    lines = [json.dumps({"choices": [one], **more}, ensure_ascii=False) for one in choices]
+    return "".join(f"data: {line}\n\n" for line in [*lines, "[DONE]"]).encode()
 
 
 def test_a_plain_reply_that_is_reasoning_alone_is_none() -> None:
