@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -250,21 +251,27 @@ def close_to_others(folder: Path, names: str) -> None:
 def others_may_write(path: Path, found: os.stat_result) -> bool:
     """Return whether the permissions of a file or a folder let others write. (Those of Windows say nothing.)
 
-    The group of the file counts as others, unless it is this user's private one and there is no access list:
-    with one (`setfacl`), what the group may do is what anybody in the list may do at most.
+    The group of the file counts as others, unless it is this user's private one. With an access list
+    (`setfacl`), what the group may do is what anybody in the list may do at most.
 
     Args:
         path: the file or folder.
         found: its state.
     """
     group_may = bool(found.st_mode & stat.S_IWGRP)
-    to_others = group_may and (not _is_own_group(found) or _has_access_list(path))
+    to_others = group_may and (not _is_own_group(found) or _list_lets_write(path))
     return to_others or bool(found.st_mode & stat.S_IWOTH)
 
 
-def _has_access_list(path: Path) -> bool:
+_NAMED = (2, 8)  # entries of an access list that name a user, or a group
+
+
+def _list_lets_write(path: Path) -> bool:
+    """Return whether an access list names a user or a group who may write."""
     with suppress(OSError, AttributeError):  # there is none, or none on this system
-        return bool(os.getxattr(path, "system.posix_acl_access", follow_symlinks=False))
+        stored = os.getxattr(path, "system.posix_acl_access", follow_symlinks=False)
+        entries = struct.iter_unpack("<HHI", stored[4:])  # behind the version
+        return any(tag in _NAMED and may & 2 for tag, may, _ in entries)
     return False
 
 

@@ -16,7 +16,7 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from functools import partial
 from pathlib import Path, PureWindowsPath
 from typing import Any
@@ -684,18 +684,23 @@ def test_a_cache_that_others_may_write_to_is_read_and_never_written(tmp_path: Pa
     assert cache.info().replies == 1
 
 
-def test_so_is_one_that_an_access_list_lets_others_write_to(tmp_path: Path) -> None:
+@pytest.mark.parametrize("may", [6, 4])
+def test_so_is_one_that_an_access_list_lets_others_write_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, may: int
+) -> None:
+    """The group is this user's private one, and another user may read and write, or read only."""
+    monkeypatch.setattr("personainfer.local.paths._is_own_group", lambda found: True)
     ReplyCache(tmp_path).set_many(numbered(1).items(), model="m")
     nobody = 2**32 - 1
     # As setfacl -m u:12345:rw does: the owner, a user, the group, the most that both may do, others.
-    entries = [(1, 6, nobody), (2, 6, 12345), (4, 0, nobody), (16, 6, nobody), (32, 0, nobody)]
+    entries = [(1, 6, nobody), (2, may, 12345), (4, 6, nobody), (16, 6, nobody), (32, 0, nobody)]
     listed = b"".join(struct.pack("<HHI", *entry) for entry in entries)
     try:
         os.setxattr(tmp_path / "cache.db", "system.posix_acl_access", struct.pack("<I", 2) + listed)
     except (OSError, AttributeError):
         pytest.skip("no access lists here")
-    with pytest.warns(UserWarning, match="others may write"):
-        assert ReplyCache(tmp_path).is_only_read
+    with pytest.warns(UserWarning, match="others may write") if may & 2 else nullcontext():
+        assert ReplyCache(tmp_path).is_only_read == bool(may & 2)
 
 
 def test_replies_that_cannot_be_read_are_asked_for_again(tmp_path: Path) -> None:
