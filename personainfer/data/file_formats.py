@@ -514,9 +514,10 @@ def _csv(path: Path) -> Iterator[object]:
                 continue
             if header is None:
                 header = _csv_header(path, fields)
-                names = {*header}
-            elif fields[-1] in names and names == {fields[0].removeprefix("\ufeff"), *fields[1:]}:
-                yield _header_again(path, start, header, fields)
+                names = fields
+                known = {*names}
+            elif fields[-1] in known and known == {fields[0].strip('\ufeff"'), *fields[1:]}:
+                yield _header_again(path, start, names, fields)
             else:
                 yield _csv_row(start, header, fields)
 

@@ -142,14 +142,15 @@ def identifier(value: object, name: str) -> str | None:
     return str(value).strip() or None
 
 
-# As pandas and spreadsheets write large numbers to a file of text; with few digits, two ids are the same.
-_ROUNDED = re.compile(r"\d(?:[.,]\d+)?[eE]\+\d+")
+# As spreadsheets and, from 15 digits on, pandas and R write large numbers to a file of text: with few digits,
+# two ids are the same. R's 1e+05 is exact.
+_ROUNDED = re.compile(r"\d(?:[.,]\d+)?(?:E\+\d+|e\+(?:1[5-9]|[2-9]\d|\d{3,}))")
 
 
 def _lost_digits(name: str, said: str) -> DataError:
     return DataError(
         f"{name!r} is {said}, a number that has lost its last digits.",
-        hint=f"Read the column as text: pandas.read_csv(path, dtype={{{name!r}: str}}), for one.",
+        hint=f"Write and read the column as text: pandas.read_csv(path, dtype={{{name!r}: str}}), for one.",
     )
 
 

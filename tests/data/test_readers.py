@@ -529,6 +529,14 @@ def test_a_user_whose_digits_a_csv_file_has_lost_is_nobody(user: str, tmp_path: 
     assert kept.preference == PAIR.model_copy(update={"user": "7"})
 
 
+def test_a_round_user_of_r_has_lost_no_digits(tmp_path: Path) -> None:
+    """R writes 100000 so, between 99999 and 100001."""
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,chosen,rejected,user_id\nq,yes,no,1e+05\nq,yes,no,99999\n")
+    found = preferences(read_preferences(path))
+    assert [pair and pair.user for pair in found] == ["1e+05", "99999"]
+
+
 def test_labels_that_are_such_words_keep_their_meaning(tmp_path: Path) -> None:
     path = tmp_path / "l.csv"
     path.write_text("prompt,response_a,response_b,winner\nq,yes,no,a\nq,yes,no,None\n")
@@ -671,6 +679,16 @@ def test_the_header_of_a_csv_file_that_was_joined_to_another_is_no_pair(tmp_path
     path.write_text(one + "prompt,rejected,chosen\nq,no,yes\n", encoding="utf-8")
     with pytest.raises(DataError, match=r"line 3 of .* in another order"):
         list(read_preferences(path))
+
+
+@pytest.mark.parametrize("header", ['"prompt","chosen","rejected"', "prompt,chosen,rejected,,"])
+def test_a_header_that_comes_again_may_have_quotes_or_cells_without_a_name(
+    header: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "rows.csv"
+    row = "q,yes,no" + ",," * header.endswith(",")
+    path.write_text(f"\ufeff{header}\n{row}\n" * 2, encoding="utf-8")
+    assert preferences(read_preferences(path)) == [PAIR, None, PAIR]
 
 
 def test_json_lines_that_were_joined_have_several_byte_order_marks(tmp_path: Path) -> None:
