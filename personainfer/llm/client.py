@@ -718,7 +718,7 @@ def make_beside(first: LLM | None, model: str, options: Mapping[str, Any]) -> LL
         options: those of `LLM`.
 
     Raises:
-        As `LLM`.
+        As `LLM`. AuthenticationError: the key of a further one is missing.
     """
     if first is None:
         return LLM(model, **options)
@@ -726,6 +726,7 @@ def make_beside(first: LLM | None, model: str, options: Mapping[str, Any]) -> LL
     providers = {getattr(llm.transport, "provider", None) for llm in (first, made)} - {None}
     if options.get("api_base") is not None or len(providers) < 2:  # a local model has none
         made = LLM(model, **options)
+    made.transport.check_key()  # it would be missed only after the calls of the others
     shared, bounds = first.account.bounds, made.account.bounds
     bounds = bounds.with_minute_of(shared) if made.is_called_as(first) else bounds
     made.account.bounds = bounds._replace(budget=shared.budget)

@@ -264,9 +264,26 @@ def _persona_inference(
     options: LLMOptions,
 ) -> Reproduction:
     """Measure how often a judge who sees a persona picks the response of the persona's side."""
-    table, differs, writer = _with_personas(rows, model, progress, options)
+    read = _read_personas(rows)
+    writer = None
+    if read is None:
+        if model is None:
+            raise InvalidArgumentError(
+                "the data has no personas, and no model is named to infer them.",
+                hint="Name a model.",
+                argument="model",
+            )
+        writer = LLM(model, **options)
+    asker = (
+        None if scorer is not None else make_beside(writer, judge, options)
+    )  # before any call is paid for
+    table, differs = read or (
+        infer_personas(rows, writer, progress=progress),
+        [f"personas by {model}, not by Llama-3.1-405B"],
+    )
     if scorer is None:
-        found = verify_personas(table, make_beside(writer, judge, options), progress=progress)
+        assert asker is not None
+        found = verify_personas(table, asker, progress=progress)
         accuracy = {side: one.accuracy for side, one in found.sides.items()}
         overall = found.overall.accuracy
     else:
@@ -282,38 +299,21 @@ def _persona_inference(
     return Reproduction("pi", tuple(figures), (judged, size, *differs))
 
 
-def _with_personas(
-    rows: Rows, model: str | None, progress: bool | None, options: LLMOptions
-) -> tuple[PersonaTable, list[str], LLM | None]:
-    """Read or infer the personas of the rows.
-
-    Returns:
-        The personas, how they differ from those of the paper, and the LLM that inferred them; or None.
-
-    Raises:
-        InvalidArgumentError: the rows have no personas, and `model` is None.
-    """
+def _read_personas(rows: Rows) -> tuple[PersonaTable, list[str]] | None:
+    """Read the personas of the rows, and how they differ from those of the paper; None: there are none."""
     names = _names(rows)
     if "chosen_persona_gold" in names:
-        return read_persona_tailoring(rows), [], None
+        return read_persona_tailoring(rows), []
     if "chosen_persona" in names and "chosen" not in names and set(_TAILORED.values()) <= names:
         complete, cut = _complete(rows)
         told = (
             "the responses were written for the personas by a tuned model: they are not the pairs from"
             " which the personas were inferred"
         )
-        return PersonaTable.from_data(complete, columns=_TAILORED), [told, *cut], None
+        return PersonaTable.from_data(complete, columns=_TAILORED), [told, *cut]
     if "chosen_persona" in names:
-        return PersonaTable.from_data(rows), ["personas of the data, by whoever wrote them"], None
-    if model is None:
-        raise InvalidArgumentError(
-            "the data has no personas, and no model is named to infer them.",
-            hint="Name a model.",
-            argument="model",
-        )
-    llm = LLM(model, **options)
-    table = infer_personas(rows, llm, progress=progress)
-    return table, [f"personas by {model}, not by Llama-3.1-405B"], llm
+        return PersonaTable.from_data(rows), ["personas of the data, by whoever wrote them"]
+    return None
 
 
 def _explained(

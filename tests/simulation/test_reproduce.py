@@ -17,6 +17,7 @@ import personainfer as pi
 from personainfer.cli.commands import app
 from personainfer.evaluation.judge import LikelihoodJudge
 from personainfer.exceptions import (
+    AuthenticationError,
     DataError,
     InvalidArgumentError,
     PersonaInferError,
@@ -246,6 +247,22 @@ def test_a_judge_of_another_provider_is_not_told_the_key(monkeypatch: pytest.Mon
                 is_told,
                 not is_told,
             )
+
+
+def test_a_judge_that_cannot_be_called_is_an_error_before_the_model_is_paid() -> None:
+    with FakeLLM() as server, pytest.raises(InvalidArgumentError):
+        reproduce("pi", pairs(2), model="m", judge=" ", api_base=server.api_base, cache=False)
+    assert server.calls == 0
+
+
+@pytest.mark.heavy
+def test_so_is_a_judge_without_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GROQ_API_KEY", raising=False)
+    with FakeLLM() as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.api_base)
+        with pytest.raises(AuthenticationError):
+            reproduce("pi", pairs(2), model="openai/w", judge="groq/j", api_key="key", cache=False)
+    assert server.calls == 0
 
 
 @pytest.mark.heavy
