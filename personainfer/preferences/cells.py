@@ -58,10 +58,11 @@ def without_na(values: list[Any]) -> list[Any]:
 
     NA cannot be used in a condition, and is not equal to itself.
     """
-    pandas: Any = sys.modules.get("pandas")
-    if pandas is None or pandas.NA.__class__ not in map(type, values):
+    # Another thread may import pandas just now: then it has no such name yet, and nobody has the value.
+    na = getattr(sys.modules.get("pandas"), "NA", None)
+    if na is None or type(na) not in map(type, values):
         return values
-    return [None if value is pandas.NA else value for value in values]
+    return [None if value is na else value for value in values]
 
 
 def is_null(value: object) -> bool:

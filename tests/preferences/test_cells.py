@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from decimal import Decimal
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pandas as pd
@@ -154,3 +156,9 @@ def test_json_of_others_is_read_by_one_module() -> None:
         if re.search(r"\bjson\.load", path.read_text(encoding="utf-8"))
     }
     assert {path for path in found if not path.startswith("llm/")} <= OWN_JSON
+
+
+def test_rows_are_read_while_another_thread_imports_pandas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", ModuleType("pandas"))  # which has no names yet
+    rows = [{"prompt": "q", "chosen": "a", "rejected": "b"}]
+    assert [row.error for row in pi.data.read_preferences(rows)] == [None]
