@@ -505,8 +505,11 @@ def _csv(path: Path) -> Iterator[object]:
             except csv.Error as error:
                 if header is None and any(f'"{each}"' in lines.first for each in _SEPARATORS):
                     _csv_header(path, [lines.first])  # which raises the error that says so
-                lines.go_back()
-                yield BrokenRow(f"line {start} is not CSV: {error}. Correct its quotes.")
+                is_return = "new-line" in str(error)
+                if not is_return:  # before one, no quote is open
+                    lines.go_back()
+                why = "a carriage return is not in quotes" if is_return else error
+                yield BrokenRow(f"line {start} is not CSV: {why}. Correct its quotes.")
                 continue
             if not fields:
                 empty += 1
@@ -583,7 +586,8 @@ class _CsvLines:
         Inner lines are all but the first and the last one; without any, False.
         """
         inner = self._row[1:-1]
-        return bool(inner) and all(len(found) == fields for found in csv.reader(inner))
+        rows = csv.reader(line.replace("\r", "") for line in inner)
+        return bool(inner) and all(len(found) == fields for found in rows)
 
     def __iter__(self) -> _CsvLines:
         return self

@@ -662,6 +662,17 @@ def test_a_carriage_return_without_quotes_begins_no_csv_row(end: str, tmp_path: 
     assert good == {"prompt": "p\rp", "chosen": "a", "rejected": "b"}
 
 
+@pytest.mark.parametrize("last", ["Step 1\rStep 2", "b,c"])
+def test_no_line_of_a_text_is_a_csv_row_where_a_carriage_return_has_no_quotes(
+    last: str, tmp_path: Path
+) -> None:
+    """The line "I like tea, coffee, and milk" was a pair of its own."""
+    path = tmp_path / "rows.csv"
+    text = '"Well:\nnow\rnow\nI like tea, coffee, and milk\n."'
+    path.write_bytes(f"prompt,chosen,rejected\nq,{text},{last}\nq,yes,no\n".encode())
+    assert preferences(read_preferences(path)) == [None, PAIR]
+
+
 def test_a_csv_file_whose_lines_all_end_with_carriage_returns_is_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_bytes(b'prompt,chosen,rejected\rq,a,"b\nc"\rp,a,b\r')
