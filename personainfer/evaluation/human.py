@@ -211,8 +211,8 @@ def _write_csv(path: Path, shown: Sequence[Mapping[str, str]], fields: Sequence[
         writer = csv.writer(file)
         writer.writerow([*_SHOWN, *fields])
         for row in shown:
-            texts = [_cell(text) for text in row.values()]
-            writer.writerow([*texts, *("" for _ in fields)])
+            item, *texts = row.values()  # the item is read back
+            writer.writerow([item, *map(_cell, texts), *("" for _ in fields)])
 
 
 def _cell(text: str) -> str:

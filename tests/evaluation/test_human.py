@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import personainfer as pi
-from personainfer.evaluation import cohen_kappa, krippendorff_alpha
+from personainfer.evaluation import cohen_kappa, human, krippendorff_alpha
 from personainfer.evaluation.human import RatingSheet, read_rating_sheet, write_rating_sheet
 from personainfer.evaluation.statistics import Estimate
 from personainfer.exceptions import DataError, InvalidArgumentError
@@ -461,6 +461,16 @@ def test_a_text_that_a_spreadsheet_would_show_as_a_date_stays_a_text(
     with sheet.csv.open(encoding="utf-8-sig", newline="") as file:
         shown = {each for one in csv.DictReader(file) for each in one.values()}
     assert {f"'{text}", "42", "How much?"} <= shown
+
+
+def test_an_item_whose_name_begins_like_a_month_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The names of one sheet in 1,200 do. An apostrophe before them made another item."""
+    monkeypatch.setattr(human, "_letters", lambda text: "decxyz")
+    sheet = write_rating_sheet(pi.PersonaTable([row(0)]), tmp_path / "sheet")
+    found = read_rating_sheet(sheet.key, [filled(sheet, "ann", lambda each: {"choice": "1"})])
+    assert (found.raters, found.problems) == (("ann",), ())
 
 
 def test_the_bullets_of_a_list_stay_as_they_are(tmp_path: Path) -> None:
