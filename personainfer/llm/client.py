@@ -274,9 +274,11 @@ class LLM:
             if local
             else find_price(self.model, chosen["prices"], chosen["extra_body"])
         )
+        # A request that waits for a connection would use up its time to answer.
+        connections = most_connections()
         self.account = Account(
-            # A request that waits for a connection would use up its time to answer.
-            max_concurrency=min(self.max_concurrency, most_connections() or self.max_concurrency),
+            max_concurrency=min(self.max_concurrency, connections or self.max_concurrency),
+            connections=connections,
             rpm=chosen["rpm"],
             tpm=chosen["tpm"],
             rounds=2 * chosen["max_attempts"],

@@ -156,9 +156,13 @@ class Gate:
         width: the most requests at a time.
         rounds: the most refusals in a row.
         patience: the longest time to wait, in seconds; also an attribute.
+        connections: how many connections the requests may take beside those that other gates of this process
+            hold now; 0: any number. A gate always has one.
         clock: tells the seconds.
         sleep: waits for so many seconds.
     """
+
+    _all_held = 0  # connections of all gates
 
     def __init__(
         self,
@@ -166,12 +170,15 @@ class Gate:
         *,
         rounds: int,
         patience: float,
+        connections: int = 0,
         clock: Clock = time.monotonic,
         sleep: Sleep = asyncio.sleep,
     ) -> None:
         self._width = width
         self._allowed = float(width)
         self._active = 0
+        self._held = 0  # connections: an open one serves the next request
+        self._most_held = connections and connections + Gate._all_held
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._rounds = rounds
         self.patience = patience
@@ -196,8 +203,10 @@ class Gate:
             if self._given_up is not None:
                 raise self._given_up.with_traceback(None)  # the traceback grows with each raise
             pause = self._opens_at - self._clock()
-            if pause <= 0 and self._active < max(1, int(self._allowed)):
+            if pause <= 0 and self._has_room():
                 self._active += 1
+                self._hold(max(self._held, self._active))
+                self._wake_one()  # the end of another run may have left room for more than one
                 return self._clock()
             try:
                 # In pieces: `reset` may end the pause.
@@ -214,7 +223,17 @@ class Gate:
     def leave(self) -> None:
         """Note that a request is done, and let the next one enter."""
         self._active -= 1
+        if not self._active:
+            self._hold(0)
         self._wake_one()
+
+    def _has_room(self) -> bool:
+        is_open = self._active < self._held or Gate._all_held < (self._most_held or math.inf)
+        return not self._active or (self._active < int(self._allowed) and is_open)
+
+    def _hold(self, connections: int) -> None:
+        Gate._all_held += connections - self._held
+        self._held = connections
 
     def reset(self, *, at_once: bool = False, beside_others: bool = False) -> None:
         """Try again an endpoint that was given up: a new run may find it recovered.
@@ -310,6 +329,7 @@ class Gate:
     def renew_in_fork(self) -> None:
         """Go on in a fork, in which nothing is in flight. What the endpoint asked for holds there, too."""
         self._active = 0
+        self._hold(0)
         self._waiting.clear()
 
     def _wake_one(self) -> None:
@@ -503,6 +523,7 @@ class Account:
         patience: seconds, see `Gate`.
         budget: what calls may cost; None: any amount.
         keeps_beyond: whether `beyond` and `added` outlive the runs in which they were found out.
+        connections: see `Gate`.
 
     Attributes:
         gate: how many requests are let through, and the pauses that the endpoint asks for.
@@ -526,8 +547,9 @@ class Account:
         patience: float = 300.0,
         budget: Budget | None = None,
         keeps_beyond: bool = False,
+        connections: int = 0,
     ) -> None:
-        self.gate = Gate(max_concurrency, rounds=rounds, patience=patience)
+        self.gate = Gate(max_concurrency, rounds=rounds, patience=patience, connections=connections)
         self.bounds = Bounds(budget, Window(rpm) if rpm else None, Window(tpm) if tpm else None)
         self.in_flight = InFlight()
         self.tokens = TokenGuess()

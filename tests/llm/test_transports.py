@@ -6,8 +6,9 @@ import asyncio
 import gc
 import itertools
 import json
+import os
 import sys
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from email.utils import formatdate
 from time import monotonic, sleep, time
@@ -336,6 +337,21 @@ def test_no_more_connections_are_opened_than_the_process_may_have(
         options: dict[str, Any] = {"api_base": server.api_base, "api_key": "k"}
         assert not pi.infer_personas(pairs(60), model, **options).errors
         assert 2 <= server.in_flight_peak <= 8
+
+
+def test_models_at_once_open_no_more_connections_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    resource = pytest.importorskip("resource", reason="Windows has no such limit")
+    most = 64 + 10 + len(os.listdir("/dev/fd"))
+    with FakeLLM(latency=0.02) as server:
+        monkeypatch.setattr(resource, "getrlimit", lambda _: (most, most))
+        llms = [pi.LLM("m", api_base=server.api_base, cache=False) for _ in range(3)]
+        asked = [[([{"role": "user", "content": str(n)}],) for n in range(20)] for _ in llms]
+        with ThreadPoolExecutor() as threads:
+            replies = [*threads.map(pi.LLM.ask_many, llms, asked)]
+        assert not any(reply.error for each in replies for reply in each)
+        assert 6 <= server.in_flight_peak <= 10 + len(llms)
 
 
 @pytest.mark.heavy
