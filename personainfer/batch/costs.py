@@ -171,10 +171,10 @@ def single_calls(batch: PersonaBatch, llm: LLM, cost: float) -> Iterator[list[Pe
         with batch.alone() as now:
             _count_in(now, budget, counted)
             left = max(0.0, budget.usd - budget.taken)
-            _note(now, budget, singly=0.0, being_asked=left)
-            if now.being_asked:
+            if now.being_asked:  # before the note: a warning may be an error
                 # Below the caller: collect_batch in its decorator, and this block in two calls of contextlib.
                 warnings.warn(_CUT_OFF.format(batch.path, now.being_asked), stacklevel=6)
+            _note(now, budget, singly=0.0, being_asked=left)
     runs: list[PersonaStream] = []
     try:
         yield runs

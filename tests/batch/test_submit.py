@@ -1516,6 +1516,18 @@ def test_the_warning_of_a_collect_that_was_cut_off_points_at_the_callers_line(
     assert [one.filename for one in told] == [__file__]
 
 
+@pytest.mark.filterwarnings("error::UserWarning")
+def test_this_warning_takes_nothing_of_the_budget_where_it_is_an_error(
+    provider: BatchServer, place: Path
+) -> None:
+    batch = submit(provider, pairs(1), place / "b", prices=(0.0, 1000.0), budget=5.0)
+    batch.model_copy(update={"being_asked": 1.0}).save()
+    with pytest.raises(UserWarning, match="has not ended, or was killed"):
+        pi.collect_batch(batch, ask_missing=True, poll=0.001)
+    assert pi.collect_batch(batch, poll=0.001).errors == []
+    assert batch.load(batch.path).being_asked == 1.0
+
+
 @pytest.mark.parametrize(
     "option",
     [
