@@ -61,7 +61,7 @@ class PersonaBatch(Record):
     No API key is stored. The fields that are not listed here are arguments of `submit_batch`.
 
     Attributes:
-        path: the folder.
+        path: the folder, absolute.
         submitted_here: whether this object came from `submit_batch`, so that its model and address are known
             to be the caller's. An object that was loaded from a folder has False.
         version: the version of the format of `batch.json`.
@@ -109,7 +109,7 @@ class PersonaBatch(Record):
                 batch has: a link, a pipe, a device, another folder, or a file that has a second name
                 elsewhere (a hard link).
         """
-        folder = as_path(path, "folder")
+        folder = as_path(path, "folder").absolute()  # the program may go to another one
         try:
             _check_own_files(folder)
             fields = read_json(read_small_file(cls.handle(folder)), _MOST_VALUES)

@@ -313,6 +313,17 @@ def test_other_data_or_options_need_another_folder(
     assert provider.calls == [UPLOAD, CREATE]
 
 
+def test_a_batch_is_collected_whatever_folder_the_program_went_to(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    """As %cd in a notebook."""
+    (place / "elsewhere").mkdir(parents=True)
+    monkeypatch.chdir(place)
+    batch = submit(provider, pairs(2), Path("b"))
+    monkeypatch.chdir("elsewhere")
+    assert collect(batch).usage.calls == 2
+
+
 def test_a_folder_of_something_else_is_left_alone(provider: BatchServer, place: Path) -> None:
     (place / "mine").mkdir()
     (place / "mine" / "thesis.txt").write_text("all of it")
