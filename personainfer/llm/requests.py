@@ -495,7 +495,7 @@ class Run(Generic[T]):
         self._watch = RunWatch(model, self.tally)
         self._replies = self._run()
         self._inner: Callable[[], Run[Any] | None] = lambda: None
-        if (outer := _outer.get()) is not None:
+        if (outer := _outer.get()()) is not None:
             outer._inner = ref(self)  # before the look at `cancelled`, which another thread may set
             if outer._workers.cancelled:
                 self.cancel()
@@ -532,7 +532,7 @@ class Run(Generic[T]):
         """Yield rows that are made of this run. Runs that begin meanwhile, as a judge's, are within it."""
         ended = object()
         while True:
-            token = _outer.set(self)
+            token = _outer.set(ref(self))  # connections that are made meanwhile keep what is set
             try:
                 row = next(rows, ended)
             finally:
@@ -680,7 +680,7 @@ class Run(Generic[T]):
 
 
 # The run of which this thread makes rows, see `Run.around`.
-_outer: ContextVar[Run[Any] | None] = ContextVar("outer_run", default=None)
+_outer: ContextVar[Callable[[], Run[Any] | None]] = ContextVar("outer_run", default=lambda: None)
 
 
 def _is_open(job: Job) -> bool:

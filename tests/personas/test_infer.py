@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -308,6 +310,23 @@ def test_a_loop_that_is_closed_stops_the_calls() -> None:
         before = llm.calls
         time.sleep(0.1)
         assert llm.calls <= before + 2  # of 500
+
+
+def test_the_data_of_a_stream_that_is_closed_leaves_the_memory(llm: FakeLLM) -> None:
+    """Also where a judge's connections, which were made within the run, stay open."""
+
+    class Rows(list[Any]):
+        pass
+
+    data = Rows(pairs(100))
+    left = weakref.ref(data)
+    personas = pi.LLM("fake", api_base=llm.api_base, temperature=0.8, max_concurrency=2)
+    select = pi.Verifier("judge", api_base=llm.api_base)
+    with pi.iter_personas(data, personas, candidates=2, select=select) as stream:
+        next(stream)
+    del data, stream
+    gc.collect()
+    assert left() is None
 
 
 def test_cancelling_the_async_twin_stops_the_calls_of_its_judge(llm: FakeLLM) -> None:
