@@ -291,6 +291,7 @@ class LLM:
             self.cache = ReplyCache(self._options["cache_dir"] or default_cache_dir())
         self._forms: dict[tuple[int, tuple[Any, ...]], Form] = {}
         self._counting = threading.Lock()
+        self._here = threading.local()
         renew_in_forks(self)
 
     def _fields_of_size(self, chosen: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -300,6 +301,12 @@ class LLM:
         if effort in (None, "none") or self.transport.limits_thinking:
             return fields
         return {**fields, "reasoning_effort": effort}
+
+    @property
+    def usage_here(self) -> Usage:
+        """The part of `usage` that is of runs which ended in this thread."""
+        usage: Usage = getattr(self._here, "usage", Usage())
+        return usage
 
     @property
     def samples(self) -> bool:
@@ -519,6 +526,7 @@ class LLM:
         """Add what a run took to `usage`. Warn of options that its requests have left out."""
         with self._counting:  # runs of several threads may end at once
             self.usage += usage
+        self._here.usage = self.usage_here + usage
         lost = self._lost_options() if usage.calls else []
         if lost:
             named = " and ".join(f"{name}=" for name in lost)

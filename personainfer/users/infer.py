@@ -132,7 +132,7 @@ def infer_user_personas(
     _check(pairs_per_user, min_pairs, method, contrast, select, update)
     llm = make_llm(model, options)
     select = of_one_run(select, llm)
-    before = llm.usage
+    before = llm.usage_here
     settings = {**llm.settings, "method": method, "pairs_per_user": pairs_per_user}
     users, skipped = users_in(data, user, columns, pairs_per_user, update)
     at_work = _at_work(users, max(min_pairs, _FEWEST[method]))
@@ -152,7 +152,7 @@ def infer_user_personas(
     return UserPersonas(
         tuple(_row(one, made.get(one.name)) for one in users),
         skipped,
-        _spent(before, llm.usage),
+        _spent(before, llm.usage_here),
         settings,
     )
 

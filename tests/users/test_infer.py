@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,16 @@ def test_one_call_a_user_makes_a_typed_persona(llm: FakeLLM, endpoint: dict[str,
     assert str(persona) == "The user is in a hurry.\n\nThe user likes short answers."
     assert found.usage.calls == 2
     assert found.settings["method"] == "summary"
+
+
+def test_usage_is_that_of_the_call_where_threads_share_a_model() -> None:
+    with FakeLLM(answer, latency=0.02) as server, ThreadPoolExecutor() as threads:
+        llm = pi.LLM("m", api_base=server.api_base, cache=False)
+        rows = [choices("ann", 3), choices("bob", 4) + choices("cy", 4, terse=False)]
+        calls = [threads.submit(pi.infer_user_personas, one, llm, method="summary") for one in rows]
+        found = [one.result().usage.calls for one in calls]
+    assert found == [1, 2]
+    assert llm.usage.calls == 3
 
 
 def test_tastes_are_listed_in_one_call(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
