@@ -183,14 +183,20 @@ def estimate(
     data: Data, model: Model = None, limit: Limit = None, as_json: AsJson = False, **options: Any
 ) -> None:
     """Estimate the calls, tokens and cost of infer. Nothing is sent."""
-    found = pi.estimate_cost(rows_of(data, limit), model, **persona_options(options, model))
+    asked = persona_options(options, model)
+    found = pi.estimate_cost(rows_of(data, limit), model, **asked)
+    sides = 2 if asked.get("sides", "both") == "both" else 1
+    judged = 2 * sides * asked.get("candidates", 1) if "select" in asked else 0  # in both orders
+    most = judged * (found.rows - found.unusable_rows)
     if as_json:
-        return print_json(found.model_dump())
+        return print_json(found.model_dump() | ({"judge_calls": most} if judged else {}))
     say(f"{counted(found.rows, 'row')}, {found.unusable_rows:,} of which cannot be used")
     say(f"{counted(found.calls, 'call')} to make, {found.cached:,} replies in the cache")
     say(f"about {found.prompt_tokens:,} prompt and {found.completion_tokens:,} completion tokens")
     told = "" if found.cost is not None else ": --prices says what a million tokens cost"
     say(f"cost {usd(found.cost)}{told}")
+    if judged:
+        say(f"and up to {counted(most, 'call')} of the judge, which are in none of these numbers")
     if found.rows:
         suggest(f"infer {shlex.quote(data)} -o personas.parquet …")
     return None

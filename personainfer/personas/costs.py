@@ -20,7 +20,7 @@ _ROWS_A_LOOKUP = 64  # the requests of so many rows are looked up in the cache a
 
 
 class CostEstimate(Record):
-    """The estimated calls, tokens and cost of a run, without retries and re-asks.
+    """The estimated calls, tokens and cost of a run, without retries, re-asks and the calls of a judge.
 
     Attributes:
         rows: rows that the run's table would have, before any is dropped.

@@ -133,7 +133,8 @@ def estimate_cost(
 ) -> CostEstimate:
     """Estimate the calls, tokens and cost of `infer_personas` with the same data, model and options.
 
-    All data is read, the cache of replies is looked up, and no call is made.
+    All data is read, the cache of replies is looked up, and no call is made. The calls of a judge that
+    selects, two for each candidate, are not in the estimate.
 
     Raises:
         InvalidArgumentError, UnknownOptionError, DataError, MissingExtraError, CacheError: as

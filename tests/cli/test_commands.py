@@ -555,6 +555,19 @@ def test_estimate(run: Run, reach: list[str], llm: FakeLLM) -> None:
     assert llm.calls == 0
 
 
+def test_an_estimate_says_what_a_judge_takes_besides(
+    run: Run, reach: list[str], llm: FakeLLM
+) -> None:
+    data, asked = written(pairs(3)), [*reach, "--judge", "j"]
+    found = json.loads(run("estimate", data, "--json", *asked).stdout)
+    told = run("estimate", data, *asked).stdout
+    assert f"up to {found['judge_calls']} calls of the judge" in told
+    llm.reply = lambda body: {"answer": "1"} if body["model"] == "j" else None
+    run("infer", data, "-o", "t.parquet", *asked)
+    judged = sum(body["model"] == "j" for body in llm.requests)
+    assert found["judge_calls"] == judged == llm.calls - found["calls"] == 12
+
+
 def test_verify(run: Run, reach: list[str]) -> None:
     made = made_table(reach, run)
     with FakeLLM(reply=lambda request: Reply({"answer": "1"})) as judge:
