@@ -111,7 +111,9 @@ def read_personas(path: Path) -> UserPersonas | dict[str, str]:
             lines = (line or b"" for line in bounded_lines(file) if line is None or line.strip())
             rows = [read_json(line.removeprefix(BOM_UTF8), is_data=True) for line in lines]
     except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not JSON lines: {error}.", argument="personas") from None
+        raise DataError(
+            f"{path} is not JSON lines: {str(error).rstrip('.')}.", argument="personas"
+        ) from None
     if not rows or not all(isinstance(row, dict) and _is_text(row) for row in rows):
         return UserPersonas.load(path)
     texts: dict[str, str] = {}

@@ -40,7 +40,7 @@ from .table_display import persona_columns
 if TYPE_CHECKING:
     import pyarrow
 
-_MOST_VALUES = 200_000  # of the settings of a table: each that is wrong takes memory for its error
+_MOST_VALUES = 200_000  # of known settings: each that is wrong takes memory for its error
 _BLOCK = 8192  # rows that are read at once where a table is in another order than its file
 
 
@@ -91,8 +91,8 @@ class StoredTable:
             self._file = ParquetFile(opened)
             self._packed = with_dictionaries(opened, self._file.metadata)
             self._most_bytes = most_unpacked(opened.size())
-            about = read_json((self._file.metadata.metadata or {})[RECORD.encode()], _MOST_VALUES)
-            self.usage = Usage(**about["usage"])
+            about = read_json((self._file.metadata.metadata or {})[RECORD.encode()])
+            self.usage = Usage(**read_json(json.dumps(about["usage"]), _MOST_VALUES))
             self.settings: dict[str, Any] = dict(about["settings"])
             check_settings(self.settings, is_read=True)
             self.flagged = _count_or_none(about.get("flagged"))
@@ -581,7 +581,8 @@ def check_settings(settings: Mapping[str, Any], *, is_read: bool = False) -> Non
             if has_other_keys([dict(settings)]):  # `json` would make texts of numbers
                 raise TypeError("a name in it is no text")
             settings = read_json(json.dumps(dict(settings)))
-        _Settings.model_validate(settings)
+        known = {name: settings[name] for name in _Settings.model_fields if name in settings}
+        _Settings.model_validate(read_json(json.dumps(known), _MOST_VALUES))
     except ValidationError as error:
         (first, *_) = error.errors()
         why = f"{first['loc'][0]!r}: {first['msg']}"

@@ -15,6 +15,7 @@ import pytest
 
 import personainfer as pi
 from personainfer import Persona, PersonaRow, PersonaTable, Preference
+from personainfer.data import table_reader
 from personainfer.evaluation.summary import summarise
 from personainfer.exceptions import DataError, PersonaInferError
 from personainfer.records import Message
@@ -95,20 +96,31 @@ def test_settings_of_another_form_are_refused(
 
 
 def test_settings_of_very_many_wrong_values_do_not_fill_the_memory(
-    good: pa.Table, tmp_path: Path
+    good: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file of 14 MB took 3 GB."""
+    monkeypatch.setattr(table_reader, "_MOST_VALUES", 1_000)
     path = changed(
         good,
         tmp_path / "t.parquet",
-        about=lambda said: said["settings"].update(retries=[0] * 200_000),
+        about=lambda said: said["settings"].update(retries=[0] * 10_000),
     )
     tracemalloc.start()
     with pytest.raises(DataError, match="not a table of personas"):
         PersonaTable.load(path)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 20_000_000
+    assert peak < 2_000_000
+
+
+def test_settings_of_very_many_values_of_the_users_own_are_kept(
+    good: pa.Table, tmp_path: Path
+) -> None:
+    own = list(range(200_000))  # more than known settings may have
+    path = changed(
+        good, tmp_path / "t.parquet", about=lambda said: said["settings"].update(ids=own)
+    )
+    assert PersonaTable.load(path).settings["ids"] == own
 
 
 def _pandas(index: object, **more: object) -> bytes:
@@ -291,7 +303,7 @@ def test_values_that_python_lacks_cost_no_other_row(tmp_path: Path) -> None:
     }
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({**pair, **columns}), path)
-    rows = pi.data.read_preferences(path)  # type: ignore[attr-defined]
+    rows = pi.data.read_preferences(path)
     assert [row.error for row in rows] == [None, None]
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import personainfer as pi
+from personainfer.data import table_reader
 from personainfer.exceptions import DataError, InvalidArgumentError, MissingFileError
 from personainfer.testing import FakeLLM
 from personainfer.users.records import UserPersona, UserPersonas, UserRow
@@ -56,6 +58,21 @@ def test_a_file_without_settings_is_still_read(tmp_path: Path) -> None:
     loaded = UserPersonas.load(path)
     assert loaded.rows == (row("ann"),)
     assert loaded.settings == {}
+
+
+def test_settings_of_very_many_wrong_values_do_not_fill_the_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(table_reader, "_MOST_VALUES", 1_000)
+    path = tmp_path / "users.jsonl"
+    settings = {"retries": [0] * 10_000}
+    path.write_text(json.dumps({**row("ann").model_dump(), "settings": settings}))
+    tracemalloc.start()
+    with pytest.raises(DataError, match=r"not a row of UserPersonas\.save"):
+        UserPersonas.load(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2_000_000
 
 
 def test_two_lines_that_contradict_each_other_are_refused(tmp_path: Path) -> None:
