@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator
 
 from ..arguments import Flag, check_argument
 from ..event_loop import renew_in_forks
-from ..exceptions import ModelError, ReplyError, RequestRejectedError
+from ..exceptions import BudgetExceededError, ModelError, ReplyError, RequestRejectedError
 from ..llm.client import LLM, make_llm
 from ..llm.rate_limits import Bounds
 from ..llm.replies import BEGINS
@@ -180,6 +180,7 @@ class Judge:
         llm: the model.
         usage: the calls, tokens and cost of this judge so far.
         answered: whether `require_a_reply` has seen a usable reply.
+        is_spent: whether the last question was not sent, since the budget is spent.
 
     Raises:
         InvalidArgumentError: options that cannot work, or options beside an LLM.
@@ -196,6 +197,7 @@ class Judge:
         self._soft = soft
         self._wanted = soft
         self.answered = False  # whether `require_a_reply` has seen a usable reply
+        self.is_spent = False
         self._asked = False  # whether the endpoint was asked for log-probabilities
         self._counting = threading.Lock()
         renew_in_forks(self)
@@ -280,6 +282,7 @@ class Judge:
         run = self.llm.run(((None, group) for group in groups), within=within)
         try:
             for _, replies in with_progress_bar(run, progress, total=total):
+                self.is_spent = isinstance(replies[-1].error, BudgetExceededError)
                 yield replies
         finally:
             run.close()

@@ -306,6 +306,11 @@ class Verifier:
         """The calls, tokens and cost of the judge so far, in all runs."""
         return self._judge.usage
 
+    @property
+    def is_spent(self) -> bool:
+        """Whether the judge's last question was not sent, since the budget is spent."""
+        return self._judge.is_spent
+
     def _count_paid(self, usage: Usage) -> None:
         self.paid += usage
 

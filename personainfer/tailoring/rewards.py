@@ -10,7 +10,14 @@ from typing import Any, Literal
 import numpy as np
 
 from ..arguments import Number, NumberFromZero, PositiveNumber, check_argument, read_items
-from ..exceptions import DataError, InvalidArgumentError, ReplyError, quoted, shown_when_made
+from ..exceptions import (
+    BudgetExceededError,
+    DataError,
+    InvalidArgumentError,
+    ReplyError,
+    quoted,
+    shown_when_made,
+)
 from ..llm.replies import plain_text, read_reply
 from ..personas.flags import find_flags
 from ..personas.prompts import OnePersona
@@ -145,7 +152,8 @@ class PersonaReward:
             InvalidArgumentError: a column is missing or does not have n values, a completion is neither text
                 nor messages, or the scorer did not return one number a row.
             InvalidArgumentError, ModelError: the scorer failed for all choices, or for three in succession
-                for a reason other than their content; or the budget is spent.
+                for a reason other than their content.
+            BudgetExceededError: no choice has a score, since the budget of the judge is spent.
         """
         completions = read_items("completions", completions)
         personas = [_read_persona(*one) for one in enumerate(completions)]
@@ -167,6 +175,11 @@ class PersonaReward:
             return []
         pairs, personas = zip(*asked, strict=True)
         scores = explains_each(self._scorer, pairs, personas, "scorer")
+        if np.isnan(scores).all() and getattr(self._scorer, "is_spent", False):
+            raise BudgetExceededError(
+                "no choice has a score: the budget of the judge is spent.",
+                hint="Make the reward again with a larger budget=.",
+            )
         scores[~np.isfinite(scores)] = np.nan  # an infinite reward would destroy the policy
         if self._form == "log_probability":
             known = ~np.isnan(scores)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 import personainfer as pi
-from personainfer.exceptions import InvalidArgumentError
+from personainfer.exceptions import BudgetExceededError, InvalidArgumentError
+from personainfer.testing import FakeLLM, Reply
 
 BUSY = "The user is busy and prefers brevity."
 CURIOUS = "The user is curious and prefers depth."
@@ -131,6 +132,17 @@ def test_a_choice_that_cannot_be_read_or_scored_counts_for_nothing() -> None:
     with pytest.warns(UserWarning, match="1 choices cannot be read.*chosen"):
         found = pi.persona_reward(Words())(["Who?"] * 4, [BUSY] * 4, **columns(rows))
     assert [math.isnan(each) for each in found] == [False, True, True, False]
+
+
+def test_a_judge_whose_budget_is_spent_ends_the_training() -> None:
+    columns = {"question": ["q"], "chosen": ["Tea."], "rejected": ["Coffee."]}
+    limits: dict[str, Any] = {"prices": (0, 1e6), "max_tokens": 100, "cache": False}
+    with FakeLLM(lambda _: Reply({"answer": "1"}, completion_tokens=100)) as server:
+        judge = pi.Verifier("j", api_base=server.api_base, budget=250, **limits)
+        reward = pi.persona_reward(judge)
+        assert reward(["p"], ["The user is calm."], **columns) == [0.0]
+        with pytest.raises(BudgetExceededError), pytest.warns(UserWarning, match="budget"):
+            reward(["p"], ["The user is brisk."], **columns)
 
 
 def test_columns_have_the_users_names() -> None:
