@@ -33,6 +33,7 @@ Pick = Literal["first", "second"]
 Question = tuple[Message, Message]  # the same two texts: in their order, and swapped
 
 VERDICT_COLUMNS = ("verified", "verified_score", "verified_probability")  # after the side's name
+_MOST_PROBES = 5  # an endpoint that is away fails at all of them
 _ALTERNATIVES = 5  # alternative tokens to ask for: as many as most endpoints give
 
 
@@ -199,6 +200,7 @@ class Judge:
         self.answered = False  # whether `require_a_reply` has seen a usable reply
         self.is_spent = False
         self._asked = False  # whether the endpoint was asked for log-probabilities
+        self._probes = 0  # questions that were sent to find that out
         self._counting = threading.Lock()
         renew_in_forks(self)
 
@@ -239,17 +241,18 @@ class Judge:
             CacheError: the cache of replies cannot be used.
         """
         turns: Iterator[tuple[Message, ...]] = iter(questions)
-        answered: list[Reply] = []  # to the first order of the first question that can be sent
+        answered: list[Reply] = []  # to the first order of the question that comes next
         found: list[Verdict] = []
         while self._soft and not self._asked:
             first = next(turns, None)
             if first is None:
                 return found
-            answered = self._probe(prefix, first[0], within, count)
-            if self._asked:
-                turns = chain([first[len(answered) :]], turns)
-            else:  # both orders have the same texts, which cannot be sent
-                found.append(_verdict(answered * 2, self._soft))
+            while self._soft and not self._asked and len(answered) < len(first):
+                answered += self._probe(prefix, first[len(answered)], within, count)
+            if left := first[len(answered) :]:
+                turns = chain([left], turns)
+            else:
+                found.append(_verdict(answered, self._soft))
                 answered = []
         alternatives = _ALTERNATIVES if self._soft else 0
         asked = (
@@ -310,19 +313,23 @@ class Judge:
         within: Bounds | None,
         count: Callable[[Usage], object] | None,
     ) -> list[Reply]:
-        """Ask the first question with log-probabilities, to see whether the endpoint gives them.
+        """Ask a question with log-probabilities, to see whether the endpoint gives them.
 
         Returns:
             A list of the reply, or an empty list if the endpoint refuses log-probabilities. If the question
-            cannot be sent, that is its reply, and `_asked` stays False.
+            fails for another reason, that is its reply, and `_asked` stays False: the question may be the
+            reason. After a few such failures it is not.
         """
         request = Request((turn,), Choice, prefix, logprobs=_ALTERNATIVES)
         [[reply]] = self.replies([[request]], 1, within=within, count=count)
-        if reply.error is not None and reply.error.unsent:
-            return [reply]
-        refused = isinstance(reply.error, RequestRejectedError)
-        self._asked, self._soft = True, not (refused and "logprob" in str(reply.error).lower())
-        return [reply] if self._soft else []
+        error = reply.error
+        if isinstance(error, RequestRejectedError) and "logprob" in str(error).lower():
+            self._soft = False
+            return []
+        self._probes += not (error is not None and error.unsent)
+        is_told = error is None or isinstance(error, ReplyError)
+        self._asked = is_told or self._probes >= _MOST_PROBES
+        return [reply]
 
 
 def require_a_reply(judge: str, problems: Sequence[str | None]) -> None:

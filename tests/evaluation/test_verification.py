@@ -569,6 +569,25 @@ def test_an_endpoint_that_refuses_log_probabilities_is_asked_without(
     assert len(SENT) == 41
 
 
+@pytest.mark.parametrize("failure", [Fault.status(400, message="a filter"), Fault.status(500)])
+def test_a_first_row_that_fails_says_nothing_about_log_probabilities(failure: Fault) -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        if "Question 0?" in body["messages"][-1]["content"]:
+            return failure
+        if "logprobs" in body:
+            return Fault.status(400, message="logprobs is not supported with this model")
+        return perfect(body)
+
+    found = run(reply, pi.verify_personas, table(10))
+    assert (found.failed, found.overall.accuracy.value) == (2, 1.0)
+    assert len(SENT) == 41
+
+
+def test_an_endpoint_that_is_away_is_asked_few_times_about_log_probabilities() -> None:
+    with pytest.raises(ModelError, match="no usable reply"):
+        run(lambda _: Fault.status(500), pi.verify_personas, table(3))
+
+
 def test_numbers_that_are_no_log_probabilities_are_none() -> None:
     """Some servers give logits."""
 
