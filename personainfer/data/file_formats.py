@@ -56,6 +56,8 @@ _HUB = "hf:"  # before the name of a data set on the Hugging Face hub
 _UTF8_BOM = b"\xef\xbb\xbf"
 _SEPARATORS: Final = ";\t|"  # of CSV files that are not separated by commas
 _LINE_FEED = re.compile(rb"[^\r\n]*\r?\n")  # at the end of a first line
+# In the place of a carriage return, which ends a row for Python's reader; no text decoded from UTF-8 has it.
+_RETURN = "\udc0d"
 _OPENS = re.compile(r', +"[^",\r\n]')  # in a line of a CSV file
 _SIGNATURES = {
     b"PAR1": "Parquet",
@@ -485,8 +487,7 @@ def _csv(path: Path) -> Iterator[object]:
     # The module's limit of 128 KiB a field is for the whole process, and long responses pass it.
     csv.field_size_limit(max(csv.field_size_limit(), LONGEST_LINE))
     with _opened(path) as file:
-        # Programs write a carriage return in a cell without quotes. It is an error of its row, unless all
-        # lines end so: it would begin a row otherwise.
+        # A carriage return, which programs write without quotes, begins no row unless all lines end so.
         newline = "\n" if _LINE_FEED.match(file.peek(1)) else ""
         # Undecodable bytes become lone surrogates, which cost their row and no other.
         text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline=newline)
@@ -505,12 +506,11 @@ def _csv(path: Path) -> Iterator[object]:
             except csv.Error as error:
                 if header is None and any(f'"{each}"' in lines.first for each in _SEPARATORS):
                     _csv_header(path, [lines.first])  # which raises the error that says so
-                is_return = "new-line" in str(error)
-                if not is_return:  # before one, no quote is open
-                    lines.go_back()
-                why = "a carriage return is not in quotes" if is_return else error
-                yield BrokenRow(f"line {start} is not CSV: {why}. Correct its quotes.")
+                lines.go_back()
+                yield BrokenRow(f"line {start} is not CSV: {error}. Correct its quotes.")
                 continue
+            if lines.have_returns:
+                fields = [field.replace(_RETURN, "\r") for field in fields]
             if not fields:
                 empty += 1
                 _check_empty(empty, start, path)
@@ -534,9 +534,11 @@ class _CsvLines:
 
     Attributes:
         first: the first line, once `have_blanks` has looked at it.
+        have_returns: whether a line had carriage returns within it, which are now `_RETURN`.
     """
 
     first = ""
+    have_returns = False
 
     def __init__(self, text: IO[str], path: Path) -> None:
         self._text, self._path = text, path
@@ -586,8 +588,7 @@ class _CsvLines:
         Inner lines are all but the first and the last one; without any, False.
         """
         inner = self._row[1:-1]
-        rows = csv.reader(line.replace("\r", "") for line in inner)
-        return bool(inner) and all(len(found) == fields for found in rows)
+        return bool(inner) and all(len(found) == fields for found in csv.reader(inner))
 
     def __iter__(self) -> _CsvLines:
         return self
@@ -596,6 +597,9 @@ class _CsvLines:
         line = (
             self._next.popleft() if self._next else self._text.readline(LONGEST_LINE - self._length)
         )
+        if line.find("\r", 0, -2) >= 0:
+            self.have_returns = True
+            line = line[:-2].replace("\r", _RETURN) + line[-2:]
         self._row.append(line)
         self._length += len(line)
         if not line:

@@ -653,24 +653,16 @@ def test_blanks_at_the_start_of_csv_cells_are_kept(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("end", ["\n", "\r\n"])
 def test_a_carriage_return_without_quotes_begins_no_csv_row(end: str, tmp_path: Path) -> None:
-    """pandas writes such cells. "Step 1" alone is not what the response says."""
+    """pandas writes such cells. "Step 1" alone is not what the response says, nor is a line of it a row."""
     path = tmp_path / "rows.csv"
-    lines = ["prompt,chosen,rejected", "q,a,Step 1\rStep 2", '"p\rp",a,b', "q\rp,a,b"]
+    text = f"Well:{end}now\rnow{end}I like tea, coffee, and milk{end}."
+    rows = [("q", "a", "Step 1\rStep 2"), ("p\rp", "a", "b"), ("q\rp", f'"{text}"', "b\rc")]
+    lines = ["prompt,chosen,rejected", *map(",".join, rows), '"p\rp",a,b', f'q,"{text}",b,c']
     path.write_bytes("".join(line + end for line in lines).encode())
-    first, good, last = open_rows(path)[0]
-    assert all("not CSV" in getattr(one, "error", "") for one in (first, last))
-    assert good == {"prompt": "p\rp", "chosen": "a", "rejected": "b"}
-
-
-@pytest.mark.parametrize("last", ["Step 1\rStep 2", "b,c"])
-def test_no_line_of_a_text_is_a_csv_row_where_a_carriage_return_has_no_quotes(
-    last: str, tmp_path: Path
-) -> None:
-    """The line "I like tea, coffee, and milk" was a pair of its own."""
-    path = tmp_path / "rows.csv"
-    text = '"Well:\nnow\rnow\nI like tea, coffee, and milk\n."'
-    path.write_bytes(f"prompt,chosen,rejected\nq,{text},{last}\nq,yes,no\n".encode())
-    assert preferences(read_preferences(path)) == [None, PAIR]
+    *found, broken = [row.preference for row in read_preferences(path)]
+    cells = [tuple(cell.strip('"') for cell in row) for row in [*rows, rows[1]]]
+    assert [(one.prompt, one.chosen, one.rejected) for one in found if one] == cells
+    assert broken is None
 
 
 def test_a_csv_file_whose_lines_all_end_with_carriage_returns_is_read(tmp_path: Path) -> None:
