@@ -232,6 +232,15 @@ def _worth(candidate: Candidate) -> float:
 # Scores of many pairs, of which one may fail
 
 
+def check_budget(selector: Any) -> None:
+    """Raise BudgetExceededError if the selector is a judge whose budget did not pay for its last question."""
+    if getattr(selector, "is_spent", False):
+        raise BudgetExceededError(
+            "scores are missing: the budget of the judge is spent.",
+            hint="Call again with a larger budget=; what is paid for comes from the cache.",
+        )
+
+
 def explains_each(
     selector: Any, pairs: Sequence[Preference], personas: Sequence[Any], name: str = "select"
 ) -> FloatArray:

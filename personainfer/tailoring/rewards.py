@@ -10,18 +10,11 @@ from typing import Any, Literal
 import numpy as np
 
 from ..arguments import Number, NumberFromZero, PositiveNumber, check_argument, read_items
-from ..exceptions import (
-    BudgetExceededError,
-    DataError,
-    InvalidArgumentError,
-    ReplyError,
-    quoted,
-    shown_when_made,
-)
+from ..exceptions import DataError, InvalidArgumentError, ReplyError, quoted, shown_when_made
 from ..llm.replies import plain_text, read_reply
 from ..personas.flags import find_flags
 from ..personas.prompts import OnePersona
-from ..personas.selection import explains_each
+from ..personas.selection import check_budget, explains_each
 from ..preferences.conversations import pair_problem, read_pair
 from ..preferences.turns import as_turns, text_or_turns
 from ..records import Persona, Preference, Selector
@@ -175,11 +168,8 @@ class PersonaReward:
             return []
         pairs, personas = zip(*asked, strict=True)
         scores = explains_each(self._scorer, pairs, personas, "scorer")
-        if np.isnan(scores).all() and getattr(self._scorer, "is_spent", False):
-            raise BudgetExceededError(
-                "no choice has a score: the budget of the judge is spent.",
-                hint="Make the reward again with a larger budget=.",
-            )
+        if np.isnan(scores).all():
+            check_budget(self._scorer)
         scores[~np.isfinite(scores)] = np.nan  # an infinite reward would destroy the policy
         if self._form == "log_probability":
             known = ~np.isnan(scores)

@@ -16,7 +16,7 @@ from ..evaluation.grouped import mean_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
 from ..exceptions import DataError, InvalidArgumentError
 from ..personas.prompts import prompt_numbers
-from ..personas.selection import explains_each
+from ..personas.selection import check_budget, explains_each
 from ..records import Candidate, Persona, Preference, Selector
 
 
@@ -73,6 +73,8 @@ def choose_system_persona(
     scores = np.stack(
         [explains_each(scorer, pairs, [one] * len(pairs), "scorer") for one in candidates]
     )
+    if np.isnan(scores).any():
+        check_budget(scorer)
     known = np.isfinite(scores).all(axis=0)
     if not known.any():
         raise DataError("no preference has a score for every candidate.")

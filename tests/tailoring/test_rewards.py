@@ -12,6 +12,7 @@ import pytest
 
 import personainfer as pi
 from personainfer.exceptions import BudgetExceededError, InvalidArgumentError
+from personainfer.tailoring import choose_system_persona
 from personainfer.testing import FakeLLM, Reply
 
 BUSY = "The user is busy and prefers brevity."
@@ -143,6 +144,16 @@ def test_a_judge_whose_budget_is_spent_ends_the_training() -> None:
         assert reward(["p"], ["The user is calm."], **columns) == [0.0]
         with pytest.raises(BudgetExceededError), pytest.warns(UserWarning, match="budget"):
             reward(["p"], ["The user is brisk."], **columns)
+
+
+def test_no_system_persona_is_chosen_by_the_few_scores_that_a_budget_pays() -> None:
+    people = [pi.Persona.parse(f"The user is {how}.") for how in ("calm", "brisk")]
+    choices = [pi.Preference(prompt=f"q{n}", chosen="Tea.", rejected="Coffee.") for n in range(3)]
+    limits: dict[str, Any] = {"prices": (0, 1e6), "max_tokens": 100, "cache": False, "budget": 950}
+    with FakeLLM(lambda _: Reply({"answer": "1"}, completion_tokens=100)) as server:
+        judge = pi.Verifier("j", api_base=server.api_base, **limits)
+        with pytest.raises(BudgetExceededError), pytest.warns(UserWarning, match="budget"):
+            choose_system_persona(people, choices, judge)
 
 
 def test_columns_have_the_users_names() -> None:
