@@ -218,7 +218,8 @@ _CHAT_MARK = (
 )
 _MARK = re.compile(rf"{_CHAT_MARK}|```\w*")
 _TOKENS = re.compile(
-    rf"(?P<open>{_OPENS}|{_NOTES})|(?P<close>{_CLOSES_NOTES})|(?P<turn>{_NEXT_TURN})|(?P<brace>[{{[])"
+    rf"(?P<open>{_OPENS}|{_NOTES})|(?P<close>{_CLOSES_NOTES})"
+    rf"|(?P<turn>(?:(?<!`)|(?<=```))(?:{_NEXT_TURN}))|(?P<brace>[{{[])"
 )
 _LEADING_MARKS = re.compile(rf"\s*(?:(?:{_CHAT_MARK})\s*(?:(?:assistant|model|final)\b\s*)?)*")
 _FIRST_THOUGHT = re.compile(rf"{_LEADING_MARKS.pattern}(?:{_OPENS})")

@@ -506,6 +506,12 @@ def test_of_very_many_values_that_do_not_fit_there_is_one_error() -> None:
         read_reply(json.dumps([0] * 5_000), Words)
 
 
+def test_a_turn_that_is_named_in_code_before_an_object_ends_no_reply() -> None:
+    assert read_reply(f"`[INST]` begins both. {GOOD}", OnePersona) == OnePersona(**FIELDS)
+    with pytest.raises(ReplyError):
+        read_reply(f"```\nNone.\n```[INST] {GOOD}", OnePersona)
+
+
 def test_a_list_and_a_nested_object_are_found_too() -> None:
     assert read_reply('Here: ["a", "b"] done', Words).root == ["a", "b"]
     assert read_reply(f'So {{"inner": {GOOD}}}.', Deep).inner == OnePersona(**FIELDS)
