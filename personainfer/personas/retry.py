@@ -45,7 +45,8 @@ def retry_errors(
             table.
         progress: as for `infer_personas`.
         options: as for `infer_personas`, without those that say how data is read. The defaults are the
-            table's settings. A table keeps no keys, limits and prices, and no `select`: give them again.
+            table's settings. A table keeps no keys, limits and prices, and no `select`: give them again. A
+            table whose personas were selected is refused without `select`.
             `protocol`, `sides` and `candidates` cannot change. `on_error="drop"` is refused.
 
     Returns:
@@ -101,6 +102,14 @@ def _check(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
             'on_error="drop": a table keeps its rows when they are asked again.',
             hint="Leave out the rows in table.errors afterwards.",
             argument="on_error",
+        )
+    # With several candidates, `select` is asked for in any case.
+    is_single = settings.get("candidates") in (None, 1)
+    if settings.get("selected_by") and is_single and "select" not in given:
+        raise InvalidArgumentError(
+            "a judge or scorer selected the personas of the table.",
+            hint="Give select= again; select=None keeps what the model writes now, unselected.",
+            argument="select",
         )
     for name, value in _fixed(settings).items():
         if name in given and given[name] != value:

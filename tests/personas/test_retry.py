@@ -506,3 +506,16 @@ def test_a_file_never_decides_that_calls_cost_more(
     made.settings[name] = 100 if name == "max_tokens" else None
     made.save(path)
     assert pi.retry_errors(path, api_base=llm.api_base).settings.get(name) == made.settings[name]
+
+
+def test_a_table_whose_personas_were_selected_is_refused_without_the_selector() -> None:
+    with FakeLLM() as llm:
+        options: dict[str, Any] = {"api_base": llm.api_base, "max_attempts": 1, "cache": False}
+        llm.reply = lambda body: Fault.status(500) if "Question 0?" in str(body) else None
+        table = pi.infer_personas(pairs(2), "fake", select=ByTrait(), **options)
+        llm.reply, calls = None, llm.calls
+        with pytest.raises(InvalidArgumentError, match="selected the personas of the table"):
+            pi.retry_errors(table, **options)
+        assert llm.calls == calls
+        assert pi.retry_errors(table, select=ByTrait(), **options)[0].chosen_candidates
+        assert not pi.retry_errors(table, select=None, **options)[0].chosen_candidates
