@@ -272,7 +272,7 @@ class LLM:
         self.price = (
             Price(0.0, 0.0)
             if local
-            else find_price(self.model, chosen["prices"], chosen["extra_body"])
+            else find_price(self.model, chosen["prices"], chosen["extra_body"], self._place)
         )
         # A request that waits for a connection would use up its time to answer.
         connections = most_connections()
@@ -316,7 +316,15 @@ class LLM:
     @property
     def batch_price(self) -> Price | None:
         """The price of a token in a provider's batch, in USD; None: it is not known."""
-        return find_batch_price(self.model, self._options["prices"], self._options["extra_body"])
+        options = self._options
+        return find_batch_price(self.model, options["prices"], options["extra_body"], self._place)
+
+    @property
+    def _place(self) -> str:
+        """Where the model is called, as `find_price` reads it."""
+        places = getattr(self.transport, "places", ())
+        located = [text for name, text in places if "LOCATION" in name.upper()]
+        return " ".join([self.transport.endpoint, *located])
 
     @property
     def settings(self) -> dict[str, Any]:

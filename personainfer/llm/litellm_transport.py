@@ -117,8 +117,8 @@ class LiteLLMTransport(Transport):
         self.limits_thinking = self.provider in ("openai", "azure") and all(
             map(is_openai, self._addresses)
         )
-        self._places = [] if api_base else self._told.places()
-        self.route = route_of(self._addresses, headers or {}, self._places)
+        self.places = [] if api_base else self._told.places()
+        self.route = route_of(self._addresses, headers or {}, self.places)
         self._called = ""  # scheme, host and port of the first call without an `api_base=`
         # Whether the place is another one than where an LLM was made before.
         self._has_moved = False
@@ -473,7 +473,7 @@ class LiteLLMTransport(Transport):
         if told_by == self._told_by and not self._has_moved:
             return
         told = self._told.address().split(), self._told.places()
-        if self._has_moved or told != (list(self._addresses), self._places):
+        if self._has_moved or told != (list(self._addresses), self.places):
             raise self.moved()
         self._told_by = told_by
 

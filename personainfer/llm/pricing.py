@@ -420,7 +420,10 @@ _REASONING = re.compile("think|reason")
 
 
 def find_price(
-    model: str, prices: tuple[float, float] | None, fields: Mapping[str, Any] | None = None
+    model: str,
+    prices: tuple[float, float] | None,
+    fields: Mapping[str, Any] | None = None,
+    place: str = "",
 ) -> Price | None:
     """Return the prices of a token: the user's, else those of litellm's list; None: they are not known.
 
@@ -429,6 +432,8 @@ def find_price(
         prices: USD a million tokens, of the prompt and of the completion, by the user; None: see the list.
         fields: those that the user adds to each request. A `service_tier` has prices of its own. If a field
             may cost more than tokens, such as a search, the price is not known.
+        place: the addresses and locations where the model is called, with spaces between them. Some cost
+            more.
     """
     if prices is not None:
         prompt, completion = prices
@@ -437,23 +442,26 @@ def find_price(
     if not _FREE_FIELDS.issuperset(told):
         return None
     tier = told.get("service_tier")
-    return _from_list(model, "" if tier in _PLAIN_TIERS else f"_{tier}", told)
+    return _from_list(model, "" if tier in _PLAIN_TIERS else f"_{tier}", told, place)
 
 
 def find_batch_price(
-    model: str, prices: tuple[float, float] | None, fields: Mapping[str, Any] | None = None
+    model: str,
+    prices: tuple[float, float] | None,
+    fields: Mapping[str, Any] | None = None,
+    place: str = "",
 ) -> Price | None:
     """Return the prices of a token in a batch: those of the list, else half of `find_price`; None: not known.
 
     With the user's own `prices`, they are half of these. With a `service_tier` that has prices of its own,
     they are those of single calls. Arguments are those of `find_price`.
     """
-    single = find_price(model, prices, fields)
+    single = find_price(model, prices, fields, place)
     if single is None or prices is not None:
         return single and single.times(0.5)
     told = _flat(fields)
     is_plain = told.get("service_tier") in _PLAIN_TIERS
-    return _from_list(model, "_batches", told) if is_plain else single
+    return _from_list(model, "_batches", told, place) if is_plain else single
 
 
 def _flat(fields: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -468,7 +476,7 @@ def listed_provider(model: str) -> str:
     return str((_listed().get(model) or {}).get("litellm_provider") or "")
 
 
-def _from_list(model: str, ending: str, fields: Mapping[str, Any]) -> Price | None:
+def _from_list(model: str, ending: str, fields: Mapping[str, Any], place: str) -> Price | None:
     """Return the prices of a model in litellm's list; None: the list does not tell them.
 
     The list has not every price with an ending. If it lacks one, a batch costs half of the price without the
@@ -479,6 +487,7 @@ def _from_list(model: str, ending: str, fields: Mapping[str, Any]) -> Price | No
         model: the name.
         ending: that of the names of the prices that are wanted, such as "_batches"; "": plain prices.
         fields: those that the user adds to each request.
+        place: see `find_price`.
     """
     listed = _listed()
     model = model.removeprefix("litellm/")
@@ -501,8 +510,9 @@ def _from_list(model: str, ending: str, fields: Mapping[str, Any]) -> Price | No
         return None if found is None else float(found)
 
     prompt, completion = usd("input_cost_per_token"), usd("output_cost_per_token")
-    if prompt is None or completion is None or "deep-research" in model:
-        return None  # each call of deep research makes any number of searches
+    # Each call of deep research makes any number of searches; a router adds the price of another model.
+    if prompt is None or completion is None or _WITHOUT_PRICE.search(model):
+        return None
     reasoning = max(0.0, (usd("output_cost_per_reasoning_token") or 0.0) - completion)
     longer: list[tuple[float, float, float, float]] = []
     for tier in tiers:
@@ -515,9 +525,21 @@ def _from_list(model: str, ending: str, fields: Mapping[str, Any]) -> Price | No
         asked, said = usd(f"input_cost_per_token{above}"), usd(f"output_cost_per_token{above}")
         longer.append((1000 * thousands, asked or prompt, said or completion, reasoning))
     call, written = _price_of_a_call(model, entry), _written(entry, fields)
-    return Price(prompt, completion, reasoning, call, tuple(sorted(longer)), written)
+    price = Price(prompt, completion, reasoning, call, tuple(sorted(longer)), written)
+    return price.times(_uplift(entry, place))
 
 
+def _uplift(entry: Mapping[str, Any], place: str) -> float:
+    """Return by how much prices are multiplied at a place. Vertex has the plain ones at `global` alone."""
+    host = _OPENAI_REGION.search(place)
+    names = [f"regional_processing_uplift_multiplier_{host[1]}"] if host else []
+    names += ["fedramp_uplift_multiplier"] if host and host[1] == "gov" else []
+    names += [] if "global" in place.split() else ["regional_endpoint_uplift_multiplier"]
+    return math.prod(float(entry.get(name) or 1.0) for name in names)
+
+
+_OPENAI_REGION = re.compile(r"//(eu|us|gov)\.api\.openai\.com\b", re.IGNORECASE)
+_WITHOUT_PRICE = re.compile("deep-research|model[-_]router")
 _SEARCHES = re.compile("search-preview|search-api")
 _LONGER = re.compile(r"input_cost_per_token_above_(\d+)k_tokens")
 

@@ -327,6 +327,26 @@ def test_the_prices_of_the_list_are_those_of_dearer_calls_too(
     assert flexible.cost(10, 10) == 5 + 20
 
 
+def test_an_address_at_which_the_list_has_higher_prices_counts_at_these(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    plain = {"input_cost_per_token": 1.0, "output_cost_per_token": 2.0}
+    regions = {f"regional_processing_uplift_multiplier_{name}": 1.5 for name in ("eu", "us")}
+    listed = {
+        "o": {**plain, **regions, "fedramp_uplift_multiplier": 3.0},
+        "v": {**plain, "regional_endpoint_uplift_multiplier": 2.0},
+        "azure/model-router": {**plain, "output_cost_per_token": 0.0},
+    }
+    monkeypatch.setattr("personainfer.llm.pricing._listed", lambda: listed)
+    for place, times in {"": 1.0, "eu.": 1.5, "us.": 1.5, "gov.": 3.0}.items():
+        llm = pi.LLM("openai/o", api_base=f"https://{place}api.openai.com/v1", api_key="k")
+        assert llm.price == Price(times, 2 * times)
+        assert llm.batch_price == Price(times / 2, times)
+    for place, times in {"": 2.0, "europe-west4": 2.0, "global": 1.0}.items():
+        assert find_price("v", None, place=f"litellm:vertex_ai: {place}") == Price(times, 2 * times)
+    assert find_price("azure/model-router", None) is None  # another model's price comes to it
+
+
 WRITTEN: list[dict[str, Any]] = [
     {"prompt_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 40}},
     {"prompt_tokens_details": {"cache_creation_tokens": 40}, "cache_creation_input_tokens": 40},
