@@ -510,19 +510,14 @@ def _values(schema: Schema, item: Mapping[str, object]) -> Sequence[object]:
             None if v in CSV_NULLS and role not in _LABEL_ROLES else v for role, v in cells
         ]
         if schema.others:
-            values = [*schema.filled(values, lambda name: _csv_user(item.get(name, ABSENT)))]
-        if (place := schema.place_of_user) is not None:
-            values[place] = _csv_user(values[place])
+            rest = {name: None if value in CSV_NULLS else value for name, value in item.items()}
+            values = [*schema.filled(values, rest.get)]
+        place = schema.place_of_user
+        if place is not None and _WHOLE.fullmatch(user := str(values[place])):
+            values[place] = float(user)  # pandas writes 7 so beside nulls
         return values
     values = without_na(list(map(item.get, schema.columns.values(), repeat(ABSENT))))
     return schema.filled(values, item.get) if schema.others else values
-
-
-def _csv_user(value: object) -> object:
-    """Read a user's id from a CSV file; None for none. "7.0", as pandas writes 7 beside nulls, is 7.0."""
-    if not isinstance(value, str) or value in CSV_NULLS:
-        return None
-    return float(value) if _WHOLE.fullmatch(value) else value
 
 
 def _named_row(schema: Schema | None, item: Mapping[str, Any], problem: str = "") -> SourceRow:

@@ -529,6 +529,15 @@ def test_a_user_whose_digits_a_csv_file_has_lost_is_nobody(user: str, tmp_path: 
     assert kept.preference == PAIR.model_copy(update={"user": "7"})
 
 
+def test_users_in_different_columns_of_a_csv_file_are_read_though_pandas_made_floats_of_them(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("prompt,chosen,rejected,annotator,user\nq,yes,no,,5.0\nq,yes,no,3.0,\n")
+    found = preferences(read_preferences(path))
+    assert [pair and pair.user for pair in found] == ["5", "3"]
+
+
 def test_a_round_user_of_r_has_lost_no_digits(tmp_path: Path) -> None:
     """R writes 100000 so, between 99999 and 100001."""
     path = tmp_path / "rows.csv"
