@@ -41,6 +41,7 @@ from .run_summary import FAILED, Done, finish
 from .show import formats, in_a_terminal, opened_table, printed_rows, report, show
 from .streams import (
     bar_beside_lines,
+    check_details,
     counted,
     data_out,
     note,
@@ -170,6 +171,8 @@ def infer(
         done = Done.counted(printed_rows(stream), stream)
         end(done, None, as_json, (f"infer {shlex.quote(data)} -o personas.parquet …",))
     else:
+        if details:
+            check_details(data)
         with opened_lines(output, data) as out:
             stream = pi.iter_personas(rows_of(data, limit), model, **asked)
             bar = bar_beside_lines(progress) if output == "-" else progress

@@ -10,7 +10,7 @@ import os
 import shlex
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import islice
 from pathlib import Path
@@ -98,18 +98,32 @@ def written_rows(
 def _line(row: PersonaRow, details: bool) -> str:
     """Return a row as a line of JSON: the user's own columns, then the personas. Raises as `written_rows`."""
     from ..data.own_columns import own_values
-    from ..data.table_display import DETAILS, detail_columns, persona_columns
+    from ..data.table_display import detail_columns, persona_columns
 
     own = own_values(row)
     made: dict[str, Any] = {name: text for name, (text,) in persona_columns([row]).items()}
     if details:
-        if taken := [name for name in DETAILS if name in own]:
-            raise InvalidArgumentError(
-                f"the data has a column {taken[0]} already.",
-                hint="Rename it, or leave out --details.",
-            )
+        _check_details(own)
         made |= {name: value for name, (value,) in detail_columns([row]).items()}
     return _json({**{name: _uncut(value) for name, value in own.items()}, **made}) + "\n"
+
+
+def check_details(data: str) -> None:
+    """Raise InvalidArgumentError if the first row of the file has a column that --details adds."""
+    from ..data.file_formats import open_rows
+
+    if data != "-":  # which can be read only once
+        _check_details(next((row for row in open_rows(data)[0] if isinstance(row, dict)), {}))
+
+
+def _check_details(own: Container[str]) -> None:
+    from ..data.table_display import DETAILS
+
+    if taken := [name for name in DETAILS if name in own]:
+        raise InvalidArgumentError(
+            f"the data has a column {taken[0]} already.",
+            hint="Rename it, or leave out --details.",
+        )
 
 
 def _uncut(value: Any) -> Any:

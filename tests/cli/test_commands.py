@@ -862,9 +862,11 @@ def test_details_are_refused_where_they_have_no_place(
     assert "--details" in result.stderr
 
 
-def test_details_do_not_replace_a_column_of_the_data(run: Run, reach: list[str]) -> None:
+def test_details_do_not_replace_a_column_of_the_data(
+    run: Run, reach: list[str], llm: FakeLLM
+) -> None:
     result = run("infer", written([{**pairs(1)[0], "chosen_trait": "x"}]), "--details", *reach)
-    assert result.exit_code == 2
+    assert (result.exit_code, llm.calls) == (2, 0)
     assert "a column chosen_trait already" in result.stderr
 
 
