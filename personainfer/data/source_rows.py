@@ -238,7 +238,7 @@ _IMPLICIT_LOOK_AHEAD = 32  # rows without a prompt that are believed to have non
 _LOOK_AHEAD_BYTES = 256 * 2**20  # of the first rows, which are held all together
 _END: Final = object()
 _UNNAMED = (Preference, tuple, list)
-_WHOLE = re.compile(r"(?:0|[1-9]\d{0,19})\.0")  # up to 2**64; such as "007.0" is no number
+_WHOLE = re.compile(r"(0|[1-9]\d{0,19})\.0")  # up to 2**64; such as "007.0" is no number
 _LABEL_ROLES = ("label", "other_label")  # whose words may mean something: labels= says what
 
 
@@ -513,8 +513,9 @@ def _values(schema: Schema, item: Mapping[str, object]) -> Sequence[object]:
             rest = {name: None if value in CSV_NULLS else value for name, value in item.items()}
             values = [*schema.filled(values, rest.get)]
         place = schema.place_of_user
-        if place is not None and _WHOLE.fullmatch(user := str(values[place])):
-            values[place] = float(user)  # pandas writes 7 so beside nulls
+        if place is not None and (whole := _WHOLE.fullmatch(str(values[place]))):
+            number = float(whole[1])  # pandas writes 7 as "7.0" beside nulls
+            values[place] = whole[1] if number < 2**53 else number
         return values
     values = without_na(list(map(item.get, schema.columns.values(), repeat(ABSENT))))
     return schema.filled(values, item.get) if schema.others else values

@@ -538,6 +538,13 @@ def test_users_in_different_columns_of_a_csv_file_are_read_though_pandas_made_fl
     assert [pair and pair.user for pair in found] == ["5", "3"]
 
 
+def test_a_user_is_one_whether_pandas_made_a_float_of_the_id_or_not(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("user,prompt,response,score\n7.0,q,yes,2\n7,q,no,1\n")
+    found = preferences(read_preferences(path, pairs="best-worst"))
+    assert found == [PAIR.model_copy(update={"user": "7"})]
+
+
 def test_a_round_user_of_r_has_lost_no_digits(tmp_path: Path) -> None:
     """R writes 100000 so, between 99999 and 100001."""
     path = tmp_path / "rows.csv"
