@@ -85,8 +85,8 @@ class Predictions(NamedTuple):
         unasked = np.full(len(margins), np.nan) if neither is None else neither
         return cls(margins, turns, responses, unusable, unasked)
 
-    def part(self, which: slice) -> Predictions:
-        """Select the predictions of some cases."""
+    def part(self, which: slice | npt.NDArray[np.int_]) -> Predictions:
+        """Select the predictions of some cases, by their places."""
         return self._replace(**{name: values[which] for name, values in self._asdict().items()})
 
     def less(self, other: Predictions, where: Flags) -> Predictions:
@@ -134,8 +134,8 @@ def predictor_of(scorer: ChoiceScorer, options: LLMOptions | None = None) -> Pre
         options: configure the LLM that a model's name makes.
 
     Returns:
-        The function. It raises InvalidArgumentError if an object with `explains` or a callable gives no
-        number for any case, and what the scorer raises, such as ModelError.
+        The function, which asks for equal cases once. It raises InvalidArgumentError if an object with
+        `explains` or a callable gives no number for any case, and what the scorer raises, such as ModelError.
 
     Raises:
         InvalidArgumentError: the scorer is none of these, or has options and is not a name; or options that
@@ -143,6 +143,17 @@ def predictor_of(scorer: ChoiceScorer, options: LLMOptions | None = None) -> Pre
         MissingExtraError: the model of this name needs a package that is not installed.
         AuthenticationError: the key of the model of this name is not set.
     """
+    predict = _predictor(scorer, options)
+
+    def each_once(cases: Sequence[Case]) -> Predictions:
+        shared = SharedCalls(predict, sees_ids(scorer))
+        places = np.array([shared.add(case) for case in cases], dtype=int)
+        return shared.predict().part(places)
+
+    return each_once
+
+
+def _predictor(scorer: ChoiceScorer, options: LLMOptions | None) -> Predictor:
     if options and not isinstance(scorer, str):
         raise InvalidArgumentError(
             f"{', '.join(f'{name}=' for name in options)} configures a model that is given by name."

@@ -175,6 +175,14 @@ def test_a_judge_is_asked_in_both_orders(llm: FakeLLM, endpoint: dict[str, Any])
     assert "Nothing is known" in str(llm.requests)
 
 
+def test_no_question_is_asked_twice_for_the_lift(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
+    llm.reply, model = {"answer": "1"}, endpoint.pop("model")
+    prefixes = {"persona": personas(("ann",))}
+    limits: dict[str, Any] = {"cache": False, "max_concurrency": 1}
+    pi.evaluate_prefixes(prefixes, held_out(2, ("ann",)), model, lift=True, **endpoint, **limits)
+    assert (llm.calls > 0, llm.repeats) == (True, 0)
+
+
 def test_the_budget_is_that_of_all_folds_and_of_the_untuned_judge_together() -> None:
     taken: list[int] = []
 
