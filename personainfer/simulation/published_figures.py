@@ -284,6 +284,7 @@ def _persona_inference(
     if scorer is None:
         assert asker is not None
         found = verify_personas(table, asker, progress=progress)
+        differs = [*differs, *found.remarks()]
         accuracy = {side: one.accuracy for side, one in found.sides.items()}
         overall = found.overall.accuracy
     else:

@@ -25,7 +25,7 @@ from personainfer.exceptions import (
 )
 from personainfer.simulation import reproduce
 from personainfer.simulation.published_figures import _TAILORED, _published_responses
-from personainfer.testing import FakeLLM, Reply
+from personainfer.testing import FakeLLM, Fault, Reply
 
 from ..builders import pairs
 from ..scoring_server import ScoringServer
@@ -247,6 +247,15 @@ def test_a_judge_of_another_provider_is_not_told_the_key(monkeypatch: pytest.Mon
                 is_told,
                 not is_told,
             )
+
+
+def test_personas_without_a_verdict_are_told_of() -> None:
+    def script(body: dict[str, Any]) -> Any:
+        away = body["model"] == "judge" and "Question 0?" in str(body["messages"][-1])
+        return Fault.status(500) if away else {"answer": "1"} if body["model"] == "judge" else None
+
+    found = measured("pi", pairs(3), script, model="writer", cache=False)
+    assert "2 without a usable reply: the endpoint failed (500)" in str(found.differs)
 
 
 def test_a_judge_that_cannot_be_called_is_an_error_before_the_model_is_paid() -> None:
