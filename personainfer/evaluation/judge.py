@@ -20,7 +20,13 @@ from pydantic import BaseModel, BeforeValidator
 
 from ..arguments import Flag, check_argument
 from ..event_loop import renew_in_forks
-from ..exceptions import BudgetExceededError, ModelError, ReplyError, RequestRejectedError
+from ..exceptions import (
+    BudgetExceededError,
+    ModelError,
+    ReplyError,
+    RequestRejectedError,
+    TransportError,
+)
 from ..llm.client import LLM, make_llm
 from ..llm.rate_limits import Bounds
 from ..llm.replies import BEGINS
@@ -318,7 +324,7 @@ class Judge:
         Returns:
             A list of the reply, or an empty list if the endpoint refuses log-probabilities. If the question
             fails for another reason, that is its reply, and `_asked` stays False: the question may be the
-            reason. After a few such failures it is not.
+            reason. After a few such failures, or one wait in vain for an answer, it is not.
         """
         request = Request((turn,), Choice, prefix, logprobs=_ALTERNATIVES)
         [[reply]] = self.replies([[request]], 1, within=within, count=count)
@@ -327,8 +333,9 @@ class Judge:
             self._soft = False
             return []
         self._probes += not (error is not None and error.unsent)
+        is_silent = isinstance(error, TransportError) and error.unanswered
         is_told = error is None or isinstance(error, ReplyError)
-        self._asked = is_told or self._probes >= _MOST_PROBES
+        self._asked = is_told or is_silent or self._probes >= _MOST_PROBES
         return [reply]
 
 

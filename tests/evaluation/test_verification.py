@@ -588,6 +588,20 @@ def test_an_endpoint_that_is_away_is_asked_few_times_about_log_probabilities() -
         run(lambda _: Fault.status(500), pi.verify_personas, table(3))
 
 
+def test_a_judge_that_is_silent_is_waited_for_once_before_all_are_asked() -> None:
+    at_once: list[int] = []
+
+    def silent(_: dict[str, Any]) -> Any:
+        at_once.append(server.in_flight)
+        return Fault.reset()
+
+    with FakeLLM(silent, latency=0.02) as server:
+        options: dict[str, Any] = {"api_base": server.api_base, "max_attempts": 1}
+        with pytest.raises(ModelError, match="no usable reply"):
+            pi.verify_personas(table(3), "judge", **options)
+    assert max(at_once[1:4]) > 1
+
+
 def test_numbers_that_are_no_log_probabilities_are_none() -> None:
     """Some servers give logits."""
 
