@@ -75,6 +75,14 @@ def retry_errors(
         given = {**given, "on_error": "keep"}
     places = [place for place in table.failed_places() if _can_be_asked(table[place], settings)]
     failed = [table[place] for place in places]
+    # With several candidates, `select` is asked for in any case.
+    is_single = settings.get("candidates") in (None, 1)
+    if failed and is_single and settings.get("selected_by") and "select" not in given:
+        raise InvalidArgumentError(
+            "a judge or scorer selected the personas of the table.",
+            hint="Name it again; select=None keeps what the model writes now, unselected.",
+            argument="select",
+        )
     changed: dict[int, PersonaRow] = {}
     with _stream([row.preference for row in failed], model, given, settings) as stream:
         rows = with_progress_bar(stream, progress, total=len(failed))
@@ -102,14 +110,6 @@ def _check(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
             'on_error="drop": a table keeps its rows when they are asked again.',
             hint="Leave out the rows in table.errors afterwards.",
             argument="on_error",
-        )
-    # With several candidates, `select` is asked for in any case.
-    is_single = settings.get("candidates") in (None, 1)
-    if settings.get("selected_by") and is_single and "select" not in given:
-        raise InvalidArgumentError(
-            "a judge or scorer selected the personas of the table.",
-            hint="Give select= again; select=None keeps what the model writes now, unselected.",
-            argument="select",
         )
     for name, value in _fixed(settings).items():
         if name in given and given[name] != value:
