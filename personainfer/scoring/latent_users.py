@@ -82,7 +82,7 @@ class LatentUsers:
         table = self._table(list(known.responses))
         random = torch.Generator().manual_seed(self._seed)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self._seed)
+            torch.default_generator.manual_seed(self._seed)  # those of other devices stay
             self._net = self._make(table.shape[1])
         parameters = list(self._net.parameters())
         optimizer = torch.optim.AdamW(parameters, lr=_LEARNING_RATE, weight_decay=_WEIGHT_DECAY)

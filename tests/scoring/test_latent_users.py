@@ -73,15 +73,20 @@ def test_camps_are_found(given: object) -> None:
     assert right(model.fit_users(choices(new, 3, 2)), asked) > max(0.85, unknown + 0.1)
 
 
-def test_equal_seeds_give_equal_numbers_and_leave_torch_alone() -> None:
+def test_equal_seeds_give_equal_numbers_and_leave_torch_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import torch
 
     torch.manual_seed(1)
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
     before = torch.random.get_rng_state()
     seen, asked = choices(range(10), 5, 0), choices(range(10), 2, 1)
     one, other = (LatentUsers(steps=20).fit(seen).predict(asked) for _ in range(2))
     assert (one == other).all()
     assert (torch.random.get_rng_state() == before).all()
+    assert not seeded
     assert LatentUsers(steps=1).fit(seen).predict([]).tolist() == []
 
 
