@@ -119,7 +119,7 @@ class PrefixAccuracy:
 
 
 _REMARKS = {
-    "failed": "no margin: too long for the model, or no number; left out",
+    "failed": "no margin: too long for the model, no number, or no reply; left out",
     "turns_cut": "the oldest turns were cut",
     "responses_cut": "the end of a response was not scored",
     "unusable": "the judge's reply could not be used; counted as wrong",
