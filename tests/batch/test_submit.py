@@ -553,11 +553,21 @@ def test_a_folder_never_decides_where_the_key_and_the_replies_go(
     assert not elsewhere.exists()
 
 
-def test_a_folder_never_decides_what_is_loaded(provider: BatchServer, place: Path) -> None:
+@pytest.mark.parametrize(
+    "model",
+    [
+        "local:owner/repository/theirs.gguf",
+        "local:theirs.gguf",
+        "oobabooga/http://127.0.0.1:9",
+    ],
+)
+def test_a_folder_never_decides_what_is_loaded(
+    model: str, provider: BatchServer, place: Path
+) -> None:
     submit(provider, pairs(3), place / "b")
     handle = place / "b" / "batch.json"
     stored = json.loads(handle.read_text())
-    handle.write_text(json.dumps({**stored, "model": "local:owner/repository/theirs.gguf"}))
+    handle.write_text(json.dumps({**stored, "model": model}))
     with pytest.raises(InvalidArgumentError, match="name the model yourself"):
         pi.collect_batch(place / "b", api_base=provider.api_base)
 
@@ -1051,7 +1061,10 @@ def test_a_batch_is_charged_for_its_script_as_single_calls_are(
     submit(provider, rows, place / "b", budget=1.2 * most, **options)
 
 
-@pytest.mark.parametrize("usage", [None, {"prompt_tokens": -5, "completion_tokens": -5}])
+@pytest.mark.parametrize(
+    "usage",
+    [None, *({"prompt_tokens": count, "completion_tokens": count} for count in (-5, "many"))],
+)
 def test_replies_of_a_batch_whose_tokens_are_not_told_cost_the_most_they_can(
     usage: object, provider: BatchServer, place: Path
 ) -> None:

@@ -543,7 +543,19 @@ def test_a_batch_of_pairs_stops_at_its_budget_without_usage() -> None:
 
 
 @each_way
-@pytest.mark.parametrize("count", [float("nan"), float("inf"), "many", [1], {"a": 1}, 10**400])
+@pytest.mark.parametrize("fault", [Fault.reset(), Fault.reset_mid_body()], ids=["before", "within"])
+def test_a_call_that_breaks_off_counts_as_what_was_reserved(fault: Fault) -> None:
+    with FakeLLM(lambda _: fault) as server:
+        llm = fake(server, budget=20.0, max_attempts=1)
+        replies = ask(llm, 5)
+        assert 1 <= server.calls <= 4
+    assert "budget" in str(replies[-1].error)
+
+
+@each_way
+@pytest.mark.parametrize(
+    "count", [float("nan"), float("inf"), "many", [1], {"a": 1}, 10**400, -7, None]
+)
 def test_counts_that_are_no_numbers_count_as_what_was_reserved_or_more(count: object) -> None:
     usage = {"prompt_tokens": count, "completion_tokens": count}
     reply = {"choices": [{"message": {"content": "hello"}, "finish_reason": "stop"}]}
@@ -718,6 +730,7 @@ def test_a_judge_counts_in_the_minute_of_its_model_if_both_have_one_address_and_
         window = llm.account.bounds.requests
         assert window is not None
         assert window._held == (2 if is_shared else 0)
+        assert (judge._within.requests is window) == is_shared  # also if its calls failed
 
 
 @pytest.mark.heavy
@@ -780,7 +793,8 @@ def test_calls_in_flight_are_free_at_a_wrong_key_only_where_no_model_ever_ran() 
         asked[text] += 1
         if text == "0":
             return Reply("hello and", "length", completion_tokens=500)
-        return Fault("hang") if text in "123" else Fault("error", 401)
+        # The refusal comes last: by then the others are answered, or in flight.
+        return Fault.hang() if text in "123" else Fault("hang", 401, seconds=0.1, body=b"no")
 
     with FakeLLM(reply) as server:
         llm = fake(server, budget=100.0, max_attempts=1, timeout=2, max_concurrency=8)
