@@ -18,6 +18,7 @@ from personainfer import Persona, PersonaRow, PersonaTable, Preference
 from personainfer.data import table_reader
 from personainfer.evaluation.summary import summarise
 from personainfer.exceptions import DataError, PersonaInferError
+from personainfer.local import parquet
 from personainfer.records import Message
 
 PERSONA = Persona(trait="t", preference="prefers x", evidence="e")
@@ -385,6 +386,7 @@ def packed(good: pa.Table, table: pa.Table, path: Path, group: int | None = None
 def test_a_text_that_all_rows_of_a_table_share_does_not_fill_the_memory(
     good: pa.Table, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
+    assert parquet._WRITTEN_BYTES == 256 * 2**20  # as is promised
     monkeypatch.setattr("personainfer.local.parquet._WRITTEN_BYTES", 2**20)
     rows, long = 128, "a" * 2**17
     table = pa.concat_tables([good] * (rows // 2))

@@ -1594,14 +1594,30 @@ def number_of(body: dict[str, Any]) -> int | None:
 
 
 @each_way
+@pytest.mark.parametrize("width", [8, pytest.param(45, marks=pytest.mark.heavy)])
 def test_a_model_that_never_gives_what_is_asked_for_is_asked_few_times(
-    monkeypatch: pytest.MonkeyPatch,
+    width: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert workers._HOPELESS_AFTER == 300  # as is promised
     monkeypatch.setattr(workers, "_HOPELESS_AFTER", 40)
-    with FakeLLM("safe") as server:
-        table = infer(server, 170)
-        assert server.calls < 20 * 5 + 20 * 2 + 8 * 5
+    asked: Counter[int | None] = Counter()
+
+    def reply(body: dict[str, Any]) -> str:
+        asked[number_of(body)] += 1
+        return "safe"
+
+    many = max(20, width)
+    with FakeLLM(reply) as server:
+        table = infer(server, 170, max_concurrency=width)
+        assert server.calls < many * 5 + many * 2 + width * 5
     assert len(table.errors) == 170
+    del asked[None]  # the short request
+    assert 2 * many <= len(asked) <= 2 * many + width
+    calls = [asked[number] for number in range(len(asked))]
+    assert {*calls[: many - width]} <= {5}
+    later = calls[many + width :]
+    assert {*later} == {1, 5}
+    assert later.count(5) == pytest.approx(len(later) / 4, abs=2)
     assert "requests in a row had no reply that can be used" in str(table[169].error)
 
 

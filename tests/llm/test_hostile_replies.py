@@ -61,6 +61,7 @@ HOSTILE = {
     "turns": "[INST]" * 50_000,
     "reasoning": "<think></think>" * 20_000 + "{}" * 2_000,
     "marks, then a word": f"{MARKS}x",
+    "a word, then marks": f"x{MARKS}",
     "spaces beside a mark": "<" + " " * 300_000 + "x",
     "quotes": '\\"' * 150_000 + "\\",
     "quotes and braces": '"' * 200_000 + "{" * 2_000,
