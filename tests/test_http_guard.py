@@ -422,6 +422,20 @@ def test_hooks_of_a_client_read_no_more_than_we_do(library: types.ModuleType) ->
         client.get(server.address)
     assert found == [3_000_000] * 2
 
+    async def later(response: Any) -> None:
+        found.append(len(await response.aread()))
+
+    async def by_an_asynchronous_client(address: str) -> None:  # as most of litellm's are
+        async with library.AsyncClient(verify=PLAIN, event_hooks={"response": [later]}) as client:
+            with guarded_http(largest=1_000_000), pytest.raises(ReplyError, match="larger"):
+                await client.get(address)
+            assert len(found) == 2
+            await client.get(address)
+
+    with AnyServer(body=b" " * 3_000_000) as server:
+        asyncio.run(by_an_asynchronous_client(server.address))
+    assert found == [3_000_000] * 3
+
 
 @pytest.mark.parametrize("post", [_sync, _async])
 def test_code_that_copies_a_request_loses_no_answer_and_no_bound(

@@ -14,6 +14,7 @@ import pytest
 
 import personainfer as pi
 from personainfer.batch import request_files
+from personainfer.batch.job_folder import PersonaBatch
 from personainfer.exceptions import BatchPendingError, DataError, InvalidArgumentError
 from personainfer.testing import FakeLLM
 
@@ -299,6 +300,8 @@ def test_by_other_prices_single_calls_leave_what_the_submitter_reserved(
     assert provider.count(ASK) == 1
     assert reserved > 1
     assert 0 < budget.spent - reserved < 1e-5
+    singly = PersonaBatch.load(place / "b").asked_singly
+    assert budget.spent - reserved == pytest.approx(singly, rel=1e-3)  # once
     told = collect(batch, **prices).usage.cost or 0
     assert budget.spent == pytest.approx(told, abs=1e-5)
     assert told < reserved

@@ -653,6 +653,8 @@ def test_the_key_of_openai_is_sent_to_openai_only(monkeypatch: pytest.MonkeyPatc
         pytest.raises(PersonaInferError, match="401"),
     ):
         fake(server).ask(MESSAGES)
+    for host, key in (("api.openai.com", "sk-of-openai-0123"), ("model.invalid", "")):
+        assert pi.LLM("m", api_base=f"https://{host}/v1", cache=False).transport.key == key
 
 
 @pytest.mark.parametrize(

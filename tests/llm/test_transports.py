@@ -265,6 +265,7 @@ def test_a_prefix_that_belongs_to_the_name_is_found_out(knows: str) -> None:
     with FakeLLM(known_models=[knows], model=knows) as server:
         table = pi.infer_personas(pairs(8), knows, api_base=server.api_base, max_concurrency=2)
         assert not table.errors
+        assert server.requests[0]["model"] == knows.partition("/")[2]
         assert server.calls <= 8 + 2
         with pytest.raises(ModelNotFoundError):
             pi.infer_personas(pairs(1), "openai/other", api_base=server.api_base)
@@ -587,7 +588,8 @@ def test_a_refusal_of_one_row_changes_how_no_other_is_asked(words: str, behind: 
             ]
         )
     assert [one.error is None for one in replies] == [one != "odd" for one in questions]
-    assert all(one == asked[-1] for one in asked[-10:])
+    # Before anybody is answered, others may be asked so until one is.
+    assert all(one == asked[-1] for one in (asked if behind else asked[-10:]))
     assert asked[-1] == {
         "temperature": 0.0,
         "seed": 1,

@@ -99,14 +99,16 @@ def test_a_full_disk_costs_no_file(tmp_path: Path) -> None:
 
 
 @writers
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
 def test_what_is_no_file_is_refused_and_left_alone(
-    tmp_path: Path, name: str, write: Callable[[Path], None]
+    tmp_path: Path, name: str, write: Callable[[Path], None], make: Callable[[Path], None]
 ) -> None:
     path = tmp_path / name
-    os.mkfifo(path)
+    make(path)
+    kind = stat.S_IFMT(path.lstat().st_mode)
     with pytest.raises(InvalidArgumentError):
         write(path)
-    assert stat.S_ISFIFO(path.lstat().st_mode)
+    assert stat.S_IFMT(path.lstat().st_mode) == kind
     assert os.listdir(tmp_path) == [name]
 
 
@@ -337,6 +339,26 @@ def test_what_somebody_else_put_there_does_not_open_the_new_file(
         os.umask(before)
     assert mode(path) == 0o600
     assert wide.read_text() == "theirs"
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "getuid") or os.getuid() != 0, reason="it takes the administrator"
+)
+def test_a_link_of_somebody_else_to_an_open_file_of_mine_does_not_open_the_new_file(
+    tmp_path: Path,
+) -> None:
+    path, wide = tmp_path / "file.txt", tmp_path / "wide"
+    wide.write_text("for all")
+    wide.chmod(0o666)
+    path.symlink_to(wide)
+    os.lchown(path, 12345, -1)
+    before = os.umask(0o077)
+    try:
+        write_file(path, "mine")
+    finally:
+        os.umask(before)
+    assert mode(path) == 0o600
+    assert wide.read_text() == "for all"
 
 
 @writers

@@ -1208,7 +1208,7 @@ def test_a_journal_that_a_stranger_left_deletes_no_file(tmp_path: Path, folder_m
     assert victim.exists()
 
 
-@pytest.mark.parametrize("ending", ["-wal", "-shm", ".lock"])
+@pytest.mark.parametrize("ending", ["-wal", "-shm", "-journal", ".lock"])
 def test_a_second_name_of_another_file_is_no_journal(tmp_path: Path, ending: str) -> None:
     filled(tmp_path / "cache")
     mine = tmp_path / "mine.txt"
