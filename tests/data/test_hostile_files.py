@@ -83,8 +83,9 @@ def test_a_cell_of_a_parquet_file_that_is_too_long_costs_its_row(
 def test_a_pipe_as_input_is_an_error_that_says_so(tmp_path: Path) -> None:
     """It could be read only once, and waits for whoever writes to it."""
     os.mkfifo(tmp_path / "rows.jsonl")
-    with pytest.raises(InvalidArgumentError, match="is a pipe or a device"):
-        pi.infer_personas(tmp_path / "rows.jsonl", "fake", api_base="http://127.0.0.1:9/v1")
+    for path in (tmp_path / "rows.jsonl", "/dev/null"):
+        with pytest.raises(InvalidArgumentError, match="is a pipe or a device"):
+            pi.infer_personas(path, "fake", api_base="http://127.0.0.1:9/v1")
 
 
 @pytest.mark.parametrize("name", ["bomb.csv.gz", "bomb.json.gz"])
