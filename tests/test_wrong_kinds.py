@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 import personainfer as pi
 from personainfer.data import read_preferences
+from personainfer.evaluation.benchmark import benchmark_model
 from personainfer.evaluation.grouped import mean_by_group
 from personainfer.evaluation.statistics import bootstrap_mean
 from personainfer.exceptions import InvalidArgumentError, MissingExtraError, MissingFileError
@@ -25,6 +26,7 @@ from personainfer.personas.placement import place_persona
 from personainfer.personas.prompts import PersonaPrompt
 from personainfer.scoring.choice_models import MajorityVote
 from personainfer.tailoring import LowRankRewards
+from personainfer.testing import FakeLLM
 from personainfer.users import UserPersonas, user_vectors
 from personainfer.users.similar_users import find_questions, nearest_users
 
@@ -241,3 +243,24 @@ def test_no_error_names_a_package_that_the_project_does_not_have() -> None:
     for module in named:
         error = MissingExtraError.of([str(module).partition(".")[0]], "needed")
         assert error.hint.removeprefix("Run: pip install ") in known
+
+
+def test_a_class_is_no_selector_and_no_scorer_and_nothing_is_asked() -> None:
+    """`select=Likelihood` for `select=Likelihood()`."""
+    rows = [{"prompt": "q", "chosen": "a", "rejected": "b", "user_id": "u"}]
+    prefixes = {"persona": pi.persona_prefix("persona", personas={"u": "calm"})}
+    likelihood: Any = pi.Likelihood
+    verifier: Any = pi.Verifier
+    with FakeLLM() as llm:
+        model: dict[str, Any] = {"api_base": llm.api_base}
+        for wrong in (
+            lambda: pi.infer_personas(rows, "m", select=likelihood, **model),
+            lambda: pi.infer_personas(rows, "m", select=verifier, **model),
+            lambda: pi.infer_user_personas(rows, "m", method="tastes", select=likelihood, **model),
+            lambda: pi.evaluate_prefixes(prefixes, rows, "m", untuned=likelihood, **model),
+            lambda: benchmark_model("m", scorers={"x": likelihood}, data=rows, **model),
+            lambda: pi.persona_reward(verifier),
+        ):
+            with pytest.raises(InvalidArgumentError):
+                wrong()
+    assert llm.calls == 0

@@ -28,7 +28,7 @@ from ..personas.flags import flags_in_text, pair_text, want_the_same
 from ..personas.infer import infer_personas
 from ..personas.options import PersonaOptions, planned
 from ..personas.prompts import PersonaPrompt
-from ..personas.selection import explains_each
+from ..personas.selection import can_explain, explains_each
 from ..records import FloatArray, Persona, PersonaRow, Preference, Selector, Usage
 from ..scoring.likelihood import Likelihood
 from .statistics import Estimate, bootstrap_rate
@@ -317,7 +317,7 @@ def _scorers(
         )
     if isinstance(given, Mapping):
         for name, scorer in given.items():
-            if not callable(getattr(scorer, "explains", None)):
+            if not can_explain(scorer):
                 raise InvalidArgumentError(
                     f"scorers[{name!r}]={scorer!r:.80} has no method explains(preferences, personas).",
                     argument="scorers",

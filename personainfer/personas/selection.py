@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from inspect import getattr_static, isfunction
 from itertools import islice
 from math import inf, isnan
 from typing import Any, TypeVar
@@ -59,6 +60,14 @@ def of_one_run(selector: S, llm: object) -> S:
     return selector if share is None else share(llm)
 
 
+def can_explain(selector: object) -> bool:
+    """Whether an object has the method `explains`; `Likelihood` itself has it for its instances alone."""
+    is_of_instances = isinstance(selector, type) and isfunction(
+        getattr_static(selector, "explains", None)
+    )
+    return callable(getattr(selector, "explains", None)) and not is_of_instances
+
+
 def check_candidates(candidates: int, select: Any, *, later: bool = False) -> None:
     """Raise InvalidArgumentError unless `candidates` and `select` fit together.
 
@@ -68,7 +77,7 @@ def check_candidates(candidates: int, select: Any, *, later: bool = False) -> No
         later: whether `select` may be missing although there are several candidates: a batch gets it when it
             is collected.
     """
-    if select is not None and not callable(getattr(select, "explains", None)):
+    if select is not None and not can_explain(select):
         raise InvalidArgumentError(
             f"select={select!r:.80} has no method explains(preferences, personas).",
             hint="It scores how well each persona explains its preference.",

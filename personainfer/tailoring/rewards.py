@@ -14,7 +14,7 @@ from ..exceptions import DataError, InvalidArgumentError, ReplyError, quoted, sh
 from ..llm.replies import plain_text, read_reply
 from ..personas.flags import find_flags
 from ..personas.prompts import OnePersona
-from ..personas.selection import check_budget, explains_each
+from ..personas.selection import can_explain, check_budget, explains_each
 from ..preferences.conversations import pair_problem, read_pair
 from ..preferences.turns import as_turns, text_or_turns
 from ..records import Persona, Preference, Selector
@@ -104,7 +104,7 @@ class PersonaReward:
         penalty: float,
         no_persona: float,
     ) -> None:
-        if not callable(getattr(scorer, "explains", None)):
+        if not can_explain(scorer):
             raise InvalidArgumentError(
                 f"scorer={scorer!r:.80} has no method explains.",
                 hint="Pass a Likelihood or a Verifier.",

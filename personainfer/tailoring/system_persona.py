@@ -16,7 +16,7 @@ from ..evaluation.grouped import mean_by_group
 from ..evaluation.statistics import CONFIDENCE, Estimate, check_confidence
 from ..exceptions import DataError, InvalidArgumentError
 from ..personas.prompts import prompt_numbers
-from ..personas.selection import check_budget, explains_each
+from ..personas.selection import can_explain, check_budget, explains_each
 from ..records import Candidate, Persona, Preference, Selector
 
 
@@ -66,7 +66,7 @@ def choose_system_persona(
             three in succession for a reason other than their content; or the budget is spent.
     """
     confidence = check_confidence(confidence)
-    if not callable(getattr(scorer, "explains", None)):
+    if not can_explain(scorer):
         raise InvalidArgumentError(f"scorer={scorer!r:.80} has no method explains.")
     candidates = list({str(one): one for one in _all_of("personas", personas, Persona)}.values())
     pairs = _all_of("preferences", preferences, Preference)

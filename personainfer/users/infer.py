@@ -31,7 +31,7 @@ from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..llm.requests import Request
 from ..personas.flags import flags_in_text, pair_text
 from ..personas.prompts import Filled, at_most, filled, instructions
-from ..personas.selection import explains_each, of_one_run
+from ..personas.selection import can_explain, explains_each, of_one_run
 from ..records import Message, Persona, Preference, Prompt, Selector, Usage
 from ..scoring.context import Cuts
 from ..scoring.likelihood import Likelihood
@@ -511,7 +511,7 @@ def _check(
             f"pairs_per_user={pairs_per_user}, but {fewest} are needed.",
             hint=f"Give more, or a smaller min_pairs= ({method!r} needs {_FEWEST[method]}).",
         )
-    if select is not None and not callable(getattr(select, "explains", None)):
+    if select is not None and not can_explain(select):
         raise InvalidArgumentError(
             f"select={select!r:.80} has no method explains(preferences, personas)."
         )

@@ -17,7 +17,7 @@ from ..arguments import PositiveNumber, check_argument, read_numbers
 from ..evaluation.verification import Verifier
 from ..exceptions import InvalidArgumentError
 from ..llm.client import LLM, LLMOptions
-from ..personas.selection import explains_each
+from ..personas.selection import can_explain, explains_each
 from ..records import FloatArray, Message, Persona, Preference, Prompt
 from ..scoring.likelihood import Likelihood
 from ..tailoring.embeddings import Embedder, embed
@@ -163,9 +163,13 @@ def _predictor(scorer: ChoiceScorer, options: LLMOptions | None) -> Predictor:
     if isinstance(scorer, str | LLM):
         judge = Verifier(scorer, **(options or {}))
         return lambda cases: _by_judge(judge, cases)
-    if isinstance(scorer, Explaining) and not isinstance(scorer, TasteSimilarity):
+    if (
+        isinstance(scorer, Explaining)
+        and not isinstance(scorer, TasteSimilarity)
+        and can_explain(scorer)
+    ):
         return lambda cases: _by_judge(scorer, cases)
-    if callable(scorer):
+    if callable(scorer) and not isinstance(scorer, type):
         return lambda cases: _by_callable(scorer, cases)
     raise InvalidArgumentError(
         f"scorer={scorer!r:.80} cannot score.",
