@@ -597,9 +597,10 @@ class _CsvLines:
         line = (
             self._next.popleft() if self._next else self._text.readline(LONGEST_LINE - self._length)
         )
-        if line.find("\r", 0, -2) >= 0:
+        body = line.rstrip("\r\n")  # some lines end with two carriage returns
+        if "\r" in body:
             self.have_returns = True
-            line = line[:-2].replace("\r", _RETURN) + line[-2:]
+            line = body.replace("\r", _RETURN) + line[len(body) :]
         self._row.append(line)
         self._length += len(line)
         if not line:
