@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 NO_HEADERS: Mapping[str, str] = {}
 _BAD_BYTE = "\udcff"  # encoded as the byte 0xFF, which is never UTF-8
@@ -76,6 +76,12 @@ class Reply:
         return compact_json(completion).encode(errors="surrogateescape")
 
 
+FaultKind = Literal[
+    "status", "body", "edit", "content", "bad_schema", "truncated", "filtered", "not_utf8",
+    "hang", "slow_body", "reset", "reset_mid_body",
+]  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Fault:
     """A way in which a call fails. The methods below make faults.
@@ -89,14 +95,22 @@ class Fault:
         seconds: how long "hang" and "slow_body" take.
         body: is sent in place of the reply; None: the reply is sent.
         edit: field of the reply -> its other value.
+
+    Raises:
+        ValueError: there is no such kind: the call would not fail, and a test of it prove nothing.
     """
 
-    kind: str
+    kind: FaultKind
     code: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     body: bytes | None = None
     edit: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(FaultKind):
+            kinds = ", ".join(get_args(FaultKind))
+            raise ValueError(f"kind={self.kind!r:.40} is no fault: name one of {kinds}.")
 
     reset = staticmethod(lambda: Fault("reset"))  #: the connection ends before the reply
     reset_mid_body = staticmethod(lambda: Fault("reset_mid_body"))  #: … or within its body

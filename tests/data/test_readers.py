@@ -681,7 +681,9 @@ def test_a_carriage_return_without_quotes_begins_no_csv_row(end: str, tmp_path: 
     assert broken is None
 
 
-def test_a_line_of_a_csv_file_ends_where_two_carriage_returns_or_the_file_end(tmp_path: Path) -> None:
+def test_a_line_of_a_csv_file_ends_where_two_carriage_returns_or_the_file_end(
+    tmp_path: Path,
+) -> None:
     """Programs on Windows add rows so below a header: the last cell got a carriage return."""
     path = tmp_path / "rows.csv"
     path.write_bytes(b'prompt,chosen,rejected\r\nq,yes,no\r\r\nq,yes,"no"\r\r\nq,yes,n\ro')

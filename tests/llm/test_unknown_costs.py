@@ -1075,7 +1075,7 @@ def test_a_short_request_for_which_too_little_is_left_is_sent_no_more() -> None:
     def reply(body: Any) -> Fault | Reply:
         is_first = body["messages"][-1]["content"] == "0"
         fine = Reply("fine", prompt_tokens=1, completion_tokens=1)
-        return fine if is_first else Fault("error", 403)
+        return fine if is_first else Fault("status", 403)
 
     with FakeLLM(reply) as server:
         size = len(fake(server).job(Request([pi.Message(role="user", content="?")])).body)

@@ -256,6 +256,11 @@ def test_rate_limit(wait: float | str | None) -> None:
     assert json.loads(body)["error"]["code"] == "rate_limit_exceeded"
 
 
+def test_a_kind_that_there_is_not_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"'hangs' is no fault: name one of status, .* hang"):
+        Fault("hangs")  # type: ignore[arg-type]
+
+
 def test_reset_before_any_byte() -> None:
     with FakeLLM(faults=[Fault.reset()]) as llm, pytest.raises(ConnectionResetError) as caught:
         request(llm)
