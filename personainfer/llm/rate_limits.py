@@ -179,6 +179,7 @@ class Gate:
         self._active = 0
         self._held = 0  # connections: an open one serves the next request
         self._most_held = connections and connections + Gate._all_held
+        self._is_short = False  # whether a request had to wait for a connection alone
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._rounds = rounds
         self.patience = patience
@@ -206,7 +207,8 @@ class Gate:
             if pause <= 0 and self._has_room():
                 self._active += 1
                 self._hold(max(self._held, self._active))
-                self._wake_one()  # the end of another run may have left room for more than one
+                if self._is_short:  # the end of another run may have left room for more than one
+                    self._wake_one()
                 return self._clock()
             try:
                 # In pieces: `reset` may end the pause.
@@ -216,6 +218,7 @@ class Gate:
                 raise
 
     async def _place(self) -> None:
+        self._is_short = self._active < int(self._allowed)
         waiter = asyncio.get_running_loop().create_future()
         self._waiting.append(waiter)
         await waiter

@@ -275,6 +275,20 @@ async def test_the_gate_lets_its_width_through_at_a_time() -> None:
     assert (peak, now()) == (4, 5)
 
 
+async def test_the_gate_lets_those_in_first_who_came_first() -> None:
+    """Half of those who waited went to the end of the line at each entry, and rows came late."""
+    shared, order = gate(2), list[int]()
+
+    async def work(number: int) -> None:
+        await shared.enter()
+        order.append(number)
+        await asyncio.sleep(2 + number % 2)
+        shared.leave()
+
+    await asyncio.gather(*(work(number) for number in range(20)))
+    assert order == sorted(order)
+
+
 async def test_a_refusal_stops_everybody_for_as_long_as_the_endpoint_says() -> None:
     shared = gate(10)
     entered = await shared.enter()
