@@ -532,8 +532,9 @@ def _from_list(model: str, ending: str, fields: Mapping[str, Any], place: str) -
 def _uplift(entry: Mapping[str, Any], place: str) -> float:
     """Return by how much prices are multiplied at a place. Vertex has the plain ones at `global` alone."""
     host = _OPENAI_REGION.search(place)
-    names = [f"regional_processing_uplift_multiplier_{host[1]}"] if host else []
-    names += ["fedramp_uplift_multiplier"] if host and host[1] == "gov" else []
+    region = host and host[1].lower()
+    names = [f"regional_processing_uplift_multiplier_{region}"]
+    names += ["fedramp_uplift_multiplier"] if region == "gov" else []
     names += [] if "global" in place.split() else ["regional_endpoint_uplift_multiplier"]
     return math.prod(float(entry.get(name) or 1.0) for name in names)
 

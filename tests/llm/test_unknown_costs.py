@@ -338,7 +338,7 @@ def test_an_address_at_which_the_list_has_higher_prices_counts_at_these(
         "azure/model-router": {**plain, "output_cost_per_token": 0.0},
     }
     monkeypatch.setattr("personainfer.llm.pricing._listed", lambda: listed)
-    for place, times in {"": 1.0, "eu.": 1.5, "us.": 1.5, "gov.": 3.0}.items():
+    for place, times in {"": 1.0, "eu.": 1.5, "EU.": 1.5, "us.": 1.5, "gov.": 3.0}.items():
         llm = pi.LLM("openai/o", api_base=f"https://{place}api.openai.com/v1", api_key="k")
         assert llm.price == Price(times, 2 * times)
         assert llm.batch_price == Price(times / 2, times)
