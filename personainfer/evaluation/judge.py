@@ -187,7 +187,7 @@ class Judge:
         llm: the model.
         usage: the calls, tokens and cost of this judge so far.
         answered: whether `require_a_reply` has seen a usable reply.
-        is_spent: whether the last question was not sent, since the budget is spent.
+        is_spent: whether a question of the last call was not sent, since the budget is spent.
 
     Raises:
         InvalidArgumentError: options that cannot work, or options beside an LLM.
@@ -246,6 +246,7 @@ class Judge:
                 `problem` of an opinion.
             CacheError: the cache of replies cannot be used.
         """
+        self.is_spent = False
         turns: Iterator[tuple[Message, ...]] = iter(questions)
         answered: list[Reply] = []  # to the first order of the question that comes next
         found: list[Verdict] = []
@@ -291,7 +292,7 @@ class Judge:
         run = self.llm.run(((None, group) for group in groups), within=within)
         try:
             for _, replies in with_progress_bar(run, progress, total=total):
-                self.is_spent = isinstance(replies[-1].error, BudgetExceededError)
+                self.is_spent |= isinstance(replies[-1].error, BudgetExceededError)
                 yield replies
         finally:
             run.close()

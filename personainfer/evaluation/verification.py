@@ -308,7 +308,7 @@ class Verifier:
 
     @property
     def is_spent(self) -> bool:
-        """Whether the judge's last question was not sent, since the budget is spent."""
+        """Whether a question of the judge's last call was not sent, since the budget is spent."""
         return self._judge.is_spent
 
     def _count_paid(self, usage: Usage) -> None:

@@ -242,7 +242,7 @@ def _worth(candidate: Candidate) -> float:
 
 
 def check_budget(selector: Any) -> None:
-    """Raise BudgetExceededError if the selector is a judge whose budget did not pay for its last question."""
+    """Raise BudgetExceededError if the selector is a judge whose budget did not pay for all it asked last."""
     if getattr(selector, "is_spent", False):
         raise BudgetExceededError(
             "scores are missing: the budget of the judge is spent.",

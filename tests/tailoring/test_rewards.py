@@ -156,6 +156,17 @@ def test_no_system_persona_is_chosen_by_the_few_scores_that_a_budget_pays() -> N
             choose_system_persona(people, choices, judge)
 
 
+def test_no_system_persona_is_chosen_where_a_budget_pays_for_the_last_score_alone() -> None:
+    people = [pi.Persona.parse(f"The user is {how}.") for how in ("calm", "brisk")]
+    prompts = ["q", "q " * 20_000, "q?"]
+    choices = [pi.Preference(prompt=one, chosen="Tea.", rejected="Coffee.") for one in prompts]
+    limits: dict[str, Any] = {"prices": (1e6, 0), "cache": False, "budget": 19_000}
+    with FakeLLM(lambda _: Reply({"answer": "1"}, prompt_tokens=100)) as server:
+        judge = pi.Verifier("j", api_base=server.api_base, **limits)
+        with pytest.raises(BudgetExceededError), pytest.warns(UserWarning, match="budget"):
+            choose_system_persona(people, choices, judge)
+
+
 def test_columns_have_the_users_names() -> None:
     given = [{"ask": "Is it?", "good": "Yes.", "bad": "It depends on much more than that."}]
     names = {"prompt": "ask", "chosen": "good", "rejected": "bad"}
