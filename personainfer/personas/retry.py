@@ -226,6 +226,7 @@ def _noted(
         now: the settings of this call's run.
         rows: the rows that were sent again.
     """
+    now = {"selected_by": None, **now} if rows else now  # a run without a selector does not name it
     retry = {
         "rows": len(rows),
         "mended": sum(row.error is None for row in rows),

@@ -518,4 +518,6 @@ def test_a_table_whose_personas_were_selected_is_refused_without_the_selector() 
             pi.retry_errors(table, **options)
         assert llm.calls == calls
         assert pi.retry_errors(table, select=ByTrait(), **options)[0].chosen_candidates
-        assert not pi.retry_errors(table, select=None, **options)[0].chosen_candidates
+        unselected = pi.retry_errors(table, select=None, **options)
+        assert not unselected[0].chosen_candidates
+        assert unselected.settings["retries"][0]["changed"] == {"selected_by": None}
