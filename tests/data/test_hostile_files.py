@@ -385,7 +385,7 @@ def test_a_csv_row_of_very_many_fields_is_an_error(tmp_path: Path) -> None:
 def test_many_names_of_columns_are_read_at_once(tmp_path: Path) -> None:
     """Each was compared with all others: 60,000 took a minute."""
     names = [*GOOD, *(f"column {number}" for number in range(20_000))]
-    (tmp_path / "rows.csv").write_text(",".join(names) + "\n" + ",".join(names))
+    (tmp_path / "rows.csv").write_text(",".join(names) + "\n" + ",".join(names).upper())
     started = time.process_time()
     assert errors(tmp_path / "rows.csv") == [None]
     assert time.process_time() - started < 3

@@ -354,8 +354,8 @@ def other_table(folder: Path) -> Path:
         ("mine.parquet", "exists and is not a table of personas"),
         ("data.parquet", "is the input"),
         ("link.parquet", "is the input"),
-        ("x" * 300 + ".parquet", "no name of a file: File name too long"),
-        ("nul\0.parquet", "no name of a file: embedded null"),
+        ("x" * 300 + ".parquet", "cannot be used: File name too long"),
+        ("nul\0.parquet", "cannot be used: embedded null"),
     ],
     ids=lambda value: str(value)[:20],
 )
