@@ -535,7 +535,8 @@ def _uplift(entry: Mapping[str, Any], place: str) -> float:
     region = host and host[1].lower()
     names = [f"regional_processing_uplift_multiplier_{region}"]
     names += ["fedramp_uplift_multiplier"] if region == "gov" else []
-    names += [] if "global" in place.split() else ["regional_endpoint_uplift_multiplier"]
+    is_global = {*place.split()[1:]} == {"global"}  # of several variables, litellm takes one
+    names += [] if is_global else ["regional_endpoint_uplift_multiplier"]
     return math.prod(float(entry.get(name) or 1.0) for name in names)
 
 

@@ -342,7 +342,7 @@ def test_an_address_at_which_the_list_has_higher_prices_counts_at_these(
         llm = pi.LLM("openai/o", api_base=f"https://{place}api.openai.com/v1", api_key="k")
         assert llm.price == Price(times, 2 * times)
         assert llm.batch_price == Price(times / 2, times)
-    for place, times in {"": 2.0, "europe-west4": 2.0, "global": 1.0}.items():
+    for place, times in {"": 2.0, "europe global": 2.0, "global": 1.0}.items():
         assert find_price("v", None, place=f"litellm:vertex_ai: {place}") == Price(times, 2 * times)
     assert find_price("azure/model-router", None) is None  # another model's price comes to it
 
