@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from ..exceptions import DataError
-from .cells import is_null, plain
+from .cells import is_null, parse_cell, plain
 from .labels import label_key, label_number, word_verdict
 from .schemas import Schema
 
@@ -159,7 +159,7 @@ def _names_sides(row: Mapping[str, Any], called: tuple[str, ...]) -> bool:
     """
     chosen, rejected = (plain(row[role]) for role in ("chosen", "rejected"))
     if "responses" in row:
-        return _names_places(chosen, rejected, plain(row["responses"]))
+        return _names_places(chosen, rejected, _opened(row["responses"]))
     texts = [plain(row[role]) for role in ("response_1", "response_2") if role in row]
     if chosen in texts or rejected in texts:
         return False
@@ -175,6 +175,17 @@ def _names_sides(row: Mapping[str, Any], called: tuple[str, ...]) -> bool:
 def _side(value: object, called: tuple[str, ...]) -> str | None:
     key = label_key(value)
     return word_verdict(key, (called[0], called[1])) or label_number(key)
+
+
+def _opened(cell: object) -> object:
+    """Return a plain value, with the list or dict that a text holds, as all of them are in a CSV file."""
+    value = plain(cell)
+    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+        return value
+    try:
+        return parse_cell("", value)
+    except DataError:
+        return value
 
 
 def _names_places(chosen: object, rejected: object, responses: object) -> bool:
@@ -237,7 +248,7 @@ def _names_beside(schema: Schema, head: Head, names: Sequence[object]) -> list[d
         values = [plain(row[role]) for role in both]
         if any(map(is_null, values)) or not _may_name(*values):
             continue
-        cells = {name: plain(row[key]) for key, name in others.items()}
+        cells = {name: _opened(row[key]) for key, name in others.items()}
         if any(set(values) <= _called(cell) for cell in cells.values()) or all(
             _is_in_a_name(str(value), cells) for value in values
         ):

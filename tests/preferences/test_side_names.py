@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -121,6 +122,19 @@ def test_names_of_many_models_are_no_texts_where_a_label_says_which_text_is_bett
 @pytest.mark.parametrize(("chosen", "rejected"), [("1", "0"), (1, 0)])
 def test_places_in_a_list_of_two_are_followed(chosen: object, rejected: object) -> None:
     assert read({**LIST, "chosen": chosen, "rejected": rejected}) == [COFFEE]
+
+
+@pytest.mark.parametrize("written", [json.dumps, repr])
+def test_they_are_followed_in_a_list_that_is_text_as_in_a_csv_file(
+    written: Callable[[object], str],
+) -> None:
+    texts = {"prompt": "Tea?", "responses": written(["Tea.", "Coffee."])}
+    for chosen, rejected in (("1", "0"), ("b", "a")):
+        assert read({**texts, "chosen": chosen, "rejected": rejected}) == [COFFEE]
+    models = {"m1": "Tea.", "m2": "Coffee."}
+    for outputs in (models, [{"model": name, "text": text} for name, text in models.items()]):
+        with pytest.raises(DataError, match=r"labels=|columns="):
+            read({"prompt": "Tea?", "outputs": written(outputs), "chosen": "m2", "rejected": "m1"})
 
 
 @pytest.mark.parametrize(
