@@ -552,7 +552,9 @@ class PersonaTable(Sequence[PersonaRow]):
             chosen_persona, rejected_persona: the columns with the personas of each side: sentences (see
                 `Persona.parse`), or records with `trait`, `preference` and, if they are known, `evidence` and
                 `flags`. None: this side has no personas.
-            columns: our names -> your names of the other columns, as for `infer_personas`.
+            columns: our names -> your names of the other columns, as for `infer_personas`. If a run made the
+                personas, read the sides as it did: give its `columns`, or as data `read_preferences` with its
+                `labels`.
 
         Raises:
             InvalidArgumentError: both names are None, a name is not a column, or the data has a column

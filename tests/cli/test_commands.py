@@ -247,6 +247,15 @@ def test_lines_in_a_file_that_is_whole_or_not_there(run: Run, reach: list[str]) 
     assert sorted(os.listdir()) == ["cache", "out.jsonl", "pairs.jsonl"]
 
 
+def test_lines_whose_sides_were_told_are_said_not_to_tell_them(run: Run, reach: list[str]) -> None:
+    """Other commands would give each persona to the other response."""
+    row = {"prompt": "p", "response_1": "a", "response_2": "b", "winner": "a"}
+    asked = ("infer", written([row]), "-o", "out.jsonl", *reach)
+    assert "how --column and --label read the pairs" not in run(*asked).stderr
+    done = run(*asked, "--label", "a=second", "--label", "b=first")
+    assert "how --column and --label read the pairs" in done.stderr
+
+
 @pytest.mark.parametrize("output", ["-", "out.jsonl", "out.parquet"])
 def test_rows_that_fail_have_an_exit_code_of_their_own(
     output: str, run: Run, reach: list[str]
