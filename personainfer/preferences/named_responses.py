@@ -28,7 +28,8 @@ _WORD_FOR_SIDE = re.compile(
 # It may be a quiz's answer, too.
 _WORD_FOR_CHOICE = re.compile(r"(?:answer|option)[ _-]?[0-9a-d]", re.I)
 _OF_TEXTS = re.compile(
-    "response|answer|output|completion|candidate|generation|text|option|choice|message|reply", re.I
+    "response|answer|output|completion|candidate|generation|text|option|choice|message|reply|replies",
+    re.I,
 )
 _NAMING_KEY = re.compile(r"(?:^|_)(?:id|name|model|key|label|letter)$", re.I)
 _MODEL_KEYS = ("model", "model_name", "name", "id")
@@ -227,9 +228,11 @@ def _are_words_for_sides(row: Mapping[str, Any]) -> bool:
 def _names_beside(schema: Schema, head: Head, names: Sequence[object]) -> list[dict[str, Any]]:
     """Return the rows in which chosen and rejected name texts in other columns.
 
-    A name may be a key of a dict of texts, a value (such as an id) in a dict that holds a text, or the start
-    or end of a column's name.
+    A name may be a key of a dict of texts, a value (such as an id) in a dict that holds a text, the start or
+    end of a column's name, or a place in a list. Places are not looked for where the caller named chosen and
+    rejected.
     """
+    is_told = {"chosen", "rejected"} <= schema.told.columns.keys()
     both = {role: schema.columns[role] for role in ("chosen", "rejected")}
     told = [plain(row[role]) for row in _rows(schema, both, head) for role in both]
     called = {str(value) for value in told if _may_name(value)}
@@ -249,8 +252,11 @@ def _names_beside(schema: Schema, head: Head, names: Sequence[object]) -> list[d
         if any(map(is_null, values)) or not _may_name(*values):
             continue
         cells = {name: _opened(row[key]) for key, name in others.items()}
-        if any(set(values) <= _called(cell) for cell in cells.values()) or all(
-            _is_in_a_name(str(value), cells) for value in values
+        lists = [] if is_told else [each for each in cells.values() if _are_texts(each)]
+        if (
+            any(set(values) <= _called(cell) for cell in cells.values())
+            or all(_is_in_a_name(str(value), cells) for value in values)
+            or any(_names_places(values[0], values[1], each) for each in lists)
         ):
             naming.append(row)
     return naming
@@ -281,6 +287,10 @@ def _called(cell: object) -> set[object]:
         for key, value in each.items()
         if _NAMING_KEY.search(str(key)) and _may_name(value)
     }
+
+
+def _are_texts(cell: object) -> bool:
+    return isinstance(cell, list | tuple) and all(isinstance(each, str | Mapping) for each in cell)
 
 
 def _is_in_a_name(value: str, cells: Mapping[str, object]) -> bool:

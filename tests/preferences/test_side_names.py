@@ -143,6 +143,8 @@ def test_they_are_followed_in_a_list_that_is_text_as_in_a_csv_file(
         {**TWO, "chosen": "1", "rejected": "0"},  # counted from where?
         {**LIST, "chosen": "2", "rejected": "1"},
         {**LIST, "responses": ["Tea.", "Coffee.", "Water."], "chosen": "2", "rejected": "0"},
+        {"prompt": "Tea?", "options": ["Tea.", "Coffee."], "chosen": "1", "rejected": "0"},
+        {"prompt": "Tea?", "model_replies": '["Tea.", "Coffee."]', "chosen": "b", "rejected": "a"},
         {
             "prompt": "Tea?",
             "gpt4": "Tea.",
@@ -166,6 +168,17 @@ def test_names_that_cannot_be_followed_are_refused(row: dict[str, Any]) -> None:
     for data in ([row], [row] * 300, pd.DataFrame([row])):
         with pytest.raises(DataError, match=r"labels=|columns=|pairs="):
             read_preferences(data)
+
+
+def test_numbers_beside_a_list_are_texts_if_the_caller_says_so_or_the_list_holds_them_or_no_texts() -> (
+    None
+):
+    row = {"prompt": "1 + 1?", "chosen": "2", "rejected": "1"}
+    both = {"chosen": "chosen", "rejected": "rejected"}
+    two = Preference(prompt="1 + 1?", chosen="2", rejected="1")
+    assert read({**row, "options": ["one", "two"]}, columns=both) == [two]
+    assert read({**row, "options": ["1", "2"]}) == [two]
+    assert read({**row, "text_ids": [7, 8, 9]}) == [two]
 
 
 def test_the_line_to_copy_reads_the_names() -> None:
