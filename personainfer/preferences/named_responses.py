@@ -181,7 +181,8 @@ def _side(value: object, called: tuple[str, ...]) -> str | None:
 def _opened(cell: object) -> object:
     """Return a plain value, with the list or dict that a text holds, as all of them are in a CSV file."""
     value = plain(cell)
-    if not isinstance(value, str) or not value.lstrip().startswith(("[", "{")):
+    ends = value.strip() if isinstance(value, str) else ""
+    if ends[:1] + ends[-1:] not in ("[]", "{}"):  # to find that prose is no list takes long
         return value
     try:
         return parse_cell("", value)
