@@ -165,7 +165,7 @@ _index: Any = pd.Index  # which is typed to take few types by their classes
 def _categories(values: list[Any]) -> Any:
     try:
         return pd.DataFrame({"x": pd.Categorical(objects(values))})
-    except (TypeError, ValueError):  # values without a hash
+    except (TypeError, ValueError, NotImplementedError):  # values without a hash, or halves
         return None
 
 
@@ -173,7 +173,7 @@ def _level(values: list[Any]) -> Any:
     try:
         labels = _index(objects(values), dtype=object, tupleize_cols=False)
         levels = pd.MultiIndex.from_arrays([range(len(values)), labels], names=["n", "x"])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, NotImplementedError):
         return None
     return pd.DataFrame({"y": range(len(values))}, index=levels)
 
