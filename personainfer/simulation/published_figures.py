@@ -255,6 +255,14 @@ def _judged_by(judge: str, scorer: Likelihood | None) -> str:
 # Persona inference
 
 
+def _writer(model: str | None, options: LLMOptions, lacking: str) -> LLM:
+    if model is None:
+        raise InvalidArgumentError(
+            f"the data has no {lacking}.", hint="Name a model.", argument="model"
+        )
+    return LLM(model, **options)
+
+
 def _persona_inference(
     rows: Rows,
     model: str | None,
@@ -267,16 +275,9 @@ def _persona_inference(
     read = _read_personas(rows)
     writer = None
     if read is None:
-        if model is None:
-            raise InvalidArgumentError(
-                "the data has no personas, and no model is named to infer them.",
-                hint="Name a model.",
-                argument="model",
-            )
-        writer = LLM(model, **options)
-    asker = (
-        None if scorer is not None else make_beside(writer, judge, options)
-    )  # before any call is paid for
+        writer = _writer(model, options, "personas, and no model is named to infer them")
+    # Before any call is paid for.
+    asker = None if scorer is not None else make_beside(writer, judge, options)
     table, differs = read or (
         infer_personas(rows, writer, progress=progress),
         [f"personas by {model}, not by Llama-3.1-405B"],
@@ -378,13 +379,7 @@ def _persona_tailoring(
             *cut,
         ]
     elif "chosen_persona_gold" in names:
-        if model is None:
-            raise InvalidArgumentError(
-                "the data has no responses, and no model is named to write them.",
-                hint="Name a model.",
-                argument="model",
-            )
-        llm = LLM(model, **options)
+        llm = _writer(model, options, "responses, and no model is named to write them")
         figures = _few_shot(rows, llm, judging(llm), progress)
         differs = [f"{model}, not Llama-3.1-8B, with 5 worked examples from half of the rows"]
     else:
