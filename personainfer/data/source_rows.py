@@ -512,10 +512,10 @@ def _values(schema: Schema, item: Mapping[str, object]) -> Sequence[object]:
         if schema.others:
             rest = {name: None if value in CSV_NULLS else value for name, value in item.items()}
             values = [*schema.filled(values, rest.get)]
-        place = schema.place_of_user
-        if place is not None and (whole := _WHOLE.fullmatch(str(values[place]))):
-            number = float(whole[1])  # pandas writes 7 as "7.0" beside nulls
-            values[place] = whole[1] if number < 2**53 else number
+        for place in schema.places_of_ids:
+            if whole := _WHOLE.fullmatch(str(values[place])):
+                number = float(whole[1])  # pandas writes 7 as "7.0" beside nulls
+                values[place] = whole[1] if number < 2**53 else number
         return values
     values = without_na(list(map(item.get, schema.columns.values(), repeat(ABSENT))))
     return schema.filled(values, item.get) if schema.others else values

@@ -138,10 +138,13 @@ class Schema:
         return is_pair and not self.depends_on_values and not is_asked_more
 
     @cached_property
-    def place_of_user(self) -> int | None:
-        """The index of the user among a row's values; None if no column of the data so far holds users."""
-        roles = list(self.columns)
-        return roles.index("user") if self.columns.get("user") in self.present else None
+    def places_of_ids(self) -> list[int]:
+        """The indices of the id and the user among a row's values; [] if no column so far holds them."""
+        return [
+            place
+            for place, (role, name) in enumerate(self.columns.items())
+            if role in ("id", "user") and name in self.present
+        ]
 
     @property
     def depends_on_values(self) -> bool:

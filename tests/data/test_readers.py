@@ -529,6 +529,17 @@ def test_a_user_whose_digits_a_csv_file_has_lost_is_nobody(user: str, tmp_path: 
     assert kept.preference == PAIR.model_copy(update={"user": "7"})
 
 
+def test_ids_are_the_same_in_a_frame_and_in_the_csv_file_that_pandas_writes_of_it(
+    tmp_path: Path,
+) -> None:
+    """Beside a null, pandas writes 7 as "7.0"; a float of 2**53 or more has lost digits."""
+    frame = pd.DataFrame([{**ROW, "id": id} for id in (7, None, 0, 2**60)])
+    frame.to_csv(path := tmp_path / "rows.csv", index=False)
+    found = preferences(read_preferences(path))
+    assert found == preferences(read_preferences(frame))
+    assert [pair and pair.id for pair in found] == ["7", None, "0", None]
+
+
 def test_users_in_different_columns_of_a_csv_file_are_read_though_pandas_made_floats_of_them(
     tmp_path: Path,
 ) -> None:
