@@ -372,7 +372,7 @@ def _comparison(
         unparsable, confidence: as for `compare_responses`.
     """
     prompts = prompt_numbers([one.pair.prompt if one.pair else None for one in pairs])
-    base, test = _lengths(pairs, verdicts["quality"])
+    base, test = _lengths(pairs, verdicts)
     won = {rubric: outcomes(given, unparsable) for rubric, given in verdicts.items()}
     rubrics = {
         rubric: RubricFindings(
@@ -410,15 +410,15 @@ def _comparison(
 
 
 def _lengths(
-    pairs: Sequence[ResponsePair], verdicts: Sequence[Verdict | None]
+    pairs: Sequence[ResponsePair], verdicts: Mapping[Rubric, Sequence[Verdict | None]]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Count the characters of the responses, the base model's and the test model's, shape (rows,) each.
 
-    NaN: the row was not judged, or the judge did not reply in one of the orders.
+    NaN: the row was not judged, or for no rubric did the judge reply in both orders.
     """
     judged = [
-        one.pair if v is not None and v.answered else None
-        for one, v in zip(pairs, verdicts, strict=True)
+        one.pair if any(v is not None and v.answered for v in of_row) else None
+        for one, *of_row in zip(pairs, *verdicts.values(), strict=True)
     ]
     base = [np.nan if pair is None else len(pair.rejected) for pair in judged]
     test = [np.nan if pair is None else len(pair.chosen) for pair in judged]

@@ -175,6 +175,31 @@ def test_lengths_of_both_sides_are_reported_and_controlled_for() -> None:
     assert found.quality.length_controlled.value < 0.65
 
 
+def test_what_the_judge_of_quality_leaves_open_changes_no_number_of_personalization() -> None:
+    base = ["b" * (n % 7 + 1) for n in range(20)]
+    test = ["t" * (n % 5 + 1) for n in range(20)]
+
+    def found(refused: int) -> ResponseComparison:
+        def judge(body: dict[str, Any]) -> Any:
+            number = int(between(body, "prompt"))
+            if number < refused and "<persona>" not in body["messages"][-1]["content"]:
+                return Fault.status(400)
+            test_is_first = between(body, "response_1").startswith("t")
+            return {"answer": "1" if test_is_first == (number % 3 > 0) else "2"}
+
+        with FakeLLM(judge) as llm:
+            address = llm.api_base
+            prompts = list(map(str, range(20)))
+            return pi.compare_responses(
+                prompts, base, test, "judge", personas=PERSONA, api_base=address
+            )
+
+    whole, part = found(0), found(12)
+    assert part.quality.win_rate.rate.n == 8
+    assert part.personalization == whole.personalization
+    assert part.length == whole.length
+
+
 # The same result
 
 
