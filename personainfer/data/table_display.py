@@ -247,7 +247,7 @@ def figures(added: Mapping[str, Sequence[Any]], neither: float = 0.0) -> Iterato
 
     Args:
         added: the added columns of a table, by name; without a column of scores, there is no line.
-        neither: the share of answers, from 0 to 1, that picked neither response. These count as wrong, so a
+        neither: the share of orders, from 0 to 1, without a pick of a response. These count as wrong, so a
             guess is right less often than half of the time; the line says how often.
     """
     for side in ("chosen", "rejected"):

@@ -164,8 +164,9 @@ class Verification(TableFindings):
         sides: each side.
         difference: accuracy of the chosen side minus that of the rejected side, over rows with both; None if
             one side was judged.
-        neither: the share of usable answers that picked neither response. They count as wrong, so a judge
-            that guesses has an accuracy of (1 - neither) / 2.
+        neither: the share of orders in which the judge picked neither response: it answered “neither”, or its
+            reply cannot be used. They count as wrong, so a judge that guesses has an accuracy of
+            (1 - neither) / 2.
         verdicts: side -> one verdict for each row, None without a persona.
 
     The table has the columns `chosen_verified` (whether both orders are right), `chosen_verified_score` (the
@@ -184,7 +185,7 @@ class Verification(TableFindings):
         """Return the sentences of `Findings`, after one on how often a judge that guesses is right."""
         guess = f"A judge that guesses is right in {(1 - self.neither) / 2:.0%} of the orders"
         if self.neither:
-            guess += f": it answered “neither” in {self.neither:.0%}, which counts as wrong"
+            guess += f": it picked neither response in {self.neither:.0%}, which counts as wrong"
         return [f"{guess}.", *super().remarks()]
 
     def grid(self) -> list[tuple[str, ...]]:

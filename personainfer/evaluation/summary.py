@@ -86,8 +86,8 @@ def guess_text(found: TableSummary) -> str:
     """Return sentences that say the accuracy of a judge that guesses, and whether more rows were judged."""
     neither = 1 - 2 * found.guess
     said = (
-        f"A guess is right in {found.guess:.0%} of the orders: in {neither:.0%} the judge answered"
-        " “neither”, which counts as wrong."
+        f"A guess is right in {found.guess:.0%} of the orders: in {neither:.0%} the judge picked"
+        " neither response, which counts as wrong."
         if neither
         else "A guess is right half of the time."
     )

@@ -434,10 +434,9 @@ def _verification(
     )
     given = [(row, side, v) for side in placed for row, v in enumerate(placed[side]) if v]
     known = any(verdict.has_probabilities for *_, verdict in given)
-    answers = [
-        opinion for *_, verdict in given for opinion in verdict.orders if not opinion.problem
-    ]
-    neither = sum(opinion.pick is None for opinion in answers) / max(len(answers), 1)
+    # Replies that cannot be used count, too: a judge that guesses is not right there.
+    orders = [opinion for *_, verdict in given if verdict.answered for opinion in verdict.orders]
+    neither = sum(opinion.pick is None for opinion in orders) / max(len(orders), 1)
 
     def rate(values: Mapping[Side, NDArray[np.float64]], names: Collection[Side]) -> Estimate:
         rows = np.stack([values[name] for name in names], axis=1)

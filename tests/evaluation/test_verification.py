@@ -641,8 +641,24 @@ def test_a_guess_is_right_less_often_where_the_judge_may_say_neither() -> None:
     found = run(reply, pi.verify_personas, table(4))
     assert found.neither == 0.25
     assert "A judge that guesses is right in 38% of the orders" in str(found)
-    assert "answered “neither” in 25%" in str(found)
+    assert "picked neither response in 25%" in str(found)
     assert run(perfect, pi.verify_personas, table(4)).neither == 0
+
+
+def test_a_guess_is_right_less_often_where_replies_cannot_be_used() -> None:
+    """This judge always says "1", which is as good as a coin."""
+
+    def first(body: dict[str, Any]) -> Any:
+        prompt = between(body, "prompt")
+        if "Question 2?" in prompt:
+            return Fault.status(400)  # such rows are left out
+        return "Well, …" if "Question 1?" in prompt else {"answer": "1"}
+
+    found = run(first, pi.verify_personas, table(4))
+    assert found.neither == pytest.approx(1 / 3)  # of the orders of the rows 0, 1 and 3
+    assert found.overall.accuracy.value == pytest.approx((1 - found.neither) / 2)
+    assert summarise(found.table).guess == pytest.approx((1 - found.neither) / 2)
+    assert "A judge that guesses is right in 33% of the orders" in str(found)
 
 
 # Comparing
