@@ -357,9 +357,8 @@ class PersonaAudit:
         return {name: plain(value) for name, value in found.items()}
 
     def __str__(self) -> str:
-        what = (
-            f"PersonaAudit: {len(self.choices):,} choices of {self.own.n:,} users: {self.verdict}"
-        )
+        users = len({choice.user for choice in self.choices})
+        what = f"PersonaAudit: {len(self.choices):,} choices of {users:,} users: {self.verdict}"
         return result_text([what], self.grid(), self.remarks())
 
 

@@ -271,6 +271,7 @@ def test_a_margin_that_is_no_number_is_left_out() -> None:
 
     found = pi.audit_personas(world.personas("knows"), world.choices, scorer, baselines=FREE)
     assert (found.failed, found.own.n) == (6, 9)
+    assert "60 choices of 10 users" in str(found)  # as for the choices, of which 6 have no margin
 
 
 @pytest.mark.heavy
