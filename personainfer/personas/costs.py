@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import islice
 from typing import Any
 
@@ -25,7 +25,8 @@ class CostEstimate(Record):
     Attributes:
         rows: rows that the run's table would have, before any is dropped.
         unusable_rows: those of these rows that have no pair, for which nothing is sent.
-        calls: calls to make. A reply in the cache needs none.
+        calls: calls to make. A reply in the cache needs none. Equal requests need one, which brings the reply
+            into the cache; with `cache=False` each is counted.
         cached: requests whose replies are in the cache.
         prompt_tokens: tokens of the prompts to send, at four bytes a token.
         completion_tokens: tokens of the replies to these calls, at sixty tokens a persona.
@@ -52,14 +53,21 @@ def estimate(llm: LLM, rows: Iterable[SourceRow], plan: Plan) -> CostEstimate:
     Raises:
         CacheError: the cache of replies fails.
     """
-    count = unusable = requests = calls = prompt_bytes = 0
-    asked = plan.asked(rows)
+    count = unusable = cached = calls = prompt_bytes = 0
+    asked, counted = plan.asked(rows), set[bytes]()
     while group := list(islice(asked, _ROWS_A_LOOKUP)):
         count += len(group)
         unusable += sum(not found for _, found in group)
         every = [request for _, found in group for request in found]
-        missing = _not_cached(llm, every)
-        requests += len(every)
+        jobs = [llm.job(request) for request in every]
+        known = stored_texts(jobs, llm.cache)
+        cached += sum(job.key in known for job in jobs)
+        missing = list[Request]()
+        for request, job in zip(every, jobs, strict=True):
+            if job.key not in known and job.key not in counted:
+                missing.append(request)
+                if llm.cache is not None:
+                    counted.add(job.key)
         calls += len(missing)
         prompt_bytes += sum(map(_size, missing))
     prompt_tokens = prompt_bytes // BYTES_A_TOKEN
@@ -71,7 +79,7 @@ def estimate(llm: LLM, rows: Iterable[SourceRow], plan: Plan) -> CostEstimate:
         rows=count,
         unusable_rows=unusable,
         calls=calls,
-        cached=requests - calls,
+        cached=cached,
         prompt_tokens=prompt_tokens,
         completion_tokens=completion_tokens,
         cost=cost if calls else 0.0,
@@ -89,16 +97,11 @@ def first_body(llm: LLM, rows: Iterable[SourceRow], plan: Plan) -> dict[str, Any
     problem = "there are no rows."
     for (row, _), requests in plan.asked(rows):
         if requests:
-            body: dict[str, Any] = json.loads(llm.job(requests[0]).body)
-            return body
+            body = llm.transport.dialect.written(llm.job(requests[0]).body)
+            found: dict[str, Any] = json.loads(body)
+            return found
         problem = f"no row can be asked about; {row.error}"
     raise DataError(problem)
-
-
-def _not_cached(llm: LLM, requests: Sequence[Request]) -> list[Request]:
-    jobs = [llm.job(request) for request in requests]
-    known = stored_texts(jobs, llm.cache)
-    return [one for one, job in zip(requests, jobs, strict=True) if job.key not in known]
 
 
 def _size(request: Request) -> int:

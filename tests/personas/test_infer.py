@@ -33,6 +33,7 @@ from personainfer.exceptions import (
     UnknownOptionError,
 )
 from personainfer.personas import infer as infer_module
+from personainfer.personas.infer import first_request
 from personainfer.personas.prompts import default_exemplars
 from personainfer.testing import FakeLLM, Fault
 
@@ -728,6 +729,30 @@ def test_estimate_cost_makes_no_call_and_knows_the_cache(
     assert llm.calls == 4
     assert pi.estimate_cost(pairs(5), **endpoint).cost is None
     assert pi.estimate_cost(pairs(9), "gpt-4o-mini").cost is not None
+
+
+@pytest.mark.parametrize("options", [{}, {"protocol": "separate"}])
+def test_an_estimate_counts_equal_requests_once_as_they_are_sent(
+    llm: FakeLLM, endpoint: dict[str, Any], options: dict[str, Any]
+) -> None:
+    swapped = [{**p, "chosen": p["rejected"], "rejected": p["chosen"]} for p in pairs(2)]
+    data = [*pairs(2), *swapped, *pairs(3)]
+    estimate = pi.estimate_cost(data, **endpoint, **options)
+    calls = pi.infer_personas(data, **endpoint, **options).usage.calls
+    assert (estimate.calls, estimate.cached) == (calls, 0)
+    again = pi.estimate_cost(data, **endpoint, **options)
+    assert (again.calls, again.cached) == (0, len(data) * calls // 3)
+    assert pi.estimate_cost(data, **endpoint, **options, cache=False).calls == again.cached
+
+
+@pytest.mark.parametrize("model", ["fake", "o3-mini", "gpt-5-mini"])
+def test_the_first_request_that_is_shown_is_the_one_that_is_sent(
+    llm: FakeLLM, endpoint: dict[str, Any], model: str
+) -> None:
+    given = {**endpoint, "model": model}
+    body = first_request(pairs(1), **given)
+    pi.infer_personas(pairs(1), **given)
+    assert llm.requests == [body]
 
 
 def test_estimated_prompt_tokens_are_near_the_endpoints_count(
