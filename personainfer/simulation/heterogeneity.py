@@ -67,7 +67,8 @@ class Votes:
     def entropy(self) -> FloatArray:
         """The entropy of each prompt's vote, -sum p log p in nats, shape (prompts,): 0 if all users agree."""
         logs = np.log(np.where(self.shares > 0, self.shares, 1.0))
-        found: FloatArray = np.maximum(-(self.shares * logs).sum(axis=1), 0.0)
+        most = math.log(min(self.users, self.shares.shape[1]))  # rounding may exceed it
+        found: FloatArray = np.clip(-(self.shares * logs).sum(axis=1), 0.0, most)
         return found
 
     @property
@@ -77,7 +78,7 @@ class Votes:
         `winners` is the number of users or of responses, whichever is smaller, and at least 2.
         """
         winners = max(2, min(self.users, self.shares.shape[1]))
-        return 0.0, math.log(winners) * (1 + 1e-9)  # rounding may exceed it
+        return 0.0, math.log(winners)
 
     def summary(self) -> dict[str, Estimate]:
         """Return means over prompts, and shares of prompts, by name.

@@ -41,6 +41,14 @@ def test_votes_by_hand() -> None:
     assert "Votes of 4 users on 3 prompts" in str(found)
 
 
+@pytest.mark.parametrize("winners", [2, 5, 12])
+def test_rounding_puts_no_vote_beyond_the_highest_entropy(winners: int) -> None:
+    """`plot_vote_entropy` ends there: it left out the prompts on which users agree least."""
+    one_each = np.arange(winners)[:, None]
+    assert votes(one_each, winners).entropy.max() <= math.log(winners)
+    assert votes(one_each, 20).summary()["entropy of the vote, nats"].value <= math.log(winners)
+
+
 def test_one_mind_and_many() -> None:
     """With a large alpha all users agree; with a tiny one each follows one of the models."""
     random = np.random.default_rng(0)
