@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import personainfer as pi
+from personainfer.data import read_preferences
 from personainfer.exceptions import InvalidArgumentError, RowsFailedError
 from personainfer.personas.flags import find_flags
 from personainfer.scoring.posterior import PersonaPosterior
@@ -225,6 +226,28 @@ def test_a_table_that_was_inferred_is_read_back_from_its_frame(endpoint: dict[st
     assert [(str(row.chosen), row.error) for row in again] == [
         (str(row.chosen), row.error) for row in table
     ]
+
+
+@containers
+def test_the_error_of_a_row_is_read_from_any_container(container: str, tmp_path: Path) -> None:
+    rows = data(chosen_persona=None, rejected_persona=None, persona_error="it was refused")
+    rows[0] |= {"chosen_persona": SENTENCE, "persona_error": None}
+    table = pi.PersonaTable.from_data(CONTAINERS[container](rows, tmp_path))
+    assert [row.error for row in table] == [None, *["it was refused"] * (len(rows) - 1)]
+
+
+def test_a_saved_table_whose_sides_were_told_is_not_read_the_other_way_round(
+    endpoint: dict[str, Any], tmp_path: Path
+) -> None:
+    """Each persona stood beside the other response."""
+    rows = [{"prompt": "p", "response_1": "a", "response_2": "b", "winner": "a"}]
+    labels = {"a": "second", "b": "first"}
+    path = pi.infer_personas(rows, labels=labels, **endpoint).save(tmp_path / "t.parquet")
+    for it in (path, pd.read_parquet(path)):
+        with pytest.raises(InvalidArgumentError, match="read the other response as the chosen"):
+            pi.PersonaTable.from_data(it)
+        read = pi.PersonaTable.from_data(read_preferences(it, labels=labels))
+        assert [row.preference and row.preference.chosen for row in read] == ["b"]
 
 
 @pytest.mark.parametrize(

@@ -176,12 +176,8 @@ def infer(
         with opened_lines(output, data) as out:
             stream = pi.iter_personas(rows_of(data, limit), model, **asked)
             bar = bar_beside_lines(progress) if output == "-" else progress
-            done = Done.counted(written_rows(stream, out, bar, details), stream)
-        if output != "-" and (options["column"] or options["label"]):
-            note(
-                f"{output} does not tell how --column and --label read the pairs: to verify, report or export"
-                " these personas, infer to a .parquet file."
-            )
+            told: dict[str, Any] = {n: asked[n] for n in ("columns", "labels") if n in asked}
+            done = Done.counted(written_rows(stream, out, bar, details, told), stream)
         end(done, None if output == "-" else Path(output), as_json)
 
 

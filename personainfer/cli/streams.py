@@ -10,9 +10,8 @@ import os
 import shlex
 import stat
 import sys
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
@@ -41,7 +40,7 @@ def rows_of(data: str, limit: int | None) -> Any:
 
     Args:
         data: the path of a file; "-": JSON lines on standard input.
-        limit: only the first rows; None: all.
+        limit: only the first rows, which are read as they are among all; None: all.
 
     Returns:
         The path itself, if it is a file and there is no `limit`; else the rows.
@@ -50,26 +49,31 @@ def rows_of(data: str, limit: int | None) -> Any:
         InvalidArgumentError: there is no such file, it cannot be read, or standard input is closed.
         DataError: with `limit`, the content of the file cannot be read.
     """
-    from ..data.file_formats import bounded_lines, check_file, jsonl_rows, open_rows
+    from ..data.file_formats import FirstRows, bounded_lines, check_file, jsonl_rows, open_rows
 
     if data == "-":
         if sys.stdin is None:
             raise InvalidArgumentError("standard input is closed.", hint="Name a file.")
-        return islice(jsonl_rows(bounded_lines(sys.stdin.buffer), "standard input"), limit)
+        rows: Iterable[object] = jsonl_rows(bounded_lines(sys.stdin.buffer), "standard input")
+        return rows if limit is None else FirstRows(rows, limit)
     try:
         check_file(data)  # first, so that a missing file is found before a fault of the model
     except MissingFileError:
         raise
     except InvalidArgumentError as error:
         raise InvalidArgumentError(error.message, hint=_SUPPORTED) from None
-    return data if limit is None else list(islice(open_rows(data)[0], limit))
+    return data if limit is None else FirstRows(open_rows(data)[0], limit)
 
 
 # Output
 
 
 def written_rows(
-    stream: PersonaStream, out: IO[str], progress: bool | None, details: bool = False
+    stream: PersonaStream,
+    out: IO[str],
+    progress: bool | None,
+    details: bool = False,
+    told: Mapping[str, Any] | None = None,
 ) -> Iterator[PersonaRow]:
     """Write each row as a line of JSON as soon as it is ready, then yield it. Close the stream at the end.
 
@@ -80,6 +84,7 @@ def written_rows(
         out: standard output, or an open file.
         progress: whether to show a bar; None: in a terminal.
         details: whether to add the columns that `PersonaTable.to_pandas(details=True)` adds.
+        told: the options by which the sides were read, which `PersonaTable.from_data` reads from the lines.
 
     Raises:
         InvalidArgumentError: with `details`, the data has a column with the name of an added one.
@@ -89,14 +94,15 @@ def written_rows(
     with stream:
         bar = with_progress_bar(stream, progress, total=stream.source.total)
         for place, row in enumerate(bar):
-            line = _line(row, details)
+            line = _line(row, details, told)
             out.write(line if place or out is sys.stdout else marked(line, "inferred"))
             out.flush()
             yield row
 
 
-def _line(row: PersonaRow, details: bool) -> str:
+def _line(row: PersonaRow, details: bool, told: Mapping[str, Any] | None = None) -> str:
     """Return a row as a line of JSON: the user's own columns, then the personas. Raises as `written_rows`."""
+    from ..data.column_values import RECORD
     from ..data.own_columns import own_values
     from ..data.table_display import detail_columns, persona_columns
 
@@ -105,6 +111,8 @@ def _line(row: PersonaRow, details: bool) -> str:
     if details:
         _check_details(own)
         made |= {name: value for name, (value,) in detail_columns([row]).items()}
+    if told:
+        made[RECORD] = told
     return _json({**{name: _uncut(value) for name, value in own.items()}, **made}) + "\n"
 
 

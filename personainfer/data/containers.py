@@ -109,8 +109,12 @@ def read_preferences(
     return source
 
 
-def read_with_columns(data: object, columns: Mapping[str, str] | None) -> PreferenceSource:
+def read_with_columns(
+    data: object, columns: Mapping[str, str] | None, labels: Mapping[str, str] | None = None
+) -> PreferenceSource:
     """Read data as `read_preferences` does, for a function that has its argument `columns` and no other.
+
+    `labels` are those that the data tells itself.
 
     If the hint of an error advises `labels=` or `pairs=`, it also says to call `read_preferences` with that
     option, and to pass what it returns as the data.
@@ -119,7 +123,7 @@ def read_with_columns(data: object, columns: Mapping[str, str] | None) -> Prefer
         InvalidArgumentError, DataError, MissingExtraError: as `read_preferences`.
     """
     try:
-        return read_preferences(data, columns=columns)
+        return read_preferences(data, columns=columns, labels=labels)
     except DataError as error:
         if not any(f"{option}=" in error.hint for option in ("labels", "pairs")):
             raise

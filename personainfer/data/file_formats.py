@@ -113,6 +113,17 @@ class StreamedRows:
             ) from error
 
 
+@dataclass(frozen=True)
+class FirstRows:
+    """The first rows of a file or a pipe. Those behind them, too, show what its columns and labels mean."""
+
+    rows: Iterable[object]
+    count: int
+
+    def __iter__(self) -> Iterator[object]:
+        return islice(self.rows, self.count)
+
+
 def open_rows(data: str | Path) -> tuple[Iterable[object], int | None]:
     """Open a file or a data set of the hub, as rows.
 

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from ..exceptions import DataError, InvalidArgumentError
-from ..preferences.cells import is_null, parse_cell
-from ..records import Persona, PersonaRow
+from ..preferences.cells import is_null, parse_cell, read_json
+from ..records import Persona, PersonaRow, Preference
 from .arrow_columns import arrow_cells, cells_of, in_narwhals, package_of
-from .column_values import COLUMNS
+from .column_values import COLUMNS, RECORD
 from .containers import read_with_columns
-from .file_formats import CSV_NULLS
+from .file_formats import CSV_NULLS, open_rows
 from .own_columns import own_names
 from .source_rows import PreferenceSource, SourceRow
 
@@ -51,18 +53,20 @@ def read_personas(
         raise InvalidArgumentError(
             "chosen_persona= and rejected_persona= name the columns of the personas; one may be None."
         )
-    source = read_with_columns(data, columns)
+    told = _told(data)
+    source = read_with_columns(data, columns or told.get("columns"), told.get("labels"))
+    errors = "persona_error" if not names.keys() - wanted.keys() else ""
     if source.original is None:
         read = list(source)
         found: Iterable[object] = (name for row in read for name in row.columns)
         _check_names(list(dict.fromkeys(found)), wanted, bool(read))
         values: Iterable[Mapping[str, Any]] = (row.columns for row in read)
     else:
-        _check_names(own_names(source.original), wanted, True)
+        _check_names(own := own_names(source.original), wanted, True)
         read = list(source)
-        values = _columns_of(source.original, list(wanted.values()))
+        needed = {*wanted.values(), errors, RECORD}
+        values = _columns_of(source.original, sorted(needed & _texts(own)))
     _check_sides(source.summary.get("columns", {}), wanted)
-    errors = "persona_error" if not names.keys() - wanted.keys() else ""
     rows = [
         _row(place, one, given, wanted, errors)
         for place, (one, given) in enumerate(zip(read, values, strict=True))
@@ -70,8 +74,47 @@ def read_personas(
     return rows, source
 
 
+_FRAMES = (
+    ("pandas", "DataFrame"),
+    ("polars", "DataFrame"),
+    ("pyarrow", "Table"),
+    ("datasets", "Dataset"),
+)
+
+
+def _told(data: object) -> dict[str, Mapping[str, str]]:
+    """Return the options by which the command infer read the pairs of its lines, as the first line tells."""
+    rows: Iterable[object] = data if isinstance(data, list) else ()
+    if isinstance(data, str | Path) and str(data).removesuffix(".gz").endswith(".jsonl"):
+        rows = open_rows(data)[0]
+    elif (package_of(data), type(data).__name__) in _FRAMES and RECORD in _texts(own_names(data)):
+        rows = _columns_of(data, [RECORD])
+    first = next(iter(rows), None)
+    told = first.get(RECORD) if isinstance(first, Mapping) else None
+    return {} if not isinstance(told, Mapping) else dict(told)
+
+
+def _check_record(record: object, pair: Preference) -> None:
+    """Raise InvalidArgumentError if a row's record, which a saved table has, tells the sides exchanged."""
+    was: object = None
+    if isinstance(record, str):
+        with suppress(ValueError, LookupError, TypeError):
+            was = read_json(record)["preference"]
+    told = isinstance(was, dict) and (was.get("chosen"), was.get("rejected"))
+    if told == (pair.rejected, pair.chosen):
+        raise InvalidArgumentError(
+            "the data is a table that was saved, whose run read the other response as the chosen one.",
+            hint="Open the file: PersonaTable.load(path). Or read the sides as the run did, with its columns="
+            " and labels=.",
+        )
+
+
+def _texts(names: Iterable[object]) -> set[str]:
+    return {name for name in names if isinstance(name, str)}  # pandas' NA equals nothing
+
+
 def _check_names(found: list[Any], wanted: Mapping[str, str], has_rows: bool) -> None:
-    texts = {name for name in found if isinstance(name, str)}  # pandas' NA equals nothing
+    texts = _texts(found)
     for side, name in wanted.items():
         if has_rows and name not in texts:
             close = get_close_matches(name, map(str, found), n=1)
@@ -130,8 +173,10 @@ def _columns_of(original: Any, names: list[str]) -> Iterator[Mapping[str, Any]]:
 def _row(
     place: int, read: SourceRow, given: Mapping[str, Any], wanted: Mapping[str, str], errors: str
 ) -> PersonaRow:
+    own = {name: value for name, value in read.columns.items() if name != RECORD}
     if read.preference is None:
-        return PersonaRow(place, None, error=read.error, columns=read.columns)
+        return PersonaRow(place, None, error=read.error, columns=own)
+    _check_record(given.get(RECORD), read.preference)
     personas: dict[str, Persona | None] = {}
     error = None
     for side, name in wanted.items():
@@ -150,7 +195,7 @@ def _row(
         chosen=personas.get("chosen"),
         rejected=personas.get("rejected"),
         error=error,
-        columns=read.columns,
+        columns=own,
     )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from typing import Any, Final, NamedTuple
 
 from ..exceptions import (
@@ -28,7 +28,7 @@ from ..preferences.schemas import Mapped, Schema
 from ..preferences.turns import ROLES, check_text
 from ..records import Preference
 from .column_values import DEEPEST, are_flat, holds_too_deep, json_text, size_of
-from .file_formats import CSV_NULLS, SUPPORTED, BrokenRow, CsvRow
+from .file_formats import CSV_NULLS, SUPPORTED, BrokenRow, CsvRow, FirstRows
 
 
 class SourceRow(NamedTuple):
@@ -249,7 +249,7 @@ class RowStream:
     slow source is not started twice. A later pass iterates `items` again.
 
     Args:
-        items: dicts, tuples, `Preference` or `BrokenRow`.
+        items: dicts, tuples, `Preference` or `BrokenRow`; or the `FirstRows` of these.
         told: the caller's options about the data.
 
     Attributes:
@@ -262,6 +262,8 @@ class RowStream:
     """
 
     def __init__(self, items: Iterable[object], told: Mapped) -> None:
+        self._count = items.count if isinstance(items, FirstRows) else None
+        items = items.rows if isinstance(items, FirstRows) else items
         iterator = iter(items)
         self._items, self._told, self._is_iterator = items, told, iterator is items
         self._iterator: Iterator[object] | None = map(_by_name, iterator)
@@ -297,6 +299,9 @@ class RowStream:
             )
         head, iterator = self.head, self._iterator or map(_by_name, self._items)
         self.head, self._iterator = [], None
+        if self._count is not None:
+            head = head[: self._count]
+            iterator = islice(iterator, self._count - len(head))
         return head, iterator
 
     def _several(self) -> Iterator[SourceRow]:

@@ -554,12 +554,13 @@ class PersonaTable(Sequence[PersonaRow]):
                 `flags`. None: this side has no personas.
             columns: our names -> your names of the other columns, as for `infer_personas`. If a run made the
                 personas, read the sides as it did: give its `columns`, or as data `read_preferences` with its
-                `labels`.
+                `labels`. The lines of the command infer tell these themselves.
 
         Raises:
             InvalidArgumentError: both names are None, a name is not a column, or the data has a column
                 `chosen_persona` or `rejected_persona` that is not read, and that the table would replace; or
-                the data is of no supported kind.
+                the data is of no supported kind, or is a saved table whose run read the sides the other way
+                round.
             DataError: the data is not recognised as preference data.
             MissingExtraError: `datasets` is not installed, and a data set of the hub is read.
         """

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import polars as pl
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -227,6 +228,25 @@ def test_a_pipe_in(run: Run, reach: list[str], llm: FakeLLM) -> None:
     assert llm.calls == 2
 
 
+@pytest.mark.parametrize("source", ["pairs.jsonl", "-"])
+def test_the_first_rows_are_read_as_they_are_among_all(
+    source: str, run: Run, reach: list[str], llm: FakeLLM
+) -> None:
+    """A first row with the label 1 was read alone, as if the first response were the chosen one."""
+    rows = [
+        {"prompt": f"p{n}", "response_1": f"a{n}", "response_2": f"b{n}", "label": label}
+        for n, label in enumerate([1, 0, 1])
+    ]
+    text = Path(written(rows)).read_text(encoding="utf-8")
+    asked = ("infer", source, "--limit", "1", *reach)
+    refused = run(*asked, given=text)
+    assert (refused.exit_code, llm.calls) == (2, 0)
+    assert "--label '0=…' --label '1=…'" in refused.stderr
+    done = run(*asked, "--label", "0=first", "--label", "1=second", given=text)
+    assert [row["prompt"] for row in lines(done.stdout)] == ["p0"]
+    assert llm.calls == 1
+
+
 def test_a_table_out_is_one_that_loads(run: Run, reach: list[str]) -> None:
     table = pi.PersonaTable.load(made_table(reach, run))
     assert len(table) == 4
@@ -247,13 +267,40 @@ def test_lines_in_a_file_that_is_whole_or_not_there(run: Run, reach: list[str]) 
     assert sorted(os.listdir()) == ["cache", "out.jsonl", "pairs.jsonl"]
 
 
-def test_lines_whose_sides_were_told_are_said_not_to_tell_them(run: Run, reach: list[str]) -> None:
+@pytest.mark.parametrize(
+    "told",
+    [
+        ("--label", "a=second", "--label", "b=first"),
+        ("--label", "0=second", "--label", "1=first", "--column", "label=safer"),
+        ("--column", "chosen=response_2", "--column", "rejected=response_1"),
+    ],
+)
+def test_lines_tell_how_their_sides_were_read(
+    told: tuple[str, ...], run: Run, reach: list[str]
+) -> None:
     """Other commands would give each persona to the other response."""
-    row = {"prompt": "p", "response_1": "a", "response_2": "b", "winner": "a"}
-    asked = ("infer", written([row]), "-o", "out.jsonl", *reach)
-    assert "how --column and --label read the pairs" not in run(*asked).stderr
-    done = run(*asked, "--label", "a=second", "--label", "b=first")
-    assert "how --column and --label read the pairs" in done.stderr
+    rows = [
+        {"prompt": f"p{n}", "response_1": f"a{n}", "response_2": f"b{n}", "winner": "a", "safer": 1}
+        for n in range(2)
+    ]
+    for output in ("out.jsonl", "table.parquet"):
+        assert run("infer", written(rows), "-o", output, *told, *reach).exit_code == 0
+    table = pi.PersonaTable.load("table.parquet")
+    for it in (
+        Path("out.jsonl"),
+        pd.read_json("out.jsonl", lines=True),
+        pl.read_ndjson("out.jsonl"),
+    ):
+        again = pi.PersonaTable.from_data(it)
+        assert [(row.preference, str(row.chosen), str(row.rejected)) for row in again] == [
+            (row.preference, str(row.chosen), str(row.rejected)) for row in table
+        ]
+    again = pi.PersonaTable.from_data("out.jsonl")
+    assert again.to_pandas().columns.tolist() == table.to_pandas().columns.tolist()
+    saved = again.save("again.parquet")
+    assert pi.PersonaTable.load(saved)[0].preference == table[0].preference
+    exported = [run("export", name).stdout for name in ("out.jsonl", "table.parquet")]
+    assert exported[0] == exported[1] != ""
 
 
 @pytest.mark.parametrize("output", ["-", "out.jsonl", "out.parquet"])
