@@ -144,7 +144,8 @@ def evaluate_prefixes(
     for one in prefixes.values():  # before anything is fitted
         if isinstance(one, Prefix):
             one.check_held_out(users)
-    kinds = _questions(questions, choices)
+    ids = [one.data_ids.get(c.id or "", c.id) for one in users for c in one.new]
+    kinds = _questions(questions, choices, ids)
     names = tuple(one.name for one in users if one.new)
     parts = (
         [Fold("all", names, names)] if folds is None else folds_of(names, folds, known, draw_seed)
@@ -336,12 +337,14 @@ def _case(prefix: Prefix, choice: Preference) -> tuple[Case, int]:
 
 
 def _questions(
-    given: Mapping[str, str] | str | None, choices: Sequence[Preference]
+    given: Mapping[str, str] | str | None,
+    choices: Sequence[Preference],
+    ids: Sequence[str | None],
 ) -> tuple[str | None, ...]:
     if isinstance(given, str):
         return tuple(find_questions(choices))
     known = texts_of("questions", given or {})
-    kinds = tuple(known.get(choice.id or "") for choice in choices)
+    kinds = tuple(known.get(one or "") for one in ids)
     if known and not any(kinds):
         raise InvalidArgumentError(
             f"questions= has none of the {len(choices):,} choices, such as {choices[0].id!r}.",

@@ -42,7 +42,7 @@ class UserAtWork:
         hypotheses: explanations of choices, those of `before` first.
         problem: why there is no persona; None: nothing is wrong so far.
         old: the choices of `before`.
-        given_ids: ids of new choices that are in the data, and were not made up.
+        data_ids: id of a new choice -> its id in the data, which a choice before it may have, too.
     """
 
     name: str
@@ -56,7 +56,7 @@ class UserAtWork:
         self.hypotheses += self.before.hypotheses if self.before else ()
         self._known = set(map(_texts, self.old))
         self._ids = {choice.id for choice in self.old}
-        self.given_ids: set[str] = set()
+        self.data_ids: dict[str, str] = {}
 
     @property
     def choices(self) -> tuple[Preference, ...]:
@@ -89,8 +89,8 @@ class UserAtWork:
             name += "'"
         self._known.add(_texts(choice))
         self._ids.add(name)
-        if name == choice.id:
-            self.given_ids.add(name)
+        if choice.id:
+            self.data_ids[name] = choice.id
         self.new.append(choice if name == choice.id else choice.model_copy(update={"id": name}))
 
 
@@ -199,7 +199,9 @@ def refuse_leaks(
         for one in held_out
         if one.name in sources
         for choice in one.new
-        if sources[one.name].holds(choice, by_ids and choice.id in one.given_ids)
+        if sources[one.name].holds(
+            choice, by_ids and choice.id == one.data_ids.get(choice.id or "")
+        )
     ]
     if not leaks:
         return

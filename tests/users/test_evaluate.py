@@ -345,6 +345,15 @@ def test_clashing_and_personal_questions_are_told_apart() -> None:
     assert list(named.prefixes["persona"].questions) == ["divergent"]
 
 
+def test_all_choices_with_the_id_of_a_question_have_its_kind() -> None:
+    data = held_out(4)
+    for number, row in enumerate(data):
+        row["id"] = f"q{number % 2}"  # two choices of each user on each question
+    kinds = {"q0": "personal", "q1": "divergent"}
+    found = pi.evaluate_prefixes({"persona": personas()}, data, obeys, questions=kinds)
+    assert found.questions == ("personal", "divergent") * (len(data) // 2)
+
+
 def test_questions_of_no_choice_are_not_passed_over() -> None:
     asked: list[object] = []
 
