@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from ..arguments import id_text
 from ..exceptions import DataError
 from ..preferences.cells import read_json
 from .options import AsJson, given, pairs, with_llm_options
@@ -118,7 +119,7 @@ def read_personas(path: Path) -> UserPersonas | dict[str, str]:
         return UserPersonas.load(path)
     texts: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
-        user = str(row["user"])
+        user = id_text(row["user"])
         if user in texts:
             raise DataError(
                 f"{path}: the user {user!r} has two personas, the second in row {number}.",
@@ -136,4 +137,4 @@ def _is_text(row: dict[str, Any]) -> bool:
     """
     if "user" not in row and "user_id" in row:
         row["user"] = row["user_id"]
-    return isinstance(row.get("persona"), str) and isinstance(row.get("user"), str | int)
+    return isinstance(row.get("persona"), str) and isinstance(row.get("user"), str | int | float)

@@ -91,6 +91,8 @@ def test_a_line_with_two_personas_is_none_and_a_byte_order_mark_is_no_text(tmp_p
     path = tmp_path / "texts.jsonl"
     path.write_text('\ufeff{"user": "u", "persona": "calm"}\n', encoding="utf-8")
     assert read_personas(path) == {"u": "calm"}
+    path.write_text('{"user": 7.0, "persona": "calm"}')  # as pandas writes a column with a gap
+    assert read_personas(path) == {"7": "calm"}
     path.write_text('{"user": "u", "persona": "calm", "persona": "loud"}\n', encoding="utf-8")
     with pytest.raises(DataError, match="'persona' is there twice"):
         read_personas(path)
