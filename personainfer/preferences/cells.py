@@ -250,16 +250,20 @@ def parse_cell(name: str, value: object) -> object:
         ) from None
 
 
-class _WithNan(ast.NodeTransformer):
-    """Replaces the names nan and inf, which `literal_eval` refuses, by the floats that Python prints so."""
+class _Printed(ast.NodeTransformer):
+    """Replaces printed names and calls, which `literal_eval` refuses: nan, inf, the arrays of NumPy."""
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         return ast.Constant(float(node.id)) if node.id in ("nan", "inf") else node
 
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        is_array = isinstance(node.func, ast.Name) and node.func.id == "array" and node.args
+        return self.visit(node.args[0]) if is_array else node
+
 
 # White space between two values, where NumPy prints no comma: ['a' 'b'].
 _NUMPY_GAP = re.compile(
-    r"""('(?:[^'\\]|\\.)*+'?|"(?:[^"\\]|\\.)*+"?)|(?<=[\]}'"\w.])\s+(?=[\[{'"\w.-])""", re.DOTALL
+    r"""('(?:[^'\\]|\\.)*+'?|"(?:[^"\\]|\\.)*+"?)|(?<=[\])}'"\w.])\s+(?=[\[{'"\w.-])""", re.DOTALL
 )
 
 
@@ -272,7 +276,7 @@ def _of_python(printed: str) -> object:
     try:
         return ast.literal_eval(printed)
     except ValueError:
-        return ast.literal_eval(_WithNan().visit(ast.parse(printed, mode="eval")))
+        return ast.literal_eval(_Printed().visit(ast.parse(printed, mode="eval")))
 
 
 # JSON

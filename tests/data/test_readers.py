@@ -540,6 +540,27 @@ def test_ids_are_the_same_in_a_frame_and_in_the_csv_file_that_pandas_writes_of_i
     assert [pair and pair.id for pair in found] == ["7", None, "0", None]
 
 
+def test_lists_in_lists_are_the_same_in_a_frame_and_in_the_csv_file_that_pandas_writes_of_it(
+    tmp_path: Path,
+) -> None:
+    """Of a frame that Arrow made they are arrays: a history was left out, calls of tools were errors."""
+    call = {"function": {"name": "f", "arguments": "{}"}, "type": "function"}
+    turns = [
+        {"role": "assistant", "content": "", "tool_calls": [call, call]},
+        {"role": "user", "content": "q"},
+    ]
+    for row in (
+        {"history": [["hello", "it's"], ["so", "a\nb"]], "instruction": "q"},
+        {"prompt": turns},
+    ):
+        rows = [{**row, "chosen": "yes", "rejected": "no"}] * 6
+        frame = pa.Table.from_pylist(rows).to_pandas()
+        frame.to_csv(path := tmp_path / "rows.csv", index=False)
+        found = preferences(read_preferences(path))
+        assert found == preferences(read_preferences(frame))
+        assert [pair and len(pair.prompt) > 1 for pair in found] == [True] * 6
+
+
 def test_users_in_different_columns_of_a_csv_file_are_read_though_pandas_made_floats_of_them(
     tmp_path: Path,
 ) -> None:
