@@ -30,7 +30,7 @@ from ..scoring.choice_models import read_choices
 from ..scoring.interfaces import check_row
 from ..tailoring.bm25 import BM25
 from .hypotheses import UserAtWork, refuse_leaks
-from .records import ChoicesUsed, UserPersona, UserPersonas
+from .records import ChoicesUsed, UserPersona, UserPersonas, one_spelling
 from .similar_users import Embed, cosines, embedded, prompt_text
 
 Kind = Literal["none", "tag", "name", "few-shot", "persona", "gold"]
@@ -285,7 +285,8 @@ class Examples:
         asked = prompt_text(prompt).strip()
         pool = [choice for choice in self._pool(user) if choice.user != without]
         if predicted is None:
-            known = [c for c in pool if prompt_text(c.prompt).strip() != asked]
+            same = one_spelling(asked)
+            known = [c for c in pool if one_spelling(prompt_text(c.prompt)) != same]
         else:
             answers = _responses(predicted)
             known = [c for c in pool if not answers & _responses(c)]
@@ -316,8 +317,7 @@ class Examples:
 
 
 def _responses(choice: Preference) -> set[str]:
-    """Return both responses, in lower case and with single spaces."""
-    return {" ".join(text.casefold().split()) for text in (choice.chosen, choice.rejected)}
+    return {one_spelling(text) for text in (choice.chosen, choice.rejected)}
 
 
 def persona_prefix(

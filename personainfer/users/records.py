@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -347,10 +348,13 @@ class ChoicesUsed:
 
 
 def _content(choice: Preference) -> tuple[str, frozenset[str]]:
-    """Return the prompt, and the set of both responses, in lower case and with single spaces."""
+    """Return the prompt, and the set of both responses, each by `one_spelling`."""
     prompt = choice.prompt
     turns = prompt if isinstance(prompt, str) else "\n".join(turn.content for turn in prompt)
-    said, *responses = (
-        " ".join(text.casefold().split()) for text in (turns, choice.chosen, choice.rejected)
-    )
+    said, *responses = map(one_spelling, (turns, choice.chosen, choice.rejected))
     return said, frozenset(responses)
+
+
+def one_spelling(text: str) -> str:
+    """Return a text in lower case, with single spaces, and with accents as parts of their letters."""
+    return unicodedata.normalize("NFC", " ".join(text.casefold().split()))

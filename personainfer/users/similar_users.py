@@ -16,6 +16,7 @@ from ..records import FloatArray, Preference, Prompt
 from ..scoring.choice_models import read_choices
 from ..tailoring.bm25 import words
 from ..tailoring.embeddings import unit_vectors
+from .records import one_spelling
 
 # n texts -> vectors of shape (n, dimensions), such as `SentenceTransformer(…).encode`
 Embed = Callable[[list[str]], npt.ArrayLike]
@@ -230,7 +231,7 @@ def find_questions(
     if not choices:
         return []
     embed = word_counts if embed is None else embed
-    prompts = [" ".join(_whole(choice.prompt).casefold().split()) for choice in choices]
+    prompts = [one_spelling(_whole(choice.prompt)) for choice in choices]
     distinct, place = read_labels("prompts", prompts)
     where = unit_vectors(embedded(distinct, embed)).astype(np.float32)
     what = embedded([choice.chosen for choice in choices], embed)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +178,23 @@ def test_swapped_and_respelled_choices_are_refused_too() -> None:
     leak = leak.swapped.model_copy(update={"prompt": f"  {leak.prompt} ".upper()})
     with pytest.raises(DataError, match="1 of 1 held-out"):
         pi.audit_personas(made(world), [leak], read)
+
+
+@pytest.mark.parametrize("form", [str.upper, partial(unicodedata.normalize, "NFD")])
+def test_a_choice_in_another_spelling_gives_no_answer_away(form: Callable[[str], str]) -> None:
+    """The same in each function that keeps choices apart."""
+    texts = {"prompt": "Où est le café?", "chosen": "À côté.", "rejected": "Là-bas."}
+    [known] = history = [pi.Preference(user="ann", **texts)]
+    again = pi.Preference(user="ann", **{name: form(text) for name, text in texts.items()})
+    with pytest.raises(DataError, match="1 of 1 held-out"):
+        pi.audit_personas({"ann": "calm"}, [again], read, history=history)
+    persona = UserPersona(user="ann", background="calm", preferences="", pairs=1)
+    rows = (UserRow(user="ann", persona=persona, choices=(known,)),)
+    prefix = pi.persona_prefix("persona", personas=UserPersonas(rows))
+    with pytest.raises(DataError, match="1 of 1 held-out"):
+        pi.evaluate_prefixes({"persona": prefix}, [again], read)
+    examples = pi.persona_prefix("few-shot", history=history)
+    assert examples.before(again).text == examples.text("ann", again.prompt) == ""
 
 
 def test_choices_with_the_ids_of_the_evidence_are_refused() -> None:
