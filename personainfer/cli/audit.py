@@ -12,6 +12,7 @@ from ..arguments import id_text
 from ..exceptions import DataError
 from ..preferences.cells import read_json
 from .options import AsJson, given, pairs, with_llm_options
+from .run_summary import FAILED
 from .streams import print_json, say
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ def audit(
     asked = given(options)
     scorer: Any = judge
     if judge == "likelihood" or judge.startswith("likelihood:"):
-        place: dict[str, Any] = {n: v for n, v in asked.items() if n in ("api_base", "api_key")}
+        of_it = ("api_base", "api_key", "timeout")
+        place: dict[str, Any] = {name: asked[name] for name in of_it if name in asked}
         asked = {name: value for name, value in asked.items() if name not in place}
         if named := judge.partition(":")[2]:
             place["model"] = named
@@ -92,6 +94,8 @@ def audit(
         **asked,
     )
     print_json(found.to_dict()) if as_json else say(str(found))
+    if found.failed or found.margins.unusable:
+        raise typer.Exit(FAILED)
 
 
 def read_personas(path: Path) -> UserPersonas | dict[str, str]:

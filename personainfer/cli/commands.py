@@ -61,7 +61,7 @@ Exit codes:
 0    done
 1    a fault of personainfer itself, with a traceback
 2    bad arguments or data: nothing was sent
-3    done, but some rows failed; they are in the output with the reason
+3    done, but some rows or verdicts failed; they are in the output with the reason
 4    the model, the cache or the disk ended it; what was paid for is kept
 130  interrupted (Ctrl-C); the same command goes on from there
 141  the reader of a pipe went away, as with any other command"""

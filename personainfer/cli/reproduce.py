@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from .options import AsJson, Limit, Progress, given, with_llm_options
+from .run_summary import FAILED
 from .streams import print_json, say
 
 
@@ -50,3 +51,5 @@ def reproduce(
         paper, data, model=model, judge=judge, limit=limit, progress=progress, **given(options)
     )
     print_json(found.to_dict()) if as_json else say(str(found))
+    if found.failed:
+        raise typer.Exit(FAILED)

@@ -25,9 +25,10 @@ from ..data.table_display import result_text
 from ..evaluation.comparison import compare_responses
 from ..evaluation.judge import LikelihoodJudge, in_parts
 from ..evaluation.paired_responses import pair_responses
+from ..evaluation.results import ResponseComparison
 from ..evaluation.statistics import Estimate, bootstrap_rate
 from ..evaluation.verification import verify_personas
-from ..exceptions import DataError, InvalidArgumentError, UnknownOptionError
+from ..exceptions import DataError, InvalidArgumentError, ModelError, UnknownOptionError
 from ..llm.client import LLM, OPTIONS, LLMOptions, make_beside
 from ..personas.infer import infer_personas
 from ..preferences.labels import read_flag
@@ -98,12 +99,14 @@ class Reproduction:
     Attributes:
         paper: the name of the paper, as given to `reproduce`.
         figures: the numbers of the paper beside the measured ones.
-        differs: sentences on how the measurement differs from that of the paper.
+        differs: sentences on how the measurement differs from that of the paper, and on what failed.
+        failed: how many rows, personas, responses and verdicts are missing because they failed.
     """
 
     paper: Paper
     figures: tuple[Figure, ...]
     differs: tuple[str, ...]
+    failed: int = 0
 
     def __str__(self) -> str:
         grid: list[tuple[str, ...]] = [(self.paper, "published", "ours, 95 % interval")]
@@ -159,7 +162,8 @@ def reproduce(
         The published numbers beside the measured ones, and how the measurements differ.
 
     Raises:
-        InvalidArgumentError: a bad argument, or a model is needed and not named.
+        InvalidArgumentError: a bad argument; a model is needed and not named; or options that no model takes.
+            (An `api_key` may be that of the environment.)
         UnknownOptionError: an option that `LLM` does not have.
         MissingExtraError: a package that loads the data or runs a model is not installed.
         DataError: the data cannot be loaded, has no rows, or lacks columns.
@@ -172,6 +176,7 @@ def reproduce(
     if not isinstance(judge, str):
         raise InvalidArgumentError(f"judge={judge!r:.60} is not a name of a model.")
     if paper == "personalllm":
+        _refuse_unused(options)
         return _personal_llm(data, limit)
     scorer = _likelihood(judge)
     if paper == "wikipersonas":
@@ -182,7 +187,22 @@ def reproduce(
         raise DataError("the data has no rows.")
     measure = _persona_inference if paper == "pi" else _persona_tailoring
     found = measure(rows, model, judge, scorer, progress, options)
-    return replace(found, differs=(*found.differs, *broken))
+    differs = (*found.differs, *_told(broken, "rows that cannot be read"))
+    return replace(found, differs=differs, failed=found.failed + len(broken))
+
+
+def _told(errors: Sequence[str], what: str) -> list[str]:
+    return [f"{len(errors):,} {what}: {errors[0]}"] if errors else []
+
+
+def _refuse_unused(options: Mapping[str, Any]) -> None:
+    """Raise InvalidArgumentError for options where no model is called."""
+    for name in options.keys() - {"api_key"}:
+        raise InvalidArgumentError(
+            f"{name}= configures a model, and none is called here.",
+            hint="Leave it out.",
+            argument=name,
+        )
 
 
 def _likelihood(judge: str) -> Likelihood | None:
@@ -202,7 +222,7 @@ def _as_dict(place: int, row: object) -> dict[str, Any]:
 def _first_rows(
     data: str | Path | Iterable[Mapping[str, Any]], limit: int | None
 ) -> tuple[Rows, list[str]]:
-    """Return the first rows that can be read, at most `limit`, and a sentence on the others, if any."""
+    """Return the first rows that can be read, at most `limit`, and why the others among them cannot be."""
     rows: Rows = []
     broken: list[str] = []
     for row in _rows(data):
@@ -212,7 +232,7 @@ def _first_rows(
             rows.append(row)
         if len(rows) == limit:
             break
-    return rows, [f"{len(broken):,} rows that cannot be read: {broken[0]}"] if broken else []
+    return rows, broken
 
 
 def _rows(data: str | Path | Iterable[Mapping[str, Any]]) -> Iterable[object]:
@@ -276,20 +296,22 @@ def _persona_inference(
     writer = None
     if read is None:
         writer = _writer(model, options, "personas, and no model is named to infer them")
+    elif scorer is not None:
+        _refuse_unused(options)
     # Before any call is paid for.
     asker = None if scorer is not None else make_beside(writer, judge, options)
-    table, differs = read or (
-        infer_personas(rows, writer, progress=progress),
-        [f"personas by {model}, not by Llama-3.1-405B"],
-    )
+    table, differs = read or _inferred(rows, writer, progress)
+    failed = 0 if read else len(table.failed_places())
     if scorer is None:
         assert asker is not None
         found = verify_personas(table, asker, progress=progress)
         differs = [*differs, *found.remarks()]
+        failed += found.failed
         accuracy = {side: one.accuracy for side, one in found.sides.items()}
         overall = found.overall.accuracy
     else:
-        scores = _explained(table, scorer, progress)
+        scores, unscored = _explained(table, scorer, progress)
+        failed += unscored
         overall = bootstrap_rate(scores)
         accuracy = {side: bootstrap_rate(scores[:, n]) for n, side in enumerate(_SIDES)}
     figures = [Figure("accuracy, all personas", _ACCURACY, _INFERENCE, overall)]
@@ -298,7 +320,23 @@ def _persona_inference(
     ]
     judged = f"{_judged_by(judge, scorer)}, not by GPT-4o"
     size = f"{overall.n:,} rows, not 300 pairs of each of four data sets"
-    return Reproduction("pi", tuple(figures), (judged, size, *differs))
+    return Reproduction("pi", tuple(figures), (judged, size, *differs), failed)
+
+
+def _inferred(
+    rows: Rows, writer: LLM | None, progress: bool | None
+) -> tuple[PersonaTable, list[str]]:
+    """Infer the personas of the rows; return them, and how they differ from those of the paper.
+
+    Raises:
+        ModelError: the model failed on every row.
+    """
+    table = infer_personas(rows, writer, progress=progress)
+    failed = [table[place] for place in table.failed_places()]
+    said = _told([str(row.error) for row in failed], "rows without a persona")
+    if len(failed) == len(table) and any(row.preference is not None for row in failed):
+        raise ModelError(*said)
+    return table, [f"personas by {table.settings['model']}, not by Llama-3.1-405B", *said]
 
 
 def _read_personas(rows: Rows) -> tuple[PersonaTable, list[str]] | None:
@@ -320,11 +358,11 @@ def _read_personas(rows: Rows) -> tuple[PersonaTable, list[str]] | None:
 
 def _explained(
     table: PersonaTable, scorer: Likelihood, progress: bool | None
-) -> np.ndarray[Any, np.dtype[np.float64]]:
+) -> tuple[np.ndarray[Any, np.dtype[np.float64]], int]:
     """Score personas by likelihood, shape (rows, 2): the chosen and the rejected side.
 
     1: the persona raises the log-probability of its own side's response more than that of the other one; 0.5:
-    equally; 0: less. NaN: there is no persona, or no score.
+    equally; 0: less. NaN: there is no persona, or no score. The second value counts personas without a score.
 
     Raises:
         DataError: no row has a persona and two responses.
@@ -346,7 +384,7 @@ def _explained(
     scores = np.full((len(table), 2), np.nan)
     for (place, n, *_), margin in zip(asked, margins, strict=True):
         scores[place, n] = (np.sign(margin) + 1) / 2
-    return scores
+    return scores, int(np.isnan(margins).sum())
 
 
 # Persona tailoring
@@ -370,29 +408,37 @@ def _persona_tailoring(
             return {"judge": LikelihoodJudge(scorer, progress), "progress": False}
         return {"judge": make_beside(writer, judge, options), "progress": progress}
 
-    names = _names(rows)
+    names, unwritten = _names(rows), list[str]()
     if {*_TAILORED.values(), "generic_response"} <= names:
+        if scorer is not None:
+            _refuse_unused(options)
         complete, cut = _complete(rows)
-        figures = _published_responses(complete, judging(None))
+        figures, found = _published_responses(complete, judging(None))
         differs = [
             "responses of the data, by an 8B model; whether SFT or DPO, its file does not say",
             *cut,
         ]
     elif "chosen_persona_gold" in names:
         llm = _writer(model, options, "responses, and no model is named to write them")
-        figures = _few_shot(rows, llm, judging(llm), progress)
+        figures, found, unwritten = _few_shot(rows, llm, judging(llm), progress)
         differs = [f"{model}, not Llama-3.1-8B, with 5 worked examples from half of the rows"]
+        differs += _told(unwritten, "responses that were not written")
     else:
         raise DataError(
             "the data has neither tailored responses nor the columns of persona-tailoring.",
             hint=f"Columns: prompt, chosen_persona, {', '.join(_TAILORED.values())}, generic_response.",
         )
+    unjudged = [why for one in found for why, count in one.problems.items() for _ in range(count)]
+    differs += _told(unjudged, "verdicts without a usable reply")
+    failed = len(unwritten) + len(unjudged)
     judged = f"{_judged_by(judge, scorer)}, not by Prometheus-2-7B"
     size = f"{figures[0].ours.n:,} prompts, whose responses the judge tells apart"
-    return Reproduction("pt", tuple(figures), (judged, size, *differs))
+    return Reproduction("pt", tuple(figures), (judged, size, *differs), failed)
 
 
-def _published_responses(rows: Rows, judging: Mapping[str, Any]) -> list[Figure]:
+def _published_responses(
+    rows: Rows, judging: Mapping[str, Any]
+) -> tuple[list[Figure], list[ResponseComparison]]:
     found = {}
     prompts, generic = ([row.get(name) for row in rows] for name in ("prompt", "generic_response"))
     for side in _SIDES:
@@ -400,29 +446,30 @@ def _published_responses(rows: Rows, judging: Mapping[str, Any]) -> list[Figure]
             [row.get(name) for row in rows] for name in (_TAILORED[side], f"{side}_persona")
         )
         personas = [one if isinstance(one, str | Persona) else None for one in said]
-        found[side] = _delta_pq(prompts, generic, tailored, personas, judging)
-    return [
+        found[side] = _compared(prompts, generic, tailored, personas, judging)
+    figures = [
         *(
             Figure(
                 f"100 ΔPQ, chosen ({method} published)",
                 _TAILORING[method][1],
                 f"{_TAILORED_RESULTS}, {method}, gold personas",
-                found["chosen"],
+                _percent(found["chosen"]),
             )
             for method in ("SFT", "DPO")
         ),
-        Figure("100 ΔPQ, rejected", None, "", found["rejected"]),
+        Figure("100 ΔPQ, rejected", None, "", _percent(found["rejected"])),
     ]
+    return figures, list(found.values())
 
 
-def _delta_pq(
+def _compared(
     prompts: Sequence[Any],
     base: Sequence[str | None],
     test: Sequence[str | None],
     personas: Sequence[Persona | str | None],
     judging: Mapping[str, Any],
-) -> Estimate:
-    """Measure 100 ΔPQ of the test responses against the base responses."""
+) -> ResponseComparison:
+    """Compare the test responses with the base responses, for these personas."""
     if isinstance(judging["judge"], LikelihoodJudge):
         pairs = pair_responses(prompts, base, test, personas)
         read = [(one.pair, one.persona) for one in pairs if one.pair and one.persona is not None]
@@ -432,24 +479,31 @@ def _delta_pq(
             [pair.rejected for pair, _ in read],
             [pair.chosen for pair, _ in read],
         )
-    found = compare_responses(prompts, base, test, personas=personas, **judging).delta_pq
+    return compare_responses(prompts, base, test, personas=personas, **judging)
+
+
+def _percent(compared: ResponseComparison) -> Estimate:
+    """Return 100 ΔPQ of the test responses against the base responses."""
+    found = compared.delta_pq
     assert found is not None  # personas are given
     return replace(found, value=100 * found.value, low=100 * found.low, high=100 * found.high)
 
 
 def _few_shot(
     rows: Rows, llm: LLM, judging: Mapping[str, Any], progress: bool | None
-) -> list[Figure]:
+) -> tuple[list[Figure], list[ResponseComparison], list[str]]:
+    """Return the figures, the comparisons behind them, and why responses were not written."""
     gold, retrieved = (
         read_persona_tailoring(rows[1::2], personas=kind) for kind in ("gold", "retrieved")
     )
     train = read_persona_tailoring(rows[::2])
     write = partial(tailor_responses, model=llm, train=train, shots=5, progress=progress)
     plain = write(gold, personas="none")
-    figures = []
+    figures, found, unwritten = [], [], list(plain.errors.values())
     for n, (kind, table) in enumerate((("retrieved", retrieved), ("gold", gold))):
         tailored = write(table, personas="gold")
-        ours = _delta_pq(
+        unwritten += tailored.errors.values()
+        ours = _compared(
             [tailored.prompts[id] for id in tailored],
             [plain[id] for id in tailored],
             list(tailored.values()),
@@ -458,8 +512,9 @@ def _few_shot(
         )
         source = f"{_TAILORED_RESULTS}, few-shot"
         name = f"100 ΔPQ, few-shot, {kind}"
-        figures.append(Figure(name, _TAILORING["few-shot"][n], source, ours))
-    return figures
+        figures.append(Figure(name, _TAILORING["few-shot"][n], source, _percent(ours)))
+        found.append(ours)
+    return figures, found, unwritten
 
 
 # FamousPersona
@@ -501,13 +556,15 @@ def _wikipersonas(
             Figure(f"accuracy, {name}", None, "", found.prefixes[name].accuracy)
             for name in _PREFIXES
         ]
+    unknown = list(personas.errors.values())
     differs = (
         f"scored by {scorer.model} as it is, not by Zephyr-7B after DPO with the prefix",
         f"personas by {model}, from {_PAIRS_A_USER} pairs a person",
         f"{len(people):,} people, {len(asked):,} choices",
         "a tie counts half; intervals resample people",
+        *_told(unknown, "people without a persona"),
     )
-    return Reproduction("wikipersonas", tuple(figures), differs)
+    return Reproduction("wikipersonas", tuple(figures), differs, len(unknown))
 
 
 # PersonalLLM

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from zlib import crc32
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -12,7 +14,7 @@ from typer.testing import CliRunner, Result
 from personainfer.cli.audit import read_personas
 from personainfer.cli.commands import app
 from personainfer.exceptions import DataError
-from personainfer.testing import FakeLLM
+from personainfer.testing import FakeLLM, Fault
 from personainfer.users import UserPersona, UserPersonas
 from personainfer.users.records import UserRow
 
@@ -96,3 +98,24 @@ def test_a_line_with_two_personas_is_none_and_a_byte_order_mark_is_no_text(tmp_p
     path.write_text('{"user": "u", "persona": "calm", "persona": "loud"}\n', encoding="utf-8")
     with pytest.raises(DataError, match="'persona' is there twice"):
         read_personas(path)
+
+
+@pytest.mark.parametrize("broken", [Fault.status(400), "no answer"])
+def test_choices_that_failed_are_exit_code_3(world: World, broken: Fault | str) -> None:
+    write("choices.jsonl", [choice.model_dump() for choice in world.choices[:9]])
+
+    def sometimes(body: dict[str, Any]) -> Any:
+        text = body["messages"][-1]["content"]
+        return {"answer": "1"} if crc32(text.encode()) % 4 else broken
+
+    asked = ("personas.jsonl", "choices.jsonl", "--judge", "fake", "--baseline", "longer")
+    with FakeLLM(sometimes) as server:
+        told = run(*asked, "--api-base", server.api_base, "--max-attempts", "1")
+    assert told.exit_code == 3, told.output
+    assert "PersonaAudit: 9 choices" in told.stdout
+
+
+def test_a_served_likelihood_takes_a_timeout(world: World) -> None:
+    asked = ("personas.jsonl", "choices.jsonl", "--judge", "likelihood:m", "--baseline", "longer")
+    told = run(*asked, "--api-base", "http://127.0.0.1:9/v1", "--timeout", "5")
+    assert (told.exit_code, "127.0.0.1:9" in told.stderr) == (4, True), told.output

@@ -148,7 +148,8 @@ def test_a_row_with_an_odd_or_missing_cell_costs_itself(odd: object, place: int)
             rows[place][column] = odd
             if odd == "missing":
                 del rows[place][column]
-            chosen, _, rejected = _published_responses(rows, {"judge": judge, "progress": False})
+            figures, _ = _published_responses(rows, {"judge": judge, "progress": False})
+            chosen, _, rejected = figures
             whole = {"chosen": 3, "rejected": 3}
             for side in whole:
                 if column in ("prompt", "generic_response", f"{side}_persona", _TAILORED[side]):
@@ -403,6 +404,49 @@ def test_an_option_that_does_not_exist_is_refused_for_each_paper() -> None:
     for paper, data in (("pi", tailored()), ("personalllm", SMALL / "personalllm")):
         with pytest.raises(UnknownOptionError, match="Did you mean temperature="):
             reproduce(paper, data, temperatur=1.0)  # type: ignore[arg-type, call-arg]
+
+
+@pytest.mark.parametrize(
+    ("paper", "data"), [("pi", tailored()), ("pt", tailored()), ("personalllm", SMALL)]
+)
+def test_options_that_no_model_takes_are_refused(paper: Any, data: Any) -> None:
+    with pytest.raises(InvalidArgumentError, match="none is called here") as caught:
+        reproduce(paper, data, judge="likelihood:nowhere", budget=1.0, api_key="of-the-environment")
+    assert caught.value.argument == "budget"
+
+
+def test_a_model_that_writes_no_persona_is_the_error(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in pairs(3)), encoding="utf-8")
+    with FakeLLM(Fault.status(400)) as server:
+        command = ["reproduce", "pi", "--data", str(path), "-m", "writer", "--judge", "judge"]
+        ended = CliRunner().invoke(app, [*command, "--api-base", server.api_base])
+    assert (ended.exit_code, "3 rows without a persona: the endpoint" in ended.stderr) == (4, True)
+
+
+def test_what_failed_is_told_and_is_exit_code_3(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in published()), encoding="utf-8")
+
+    def failing(body: dict[str, Any]) -> Any:
+        text = body["messages"][-1]["content"]
+        is_judge = "<response_1>" in text
+        wrong = "Question 3?" in text if is_judge else text.startswith("Question 5?")
+        return Fault.status(400) if wrong else {"answer": "1"} if is_judge else text[-40:]
+
+    with FakeLLM(failing) as server:
+        command = ["reproduce", "pt", "--data", str(path), "-m", "writer", "--judge", "judge"]
+        done = CliRunner().invoke(app, [*command, "--api-base", server.api_base, "--json"])
+    found = json.loads(done.stdout)
+    assert (done.exit_code, found["failed"]) == (3, 7)
+    assert any(
+        one.startswith("3 responses that were not written: the endpoint")
+        for one in found["differs"]
+    )
+    assert any(
+        one.startswith("4 verdicts without a usable reply: the endpoint")
+        for one in found["differs"]
+    )
 
 
 def test_the_command_prints_what_the_function_found(tmp_path: Path) -> None:
