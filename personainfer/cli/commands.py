@@ -61,7 +61,7 @@ Exit codes:
 0    done
 1    a fault of personainfer itself, with a traceback
 2    bad arguments or data: nothing was sent
-3    done, but some rows or verdicts failed; they are in the output with the reason
+3    done, but some rows failed, or verdicts; they are in the output with the reason
 4    the model, the cache or the disk ended it; what was paid for is kept
 130  interrupted (Ctrl-C); the same command goes on from there
 141  the reader of a pipe went away, as with any other command"""
@@ -190,7 +190,7 @@ def estimate(
     asked = persona_options(options, model)
     found = pi.estimate_cost(rows_of(data, limit), model, **asked)
     sides = 2 if asked.get("sides", "both") == "both" else 1
-    judged = 2 * sides * asked.get("candidates", 1) if "select" in asked else 0  # in both orders
+    judged = 2 * sides * asked.get("candidates", 1) if asked.get("select") else 0  # in both orders
     most = judged * (found.rows - found.unusable_rows)
     if as_json:
         return print_json(found.model_dump() | ({"judge_calls": most} if judged else {}))

@@ -85,7 +85,13 @@ _IN_A_SHELL: dict[str, tuple[Any, dict[str, Any]]] = {
             "help": "What a label means: 0=first. Repeatable. Ours are first, second, tie.",
         },
     ),
-    "select": (str, {"help": "The model that chooses among candidates, reached like --model."}),
+    "select": (
+        str,
+        {
+            "metavar": "MODEL|none",
+            "help": "The model that chooses among candidates, reached like --model.",
+        },
+    ),
     "exemplars": (Literal["default", "none"], {}),
     "temperature": (str, {"metavar": "NUMBER|none"}),
     "extra_headers": (list[str], {"metavar": "NAME=VALUE"}),
@@ -202,8 +208,9 @@ def _temperature(said: str) -> float | None:
 def persona_options(options: dict[str, Any], model: str | None) -> dict[str, Any]:
     """Convert options of a shell to keyword arguments of `infer_personas`.
 
-    `--judge` becomes a `Verifier`, as `select`. It gets the key and the headers of `model` only if it has the
-    same provider or address, and the prices only if it is the same model.
+    `--judge` becomes a `Verifier`, as `select`, and "none" becomes None. The judge gets the key and
+    the headers of `model` only if it has the same provider or address, and the prices only if it is the same
+    model.
 
     Args:
         options: name of the parameter -> value; None: the option was not given, and is left out.
@@ -216,9 +223,12 @@ def persona_options(options: dict[str, Any], model: str | None) -> dict[str, Any
     for ours, shell in (("columns", "column"), ("labels", "label")):
         if texts := found.pop(shell, None):
             found[ours] = pairs(f"--{shell}", texts)
-    if found.get("candidates", 1) > 1 and "judge" not in found:
+    judge = found.pop("judge", None)
+    if found.get("candidates", 1) > 1 and judge in (None, "none"):
         raise typer.BadParameter("more than one needs --judge.", param_hint="--candidates")
-    if judge := found.pop("judge", None):
+    if judge == "none":
+        found["select"] = None
+    elif judge is not None:
         from ..evaluation.verification import Verifier
 
         names = _ENDPOINT | {"prices"} if judge == model else _ENDPOINT
