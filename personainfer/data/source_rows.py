@@ -488,7 +488,8 @@ def _sure_schema(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema | N
     if not set(told.columns.values()) <= set(names):
         return None
     try:
-        found = settle(matches(names, told), lambda s: [_values(s, d) for d in dicts], names)
+        schemas = matches(names, told)
+        found = settle(schemas, lambda s: [_values(s, d) for d in dicts], names)
     except PersonaInferError:
         return None
     schema = found.schema
@@ -496,8 +497,10 @@ def _sure_schema(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema | N
         return None
     # A first row with other responses beside its own may have texts where later ones have their names.
     may_be_other = schema.beside or schema.labels_are_texts or vague_prompt(schema)
+    # Of several columns of users, or of system messages, the first row may have an empty one.
+    has_several = any(each.others for each in schemas)
     looks_again = schema.kind in ("conversations", "group") or schema.depends_on_values
-    if (looks_again or may_be_other) and len(dicts) < _IMPLICIT_LOOK_AHEAD:
+    if (looks_again or may_be_other or has_several) and len(dicts) < _IMPLICIT_LOOK_AHEAD:
         return None
     if schema.coding is not None and not schema.coding.is_sure:
         return None
