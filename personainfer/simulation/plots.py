@@ -59,7 +59,7 @@ def plot_accuracy(table: PersonaTable, *, ax: Axes | None = None) -> Axes:
     """
     check_argument("table", table, InstanceOf[PersonaTable])
     summary = summarise(table)
-    accuracy = summary.accuracy
+    accuracy = {side: found for side, found in summary.accuracy.items() if found.n}
     if not accuracy:
         raise DataError(
             "the table holds no verdicts.", hint="Plot verify_personas(table, judge=…).table."

@@ -283,6 +283,8 @@ def test_a_plot_of_what_was_not_measured_says_what_to_do() -> None:
     plain = table(judged=False, scored=False)
     with pytest.raises(ValueError, match="verify_personas"):
         plot_accuracy(plain)
+    with pytest.raises(ValueError, match="holds no verdicts"):  # such as rows without a judged one
+        plot_accuracy(plain.with_columns({"chosen_verified_score": [None] * len(plain)}))
     with pytest.raises(ValueError, match="candidates=8"):
         plot_scores(plain)
 
