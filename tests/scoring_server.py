@@ -80,7 +80,7 @@ class ScoringServer:
             },
             "llama.cpp": {
                 "/tokenize": self._llama_tokenize,
-                "/apply-template": lambda body: {"prompt": chat_text(body["messages"])},
+                "/apply-template": self._llama_template,
                 "/completion": self._llama_completion,
             },
             "neither": {},
@@ -93,6 +93,7 @@ class ScoringServer:
         self.refusal: tuple[int, Body] = (400, {})
         self.without_probabilities = False
         self.llguidance_ends = False  # after one token
+        self.prefills = False  # goes on with a last turn of the assistant, as llama.cpp by default
         self.context = 4096  # tokens
         self._server = _Server(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -182,6 +183,12 @@ class ScoringServer:
         if not self.without_probabilities:
             choice["prompt_logprobs"] = records
         return {"object": "text_completion", "choices": [choice]}
+
+    def _llama_template(self, body: Body) -> Body:
+        messages = body["messages"]
+        if self.prefills and messages[-1]["role"] == "assistant":
+            return {"prompt": chat_text(messages[:-1]) + messages[-1]["content"]}
+        return {"prompt": chat_text(messages)}
 
     @staticmethod
     def _llama_tokenize(body: Body) -> Body:

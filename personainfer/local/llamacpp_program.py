@@ -130,6 +130,9 @@ def _parameters(xllamacpp: Any, settings: ServerSettings, copies: SlotCopies) ->
         params.flash_attn_type = off
     if settings.chat_template is not None:
         params.chat_template = settings.chat_template
+    params.prefill_assistant = (
+        False  # a last turn of the assistant is whole: the reply is a new one
+    )
     params.kv_unified = False  # a third faster here than one store for all slots
     params.cache_ram_mib = 0
     params.cache_idle_slots = False

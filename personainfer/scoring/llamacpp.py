@@ -175,7 +175,13 @@ class ForcedDecoding:
         if not isinstance(prefix, str):
             messages = [message.model_dump() for message in prefix]
             reply = await self._endpoint.ask("/apply-template", {"messages": messages})
-            prefix = read_text(reply, "prompt")
+            last, prefix = prefix[-1], read_text(reply, "prompt")
+            said = last.content.strip() if last.role == "assistant" else ""
+            if said and prefix.rstrip().endswith(said):
+                raise RequestRejectedError(
+                    "this llama.cpp server would go on with the assistant's last turn, not answer it.",
+                    hint="Start it with --no-prefill-assistant.",
+                )
         body = {"content": prefix, "add_special": True, "parse_special": True}
         return read_tokens(await self._endpoint.ask("/tokenize", body))
 

@@ -23,7 +23,7 @@ from personainfer.exceptions import (
     RequestRejectedError,
 )
 from personainfer.local.weights import find_weights
-from personainfer.personas.placement import place_persona, prompt_messages
+from personainfer.personas.placement import PersonaPlace, place_persona, prompt_messages
 from personainfer.scoring import PEOPLE_IN_GENERAL, load_model
 from personainfer.tailoring import implicit_rewards
 from personainfer.testing import FakeLLM
@@ -186,6 +186,25 @@ def test_both_kinds_of_server_agree() -> None:
                 likelihood(server).explains([pair(), pair("Why?", "é", "no")], [BRIEF] * 2)
             )
     np.testing.assert_allclose(found[0], found[1], rtol=1e-9)
+
+
+TALK_THAT_ENDS_WITH_AN_ANSWER = (user("Hello"), pi.Message(role="assistant", content="Hi there. "))
+
+
+def test_the_response_after_an_answer_is_a_new_turn(server: ScoringServer) -> None:
+    found = likelihood(server).log_likelihood([TALK_THAT_ENDS_WITH_AN_ANSWER], [None], ["So."])
+    np.testing.assert_allclose(found, [expected(chat("Hello", "Hi there. "), "So.")], rtol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:.*could not be scored:UserWarning")
+def test_a_server_that_would_go_on_with_an_answer_gives_no_score_of_another_text() -> None:
+    with ScoringServer("llama.cpp") as server:
+        server.prefills = True
+        prompts = [TALK_THAT_ENDS_WITH_AN_ANSWER, "Hello"]
+        found = likelihood(server).log_likelihood(prompts, [None, None], ["So.", "So."])
+        assert np.isnan(found).tolist() == [True, False]
+        with pytest.raises(RequestRejectedError, match="no-prefill-assistant"):
+            likelihood(server).log_likelihood([TALK_THAT_ENDS_WITH_AN_ANSWER], [None], ["So."])
 
 
 def test_a_grammar_that_holds_for_one_token_is_not_used() -> None:
@@ -711,6 +730,27 @@ def test_quantised_weights_cost_the_engine_little() -> None:
     tokens = [len((ids or ())[:128]) for ids in exact._scorer().encode(rows[2])]
     difference = engine.log_likelihood(*rows) - exact.log_likelihood(*rows)
     assert np.abs(difference / tokens).max() < 0.1
+
+
+@pytest.mark.heavy
+@torch
+@pytest.mark.parametrize("place", ["user", "system", "plain"])
+def test_both_engines_read_the_same_tokens(place: PersonaPlace) -> None:
+    roles = ("u", "su", "uau", "ua", "sua", "a", "uaa", "uu", "s", "usu")
+    names = {"u": "user", "a": "assistant", "s": "system"}
+    prefixes = [
+        place_persona(
+            tuple(pi.Message(role=names[one], content=f"{one} é") for one in turns), who, place
+        )
+        for turns in roles
+        for who in (None, BRIEF)
+    ]
+    texts = ["Like this.", " a", "\n\n", "<|im_end|>", UNICODE]
+    engines = pi.Likelihood("local:smollm2"), pi.Likelihood("local:smollm2", device="cpu")
+    one, other = (
+        [*(s := model._scorer()).encode_prefixes(prefixes), *s.encode(texts)] for model in engines
+    )
+    assert one == other
 
 
 @pytest.mark.heavy
