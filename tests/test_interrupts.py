@@ -42,6 +42,16 @@ def running():
 
 PLAIN = START + 'pi.infer_personas(pairs(count), "fake", **options)'
 
+IN_A_COROUTINE = (
+    START
+    + """
+async def main():
+    pi.infer_personas(pairs(count), "fake", **options)
+
+asyncio.run(main())
+"""
+)
+
 GOES_ON = (
     START
     + """
@@ -147,11 +157,12 @@ def assert_goes_on(server: FakeLLM, folder: Path, *, interrupts: int = 1) -> Non
     assert server.repeats <= WIDTH * interrupts
 
 
+@pytest.mark.parametrize("source", [PLAIN, IN_A_COROUTINE], ids=["plain", "in a coroutine"])
 def test_ctrl_c_ends_a_script_and_the_same_call_goes_on(
-    start: Callable[..., Script], tmp_path: Path
+    start: Callable[..., Script], tmp_path: Path, source: str
 ) -> None:
     with FakeLLM(latency=0.02) as server:
-        script = start(PLAIN, server.api_base, tmp_path / "c", ROWS)
+        script = start(source, server.api_base, tmp_path / "c", ROWS)
         until(lambda: server.calls > 60)
         script.interrupt()
         _, error = script.end()

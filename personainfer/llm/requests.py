@@ -457,7 +457,8 @@ class Run(Generic[T]):
     - ModelError: every request would fail (the key, the model, the endpoint).
     - CacheError: the cache fails.
     - InvalidArgumentError: this process is a fork of the one that began to iterate.
-    - asyncio.CancelledError: `cancel` was called.
+    - asyncio.CancelledError: `cancel` was called; or the task that made the run, and holds up its event loop
+      by waiting here, was cancelled, which is what the first Ctrl-C does in `asyncio.run`.
     - what the source of the items raises, after the replies to the items before.
 
     Args:
@@ -494,6 +495,7 @@ class Run(Generic[T]):
         self._pid: int | None = None  # of the process that began to iterate
         self._watch = RunWatch(model, self.tally)
         self._replies = self._run()
+        self._caller, self._cancellations = _running_task()
         self._inner: Callable[[], Run[Any] | None] = lambda: None
         if (outer := _outer.get()()) is not None:
             outer._inner = ref(self)  # before the look at `cancelled`, which another thread may set
@@ -675,8 +677,19 @@ class Run(Generic[T]):
     def _check(self) -> None:
         if self._workers.fatal is not None:
             raise self._workers.fatal
-        if self._workers.cancelled:
+        caller = self._caller()
+        is_cancelled = caller is not None and caller.cancelling() > self._cancellations
+        if self._workers.cancelled or is_cancelled:
             raise asyncio.CancelledError
+
+
+def _running_task() -> tuple[Callable[[], asyncio.Task[Any] | None], int]:
+    """Return a reference to the task that runs in this thread, if any, and how often it was cancelled."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # no event loop runs in this thread
+        task = None
+    return (lambda: None, 0) if task is None else (ref(task), task.cancelling())
 
 
 # The run of which this thread makes rows, see `Run.around`.

@@ -731,6 +731,31 @@ def test_estimate_cost_makes_no_call_and_knows_the_cache(
     assert pi.estimate_cost(pairs(9), "gpt-4o-mini").cost is not None
 
 
+def test_a_task_that_is_cancelled_while_it_waits_here_pays_for_no_more(tmp_path: Path) -> None:
+    tasks: list[asyncio.Task[Any]] = []
+
+    def reply(_: object) -> None:
+        if llm.calls == 5:
+            tasks[0].cancel()  # as asyncio.run does at the first Ctrl-C
+
+    made: list[pi.PersonaTable] = []
+    given: dict[str, Any] = {"cache_dir": tmp_path, "max_concurrency": 2}
+
+    async def infer() -> None:
+        tasks[:] = filter(None, [asyncio.current_task()])
+        try:
+            pi.infer_personas(pairs(40), "fake", api_base=llm.api_base, **given)
+        finally:  # a task may call models when it cleans up
+            before.append(llm.calls)
+            made.append(pi.infer_personas(pairs(40), "fake", api_base=llm.api_base, **given))
+
+    before: list[int] = []
+    with FakeLLM(reply=reply) as llm, pytest.raises(asyncio.CancelledError):
+        asyncio.run(infer())
+    assert before[0] < 20
+    assert len(made[0].errors) == 0
+
+
 @pytest.mark.parametrize("options", [{}, {"protocol": "separate"}])
 def test_an_estimate_counts_equal_requests_once_as_they_are_sent(
     llm: FakeLLM, endpoint: dict[str, Any], options: dict[str, Any]
