@@ -355,6 +355,10 @@ def _scores(texts: Sequence[str], embedder: Embedder | None) -> Scores:
         index = BM25(texts)
         return lambda queries: (index.scores(query) for query in queries)
     known = embed(embedder, texts)
+    first: dict[
+        bytes, int
+    ] = {}  # a product rounds equal vectors differently: the first one's score counts
+    places = [first.setdefault(vector.tobytes(), place) for place, vector in enumerate(known)]
 
     def cosines(queries: Sequence[str]) -> Iterator[NDArray[Any]]:
         vectors = embed(embedder, queries) if queries else known[:0]
@@ -364,7 +368,7 @@ def _scores(texts: Sequence[str], embedder: Embedder | None) -> Scores:
                 f" {known.shape[1]} before: they cannot be compared."
             )
         for start in range(0, len(vectors), _QUERIES_AT_ONCE):
-            yield from vectors[start : start + _QUERIES_AT_ONCE] @ known.T
+            yield from (vectors[start : start + _QUERIES_AT_ONCE] @ known.T)[:, places]
 
     return cosines
 

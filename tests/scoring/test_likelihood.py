@@ -200,7 +200,7 @@ def test_the_response_after_an_answer_is_a_new_turn(server: ScoringServer) -> No
 def test_a_server_that_would_go_on_with_an_answer_gives_no_score_of_another_text() -> None:
     with ScoringServer("llama.cpp") as server:
         server.prefills = True
-        prompts = [TALK_THAT_ENDS_WITH_AN_ANSWER, "Hello"]
+        prompts = [TALK_THAT_ENDS_WITH_AN_ANSWER, (user("Hello"),)]
         found = likelihood(server).log_likelihood(prompts, [None, None], ["So.", "So."])
         assert np.isnan(found).tolist() == [True, False]
         with pytest.raises(RequestRejectedError, match="no-prefill-assistant"):

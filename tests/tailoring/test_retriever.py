@@ -57,6 +57,18 @@ def test_the_persona_of_the_prompt_that_shares_the_telling_words() -> None:
     assert found[1][0].score == pytest.approx(BM25(PROMPTS).scores("What is the best tea?")[2])
 
 
+def test_of_equal_prompts_the_earlier_one_is_nearer_whatever_their_vectors_round_to() -> None:
+    """A product of matrices rounds equal columns differently, by their place."""
+
+    def vectors(texts: Sequence[str]) -> Any:
+        return [np.random.default_rng(list(text.encode())).normal(size=384) for text in texts]
+
+    prompts = [f"prompt {n % 5}" for n in range(15)]
+    retriever = pi.PersonaRetriever(prompts, PERSONAS * 5, model=vectors)
+    found = [retriever.retrieve([f"query {n}"])[0][0] for n in range(40)]
+    assert [one.index for one in found if one.index >= 5] == []
+
+
 def test_the_k_nearest_in_order_and_no_more_than_there_are() -> None:
     retriever = pi.PersonaRetriever(PROMPTS, PERSONAS)
     (found,) = retriever.retrieve(["brew tea"], k=2)
