@@ -7,6 +7,7 @@ each in both orders, and four ratings. The two orders are one observation; inter
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from copy import copy
@@ -91,6 +92,7 @@ class Rating(BaseModel):
 
 
 _QUESTIONS = tuple(Rating.model_fields)
+_ERRORS_OF_SIDES = re.compile("; (?=(?:chosen|rejected): )")  # between those that `_errors` joins
 
 
 @takes_options(LLMOptions)
@@ -448,7 +450,15 @@ def _verification(
 
     problems = [verdict.problem for *_, verdict in given]
     columns = verdict_columns(placed, table.added)
-    columns["verification_error"] = _errors(len(table), given, problems)
+    columns["verification_error"] = errors = _errors(len(table), given, problems)
+    # Verdicts of an earlier call on the side that was not judged now stay in the table.
+    kept = [side for side in _SIDES if side not in placed and f"{side}_verified" in table.added]
+    earlier = sum(one is not None for side in kept for one in table.added[f"{side}_verified"])
+    for place, said in enumerate(table.added.get("verification_error", ())):
+        parts = _ERRORS_OF_SIDES.split(str(said or ""))
+        before = [part for part in parts if part.partition(":")[0] in kept]
+        errors[place] = joined(sorted(filter(None, [*before, errors[place]])))
+    of_all = earlier * table.settings.get("verified_neither", 0.0) + len(orders) / 2 * neither
     return Verification(
         overall=summary(placed.keys()),
         sides={side: summary([side]) for side in placed},
@@ -464,7 +474,7 @@ def _verification(
             columns,
             settings={
                 "verified_by": asker.llm.model,
-                "verified_neither": neither,
+                "verified_neither": of_all / max(earlier + len(orders) / 2, 1),
                 "verified_rows": len(table),
             },
         ),

@@ -26,7 +26,7 @@ from personainfer.exceptions import (
     ModelError,
     UnknownOptionError,
 )
-from personainfer.records import PersonaRow
+from personainfer.records import PersonaRow, Side
 from personainfer.testing import FakeLLM, Fault, Reply
 
 Script = Callable[[dict[str, Any]], Any]
@@ -659,6 +659,25 @@ def test_a_guess_is_right_less_often_where_replies_cannot_be_used() -> None:
     assert found.overall.accuracy.value == pytest.approx((1 - found.neither) / 2)
     assert summarise(found.table).guess == pytest.approx((1 - found.neither) / 2)
     assert "A judge that guesses is right in 33% of the orders" in str(found)
+
+
+@pytest.mark.parametrize("sides", [("chosen", "rejected"), ("rejected", "chosen")])
+def test_sides_judged_one_by_one_are_in_the_table_as_if_judged_at_once(
+    sides: tuple[Side, Side],
+) -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        is_short, prompt = "short answers" in between(body, "persona"), between(body, "prompt")
+        if "Question 1?" in prompt or ("Question 2?" in prompt and is_short):
+            return Fault.status(400)
+        return {"answer": "neither"} if is_short else perfect(body)
+
+    whole = run(reply, pi.verify_personas, table(6)).table
+    one = run(reply, pi.verify_personas, table(6), sides=sides[0]).table
+    both = run(reply, pi.verify_personas, one, sides=sides[1]).table
+    assert both.added == whole.added
+    assert summarise(both).guess == pytest.approx(summarise(whole).guess)
+    again = run(reply, pi.verify_personas, both, sides=sides[1]).table
+    assert again.added == whole.added
 
 
 # Comparing
