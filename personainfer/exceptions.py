@@ -161,7 +161,22 @@ def _rebuild(
 
 
 class InvalidArgumentError(PersonaInferError, ValueError):
-    """An argument has a value that cannot work."""
+    """An argument has a value that cannot work.
+
+    If no `argument` is given, it is the one that the message begins with, as in "folds=1 is too few."
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        hint: str = "",
+        argument: str | None = None,
+        example: Mapping[Any, str] | None = None,
+    ) -> None:
+        named = re.match("([a-z_]+)=", message)
+        argument = argument or (named[1] if named else None)
+        super().__init__(message, hint=hint, argument=argument, example=example)
 
     @classmethod
     def check(cls, name: str, value: object, known: Collection[str]) -> None:

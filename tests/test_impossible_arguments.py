@@ -123,6 +123,11 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda t: pi.PersonaRetriever(["q"], ["calm"], model=""),
         "model= is the name of no model",
     ),
+    "ids of nothing": (
+        lambda t: pi.PersonaRetriever(["q"], ["calm"], ids=5),  # type: ignore[arg-type]
+        "ids= is a single int",
+    ),
+    "a place as a column": (lambda t: pi.persona_reward(EXPLAINER, choices=5), "choices=5"),  # type: ignore[arg-type]
     "no basis": (lambda t: fit_user_weights([[]], [0]), "margins= holds no basis"),
 }
 
@@ -130,5 +135,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str]] = {
 @pytest.mark.parametrize("name", CALLS)
 def test_an_argument_that_cannot_be_is_named(name: str) -> None:
     call, said = CALLS[name]
-    with pytest.raises(InvalidArgumentError, match=said):
+    with pytest.raises(InvalidArgumentError, match=said) as caught:
         call(table())
+    if said.partition("=")[0].isidentifier():
+        assert caught.value.argument == said.partition("=")[0]

@@ -763,5 +763,6 @@ def make_llm(model: str | LLM | None, options: Mapping[str, Any]) -> LLM:
         raise InvalidArgumentError(
             f"{', '.join(sorted(options))}: the LLM that was given as model= has its own options.",
             hint="Pass them to LLM(...) instead.",
+            argument=min(options),
         )
     return model

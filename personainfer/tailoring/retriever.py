@@ -105,7 +105,7 @@ class PersonaRetriever:
                 f"{len(asked)} prompts and {len(people)} personas: one persona a prompt is needed.",
                 hint="None stands for a persona that is missing.",
             )
-        given = [None] * len(asked) if ids is None else list(ids)
+        given = [None] * len(asked) if ids is None else read_items("ids", ids)
         names = [None if is_null(one) else id_text(one) for one in given]
         if len(names) != len(asked):
             raise InvalidArgumentError(

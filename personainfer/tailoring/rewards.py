@@ -9,7 +9,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..arguments import Number, NumberFromZero, PositiveNumber, check_argument, read_items
+from ..arguments import (
+    Number,
+    NumberFromZero,
+    PositiveNumber,
+    Text,
+    check_argument,
+    read_items,
+)
 from ..exceptions import DataError, InvalidArgumentError, ReplyError, quoted, shown_when_made
 from ..llm.replies import plain_text, read_reply
 from ..personas.flags import find_flags
@@ -116,6 +123,7 @@ class PersonaReward:
             InvalidArgumentError.check("columns", role, _ROLES)
         if columns is not None and choices is not None:
             raise InvalidArgumentError("give columns= or choices=, not both.")
+        choices = check_argument("choices", choices, Text | None)
         temperature = check_argument("temperature", temperature, PositiveNumber)
         penalty = check_argument("penalty", penalty, NumberFromZero)  # less would reward flags
         no_persona = check_argument("no_persona", no_persona, Number)

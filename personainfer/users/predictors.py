@@ -156,7 +156,8 @@ def predictor_of(scorer: ChoiceScorer, options: LLMOptions | None = None) -> Pre
 def _predictor(scorer: ChoiceScorer, options: LLMOptions | None) -> Predictor:
     if options and not isinstance(scorer, str):
         raise InvalidArgumentError(
-            f"{', '.join(f'{name}=' for name in options)} configures a model that is given by name."
+            f"{', '.join(f'{name}=' for name in options)} configures a model that is given by name.",
+            argument=next(iter(options)),
         )
     if isinstance(scorer, Likelihood):
         return lambda cases: _by_likelihood(scorer, cases)
