@@ -29,6 +29,7 @@ from personainfer.data.containers import read_preferences
 from personainfer.data.file_formats import CSV_NULLS, open_rows
 from personainfer.data.source_rows import PreferenceSource
 from personainfer.exceptions import DataError, InvalidArgumentError
+from personainfer.preferences import example_rows
 from personainfer.preferences.conversations import pair_problem
 from personainfer.records import Message, Preference
 
@@ -559,6 +560,28 @@ def test_lists_in_lists_are_the_same_in_a_frame_and_in_the_csv_file_that_pandas_
         found = preferences(read_preferences(path))
         assert found == preferences(read_preferences(frame))
         assert [pair and len(pair.prompt) > 1 for pair in found] == [True] * 6
+
+
+@pytest.mark.parametrize(
+    "container",
+    ["pandas", "polars", "arrow", "generator", "parquet", "jsonl", "json.gz", "csv of pandas"],
+)
+def test_each_kind_of_data_is_read_alike_from_any_container(container: str, tmp_path: Path) -> None:
+    """Ids and users are numbers, some of which are missing."""
+    for name, row in example_rows().items():
+        rows = [{**row, "id": n or None, "worker_id": None if n == 1 else n} for n in range(5)]
+        options: dict[str, Any] = {}
+        try:
+            read_preferences(rows)
+        except DataError:
+            options = {"pairs": "all"}
+        want = preferences(read_preferences(rows, **options))
+        if container == "csv of pandas":
+            pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False)
+            data: object = tmp_path / "rows.csv"
+        else:
+            data = CONTAINERS[container](rows, tmp_path)
+        assert preferences(read_preferences(data, **options)) == want, name
 
 
 def test_users_in_different_columns_of_a_csv_file_are_read_though_pandas_made_floats_of_them(
