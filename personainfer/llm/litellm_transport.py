@@ -43,6 +43,7 @@ from ..records import Completion
 from .dialect import FORMS, Dialect
 from .instructor_client import InstructorClient
 from .openai_protocol import (
+    CUT_OFF,
     Json,
     check_was_read,
     message_texts,
@@ -414,7 +415,7 @@ class LiteLLMTransport(Transport):
         raise found or unreadable("the reply", failure)
 
     def _with_real_counts(self, exchange: Exchange, reply: Any) -> Json:
-        """Return a reply of litellm without the counts of tokens that it made up.
+        """Return a reply of litellm without the counts of tokens and the whole ends that it made up.
 
         Where an answer has no counts, litellm counts the words that it sees by a tokenizer of its own.
         """
@@ -424,6 +425,9 @@ class LiteLLMTransport(Transport):
             told = _counts_in(exchange)
             made_up = [name for name in _COUNTS if usage.get(name) and usage[name] not in told]
             found["usage"] = {n: count for n, count in usage.items() if n not in made_up}
+        reason = _REASON.findall(exchange.content)[-1:]
+        if reason and reason[0].decode().lower() in CUT_OFF:  # litellm says "stop" of Ollama's
+            found["choices"][0]["finish_reason"] = "length"
         return found
 
     def _taken(self, exchange: Exchange, reply: Any) -> Completion | None:
@@ -572,6 +576,7 @@ _COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 _COUNT = re.compile(
     rb'"\w{0,40}(?:token(?!_?id)|eval_count)\w{0,40}"\s{0,9}:\s{0,9}(\d{1,15})', re.IGNORECASE
 )
+_REASON = re.compile(rb'"(?:done|finish|stop)_?reason"\s{0,9}:\s{0,9}"(\w{1,40})"', re.IGNORECASE)
 _MOST_ADDED = 16  # counts at the end of an answer, of which there may be sums
 
 

@@ -119,6 +119,21 @@ def test_a_reply_is_bounded_with_any_provider(provider: str) -> None:
         assert len(server.asked) == 1
 
 
+@pytest.mark.parametrize("provider", ["ollama/x", "ollama_chat/x"])
+def test_a_reply_that_was_cut_off_is_no_whole_one(provider: str) -> None:
+    said = {"response": "Once upon", "message": {"role": "assistant", "content": "Once upon"}}
+    told = {"model": "x", "done": True, "prompt_eval_count": 7, "eval_count": 5, **said}
+    for reason in ("length", "stop"):
+        body = json.dumps({**told, "done_reason": reason}).encode()
+        with AnyServer(200, body=body) as server:
+            llm = llm_of(provider, server)
+            if reason == "stop":
+                assert llm.ask(MESSAGES).text == "Once upon"
+            else:
+                with pytest.raises(ReplyError, match="cut off"):
+                    llm.ask(MESSAGES)
+
+
 @each_provider
 @pytest.mark.parametrize("status", [400, 500])
 def test_an_error_that_tells_what_it_took_is_charged_with_any_provider(
