@@ -43,6 +43,7 @@ from ..records import Completion
 from .dialect import FORMS, Dialect
 from .instructor_client import InstructorClient
 from .openai_protocol import (
+    BROKEN_OFF,
     CUT_OFF,
     Json,
     check_was_read,
@@ -425,9 +426,9 @@ class LiteLLMTransport(Transport):
             told = _counts_in(exchange)
             made_up = [name for name in _COUNTS if usage.get(name) and usage[name] not in told]
             found["usage"] = {n: count for n, count in usage.items() if n not in made_up}
-        reason = _REASON.findall(exchange.content)[-1:]
-        if reason and reason[0].decode().lower() in CUT_OFF:  # litellm says "stop" of Ollama's
-            found["choices"][0]["finish_reason"] = "length"
+        for reason in _REASON.findall(exchange.content.lower())[-1:]:
+            if (said := reason.decode()) in CUT_OFF | BROKEN_OFF:  # of some, litellm says "stop"
+                found["choices"][0]["finish_reason"] = said
         return found
 
     def _taken(self, exchange: Exchange, reply: Any) -> Completion | None:
@@ -576,7 +577,7 @@ _COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 _COUNT = re.compile(
     rb'"\w{0,40}(?:token(?!_?id)|eval_count)\w{0,40}"\s{0,9}:\s{0,9}(\d{1,15})', re.IGNORECASE
 )
-_REASON = re.compile(rb'"(?:done|finish|stop)_?reason"\s{0,9}:\s{0,9}"(\w{1,40})"', re.IGNORECASE)
+_REASON = re.compile(rb'"(?:completion|done|finish|stop)_?reason"\s{0,9}:\s{0,9}"([a-z_]{1,40})"')
 _MOST_ADDED = 16  # counts at the end of an answer, of which there may be sums
 
 

@@ -106,7 +106,7 @@ _FILTERED = re.compile(
     r"|moderat|toxic"
 )
 # The server gave up in the middle: DeepSeek, OpenRouter, vLLM and SGLang.
-_BROKEN_OFF = {
+BROKEN_OFF = {
     "insufficient_system_resource",
     "error",
     "abort",
@@ -539,7 +539,7 @@ def _completion_problem(
     if refusal:
         problem = f"the model refused: {secrets.mask(str(refusal))[:200]!r}."
         hint = "Another model may answer."
-    elif finish in _BROKEN_OFF:
+    elif finish in BROKEN_OFF:
         problem = f"the endpoint broke its reply off ({completion.finish_reason})."
         return TransportError(problem, unanswered=True)
     elif _FILTERED.search(finish):

@@ -119,6 +119,15 @@ def test_a_reply_is_bounded_with_any_provider(provider: str) -> None:
         assert len(server.asked) == 1
 
 
+def test_a_reply_that_the_provider_gave_up_is_no_whole_one() -> None:
+    said = {"role": "assistant", "content": [{"type": "text", "text": "Once upon"}]}
+    counts = {"tokens": {"input_tokens": 7, "output_tokens": 5}}
+    told = {"id": "x", "message": said, "finish_reason": "TIMEOUT", "usage": counts}
+    broken_off = pytest.raises(TransportError, match="broke its reply off")
+    with AnyServer(200, body=json.dumps(told).encode()) as server, broken_off:
+        llm_of("cohere_chat/command-r", server).ask(MESSAGES)
+
+
 @pytest.mark.parametrize("provider", ["ollama/x", "ollama_chat/x"])
 def test_a_reply_that_was_cut_off_is_no_whole_one(provider: str) -> None:
     said = {"response": "Once upon", "message": {"role": "assistant", "content": "Once upon"}}
