@@ -724,30 +724,35 @@ def stored_options(
     return {name: stored[name] for name in _OF_A_REQUEST if name in stored}
 
 
-def make_beside(first: LLM | None, model: str, options: Mapping[str, Any]) -> LLM:
+def make_beside(earlier: Iterable[LLM | None], model: str, options: Mapping[str, Any]) -> LLM:
     """Make a further LLM for a call that calls several models by the same options.
 
     All of them have one budget, and one limit a minute where they are called at one address with one key.
-    Without `api_base`, a model of another provider is not told the key and the headers.
+    Without `api_base`, the key and the headers are those of the provider that is called first: a model that
+    is called elsewhere is not told them.
 
     Args:
-        first: the one that was made first by these options; None: this is it.
+        earlier: those that were made before by these options, in order. None is passed over.
         model: the name of the model.
         options: those of `LLM`.
 
     Raises:
         As `LLM`. AuthenticationError: the key of a further one is missing.
     """
-    if first is None:
+    others = [one for one in earlier if one is not None]
+    if not others:
         return LLM(model, **options)
     made = LLM(model, **{n: v for n, v in options.items() if n not in ("api_key", "extra_headers")})
-    providers = {getattr(llm.transport, "provider", None) for llm in (first, made)} - {None}
-    if options.get("api_base") is not None or len(providers) < 2:  # a local model has none
+    # A local model is told a key, but has no use for it.
+    called = [one for one in others if not isinstance(one.transport, EmbeddedTransport)]
+    is_there = not called or made.transport.endpoint == called[0].transport.endpoint
+    if options.get("api_base") is not None or is_there:
         made = LLM(model, **options)
     made.transport.check_key()  # it would be missed only after the calls of the others
-    shared, bounds = first.account.bounds, made.account.bounds
-    bounds = bounds.with_minute_of(shared) if made.is_called_as(first) else bounds
-    made.account.bounds = bounds._replace(budget=shared.budget)
+    bounds = made.account.bounds
+    for one in filter(made.is_called_as, others):
+        bounds = bounds.with_minute_of(one.account.bounds)
+    made.account.bounds = bounds._replace(budget=others[0].account.bounds.budget)
     return made
 
 

@@ -79,7 +79,8 @@ class LiteLLMTransport(Transport):
         headers: more headers of each request.
 
     Raises:
-        InvalidArgumentError: litellm knows no such provider, or calls it by a client that follows redirects.
+        InvalidArgumentError: litellm knows no such provider, calls it by a client that follows redirects, or
+            takes OpenAI for it.
         ModelError: litellm failed to find out where the model is.
     """
 
@@ -110,6 +111,14 @@ class LiteLLMTransport(Transport):
                 argument="model",
             ) from None
         self.name, self.provider = self._told.name, self._told.provider
+        named, has_slash, _ = self.name.partition("/")
+        other = has_slash and self.provider == "openai" and named in self._litellm.provider_list
+        if api_base is None and other and self.name == model:  # such as azure/mistral-large
+            raise InvalidArgumentError(
+                f"model={model!r}: litellm calls it at OpenAI where no address is given.",
+                hint="Give its address as api_base=.",
+                argument="model",
+            )
         self._told_by = self._told.snapshot()
         address = api_base or self._told.address()
         self._addresses = tuple(map(Address, address.split()))

@@ -299,7 +299,7 @@ def _persona_inference(
     elif scorer is not None:
         _refuse_unused(options)
     # Before any call is paid for.
-    asker = None if scorer is not None else make_beside(writer, judge, options)
+    asker = None if scorer is not None else make_beside([writer], judge, options)
     table, differs = read or _inferred(rows, writer, progress)
     failed = 0 if read else len(table.failed_places())
     if scorer is None:
@@ -406,7 +406,7 @@ def _persona_tailoring(
     def judging(writer: LLM | None) -> dict[str, Any]:
         if scorer is not None:
             return {"judge": LikelihoodJudge(scorer, progress), "progress": False}
-        return {"judge": make_beside(writer, judge, options), "progress": progress}
+        return {"judge": make_beside([writer], judge, options), "progress": progress}
 
     names, unwritten = _names(rows), list[str]()
     if {*_TAILORED.values(), "generic_response"} <= names:

@@ -86,8 +86,8 @@ def evaluate_prefixes(
             all their choices.
         draw_seed: of folds, shuffled prefixes, draws and permutations.
         options: configure the LLMs that names of judges make: see `LLM`. `budget` is that of all calls
-            together. Without `api_base`, a judge of another provider than the first is not told the key and
-            the headers.
+            together. Without `api_base`, a judge of another provider than the first that is called is not
+            told the key and the headers.
 
     Returns:
         For each prefix the accuracy, the gain over none, and the accuracy with another user's prefix, also by
@@ -117,15 +117,13 @@ def evaluate_prefixes(
     ablations = check_argument("ablations", ablations, Count)
     _check(prefixes, scorer, fit, folds, questions, named, ablations)
     known = group_values(groups)
-    first: LLM | None = None
+    judges: list[LLM] = []
 
     def predictor(one: ChoiceScorer) -> Predictor:
-        nonlocal first
         if not isinstance(one, str):
             return predictor_of(one, options)
-        llm = make_beside(first, one, options)
-        first = first or llm
-        return predictor_of(llm)
+        judges.append(make_beside(judges, one, options))
+        return predictor_of(judges[-1])
 
     fixed = None if scorer is None else predictor(scorer)
 

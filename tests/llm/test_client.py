@@ -37,6 +37,7 @@ from personainfer.exceptions import (
     RequestRejectedError,
     TransportError,
 )
+from personainfer.llm.client import make_beside
 from personainfer.llm.dialect import Dialect
 from personainfer.llm.requests import Request
 from personainfer.records import Message
@@ -1024,3 +1025,37 @@ def test_in_a_fork_no_request_waits_for_one_of_the_parent() -> None:
     asyncio.run(parent())
     dialect.renew_in_fork()
     asyncio.run(asyncio.wait_for(child(), 5))
+
+
+@pytest.mark.heavy
+def test_of_models_made_in_turn_only_those_of_the_first_company_are_told_the_key(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    local = f"local:{tmp_path / 'm.gguf'}"
+    monkeypatch.setenv("AZURE_API_BASE", "https://x.openai.azure.com")
+    for company in ("OPENAI", "ANTHROPIC", "AZURE"):
+        monkeypatch.setenv(f"{company}_API_KEY", f"own-key-of-{company}")
+    names = ("openai/a", "litellm/openai/b", "anthropic/claude-x", "azure/gpt-4o")
+    company_of = dict(zip(names, ("openai", "openai", "anthropic", "azure"), strict=True))
+    options: dict[str, Any] = {
+        "api_key": "key",
+        "extra_headers": {"X-Team": "secret"},
+        "rpm": 9,
+        "prices": (1, 1),
+        "budget": 1,
+        "cache": False,
+    }
+    for order in itertools.permutations([local, *names]):
+        made: list[pi.LLM] = []
+        for name in order:
+            made.append(make_beside(made, name, options))
+        called = [llm for llm in made if llm.model != local]
+        first = company_of[called[0].model]
+        for llm in called:
+            is_told = company_of[llm.model] == first
+            told = llm.transport.key == "key", bool(llm._headers)
+            assert told == (is_told, is_told), order
+        assert len({id(llm.account.bounds.budget) for llm in made}) == 1
+        windows = {(company_of[llm.model], id(llm.account.bounds.requests)) for llm in called}
+        assert len(windows) == 3, order

@@ -999,6 +999,20 @@ def test_what_is_for_another_provider_does_not_go_to_openai() -> None:
         pi.LLM("litellm/ai21/x", api_key="k", cache=False, max_attempts=1).ask(MESSAGES)
 
 
+@pytest.mark.parametrize("name", ["mistral-large-latest", "command-r-08-2024"])
+def test_nor_does_a_model_of_azure_that_litellm_takes_for_one_of_openai(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AZURE_API_BASE", "https://x.openai.azure.com")
+    with FakeLLM("one") as server:
+        monkeypatch.setenv("OPENAI_BASE_URL", server.api_base)
+        with pytest.raises(InvalidArgumentError, match="at OpenAI where no address is given"):
+            pi.LLM(f"azure/{name}", api_key="of-azure", cache=False).ask(MESSAGES)
+        there: dict[str, Any] = {"api_base": server.api_base, "api_key": "k", "cache": False}
+        assert pi.LLM(f"litellm/azure/{name}", **there).ask(MESSAGES).text == "one"
+    assert server.calls == 1
+
+
 def test_a_call_that_would_go_elsewhere_than_the_first_one_is_not_sent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
