@@ -12,7 +12,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Annotated, Any, ClassVar, Literal
@@ -42,15 +42,24 @@ _SIGN = r"[^\w\s\x00-\x7f]"  # holds all combining marks: they are no letters to
 _LONG_RUN = re.compile(rf"{_SIGN}{{{_MOST_SIGNS}}}(?={_SIGN})")
 
 Filled = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
+Phrase = Annotated[
+    Filled, StringConstraints(pattern=r"\w")
+]  # of "...", a sentence would show nothing
 
 
-def at_most(characters: int) -> dict[str, Any]:
-    """Return a bound on the length of a text, to add to a field of a JSON schema.
+def at_most(characters: int) -> Callable[[dict[str, Any]], None]:
+    """Return a bound on the length of a text, for `json_schema_extra` of a field.
 
     An engine that decodes by the schema stops a small model that repeats itself. Replies are not checked for
-    the bound, so longer texts of other models are taken as they are.
+    the bound, so longer texts of other models are taken as they are. A pattern stays out of the schema: many
+    endpoints refuse schemas with one.
     """
-    return {"maxLength": characters}
+
+    def add(schema: dict[str, Any]) -> None:
+        schema.pop("pattern", None)
+        schema["maxLength"] = characters
+
+    return add
 
 
 class OnePersona(BaseModel):
@@ -65,8 +74,8 @@ class OnePersona(BaseModel):
     }
 
     evidence: Annotated[str, Field(json_schema_extra=at_most(120))]
-    trait: Annotated[Filled, Field(json_schema_extra=at_most(100))]
-    preference: Annotated[Filled, Field(json_schema_extra=at_most(120))]
+    trait: Annotated[Phrase, Field(json_schema_extra=at_most(100))]
+    preference: Annotated[Phrase, Field(json_schema_extra=at_most(120))]
 
     def persona(self) -> Persona:
         """Return the reply as a `Persona` without flags."""

@@ -30,7 +30,7 @@ from ..exceptions import InvalidArgumentError, UnknownOptionError
 from ..llm.client import LLM, OPTIONS, LLMOptions, make_llm
 from ..llm.requests import Request
 from ..personas.flags import flags_in_text, pair_text
-from ..personas.prompts import Filled, at_most, filled, instructions
+from ..personas.prompts import Filled, Phrase, at_most, filled, instructions
 from ..personas.selection import can_explain, explains_each, of_one_run
 from ..records import Message, Persona, Preference, Prompt, Selector, Usage
 from ..scoring.context import Cuts
@@ -233,8 +233,8 @@ class WrittenPersona(BaseModel):
     """The schema of a reply about a user. The model writes the evidence first."""
 
     evidence: Annotated[list[ChoiceNote], Field(fail_fast=True, json_schema_extra=dict(_NOTES))]
-    background: Annotated[Filled, Field(json_schema_extra=at_most(300))]
-    preferences: Annotated[Filled, Field(json_schema_extra=at_most(300))]
+    background: Annotated[Phrase, Field(json_schema_extra=at_most(300))]
+    preferences: Annotated[Phrase, Field(json_schema_extra=at_most(300))]
 
 
 def user_message(
@@ -350,7 +350,7 @@ def _flags(background: str, preferences: str, choices: Sequence[Preference]) -> 
 # Listing tastes
 
 _TASTES = {"minItems": 2, "maxItems": 3}
-Taste = Annotated[Filled, Field(json_schema_extra=at_most(100))]
+Taste = Annotated[Phrase, Field(json_schema_extra=at_most(100))]
 
 
 class Tastes(BaseModel):

@@ -90,6 +90,23 @@ def test_sides_that_stay_equal_are_flagged_and_no_error(seen: str, calls: int) -
     assert "same_as_other_side" in table[0].chosen.flags
 
 
+@pytest.mark.parametrize("nothing", ["...", ";", "\u2014", "\N{ZERO WIDTH SPACE}"])
+def test_a_preference_without_a_word_is_no_persona(nothing: str) -> None:
+    """ "The user is calm and prefers ." was a persona."""
+    replies = iter([_both("lists", nothing), _both("lists", "stories")])
+    with FakeLLM(reply=lambda body: next(replies)) as server:
+        table = pi.infer_personas(pairs(1), "fake", api_base=server.api_base)
+        told = server.requests[-1]["messages"][-1]["content"]
+        schema = json.dumps(server.requests[-1]["response_format"])
+    assert table.errors == []
+    assert {row.preference for row in (table[0].chosen, table[0].rejected) if row} == {
+        "lists",
+        "stories",
+    }
+    assert "person_2.preference" in told
+    assert "pattern" not in schema  # some endpoints refuse a schema with one
+
+
 def test_the_second_run_makes_no_call(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
     first = pi.infer_personas(pairs(30), **endpoint)
     second = pi.infer_personas(pairs(30), **endpoint)
