@@ -74,7 +74,7 @@ class OnePersona(BaseModel):
     }
 
     evidence: Annotated[str, Field(json_schema_extra=at_most(120))]
-    trait: Annotated[Phrase, Field(json_schema_extra=at_most(100))]
+    trait: Annotated[Filled, Field(json_schema_extra=at_most(100))]
     preference: Annotated[Phrase, Field(json_schema_extra=at_most(120))]
 
     def persona(self) -> Persona:

@@ -233,7 +233,7 @@ class WrittenPersona(BaseModel):
     """The schema of a reply about a user. The model writes the evidence first."""
 
     evidence: Annotated[list[ChoiceNote], Field(fail_fast=True, json_schema_extra=dict(_NOTES))]
-    background: Annotated[Phrase, Field(json_schema_extra=at_most(300))]
+    background: Annotated[Filled, Field(json_schema_extra=at_most(300))]
     preferences: Annotated[Phrase, Field(json_schema_extra=at_most(300))]
 
 
