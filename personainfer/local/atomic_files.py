@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from ..exceptions import InvalidArgumentError
-from .paths import OTHERS, check_file, followed, is_mine, private_folder
+from .paths import ACCESS_LIST, OTHERS, check_file, followed, is_mine, private_folder
 
 try:
     import fcntl
@@ -124,8 +124,7 @@ def atomic_folder(folder: Path, *, private: bool = False) -> Iterator[Path]:
         if folder.exists():
             before = folder.stat()
             if is_mine(before):
-                kept = 0o777 if _has_group(made, before.st_gid) else 0o707
-                os.chmod(made, before.st_mode & kept)
+                _keep_permissions(made, folder, before)
             folder.rmdir()
         made.rename(folder)
         _flush_folder(folder.parent)
@@ -173,7 +172,10 @@ def put_in_place(unfinished: Path, path: Path, *, private: bool = False) -> None
     if not path.is_dir():
         check_file(path)
     _flush(unfinished)  # before its permissions, which may let nobody write
-    os.chmod(unfinished, 0o666 & ~OTHERS if private else _permissions(path, unfinished))
+    if private:
+        os.chmod(unfinished, 0o666 & ~OTHERS)
+    else:
+        _set_permissions(unfinished, path)
     os.replace(unfinished, path)
     _flush_folder(path.parent)
 
@@ -267,17 +269,35 @@ def _flush_folder(folder: Path) -> None:
             os.close(number)
 
 
-def _permissions(path: Path, unfinished: Path) -> int:
-    """Return the permissions for a finished file: those of the user's file that it replaces, or of a new one.
+def _set_permissions(unfinished: Path, path: Path) -> None:
+    """Give a finished file the permissions of the user's file that it replaces, or those of a new one.
 
-    The unfinished file gets the group of the file that it replaces. If the user cannot give it that group,
-    the group gets no permissions. A link, or a file that somebody else has put there, does not count.
+    A link, or a file that somebody else has put there, does not count.
     """
     with suppress(FileNotFoundError):
-        found = followed(path).lstat()
+        replaced = followed(path)
+        found = replaced.lstat()
         if stat.S_ISREG(found.st_mode) and is_mine(found):
-            return found.st_mode & (0o777 if _has_group(unfinished, found.st_gid) else 0o707)
-    return 0o666 & ~_umask()
+            _keep_permissions(unfinished, replaced, found)
+            return
+    os.chmod(unfinished, 0o666 & ~_umask())
+
+
+def _keep_permissions(made: Path, replaced: Path, found: os.stat_result) -> None:
+    """Give a file or a folder the group, permissions and access list of the one that it replaces.
+
+    If the user cannot give it that group, the group gets no permissions. With an access list, those in the
+    mode are the most that anybody in the list has, and not the group's: the list alone tells these.
+    """
+    listed, has_group = b"", _has_group(made, found.st_gid)
+    with suppress(OSError, AttributeError):  # no list, or none on this system
+        listed = os.getxattr(replaced, ACCESS_LIST)
+    with suppress(OSError, AttributeError):  # one that the folder gives its new files
+        os.removexattr(made, ACCESS_LIST)
+    os.chmod(made, found.st_mode & (0o777 if has_group and not listed else 0o707))
+    if listed and has_group:
+        with suppress(OSError):
+            os.setxattr(made, ACCESS_LIST, listed)
 
 
 def _has_group(path: Path, group: int) -> bool:

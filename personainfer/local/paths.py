@@ -263,13 +263,14 @@ def others_may_write(path: Path, found: os.stat_result) -> bool:
     return to_others or bool(found.st_mode & stat.S_IWOTH)
 
 
+ACCESS_LIST = "system.posix_acl_access"  # the attribute of a file in which Linux keeps it
 _NAMED = (2, 8)  # entries of an access list that name a user, or a group
 
 
 def _list_lets_write(path: Path) -> bool:
     """Return whether an access list names a user or a group who may write."""
     with suppress(OSError, AttributeError):  # there is none, or none on this system
-        stored = os.getxattr(path, "system.posix_acl_access", follow_symlinks=False)
+        stored = os.getxattr(path, ACCESS_LIST, follow_symlinks=False)
         entries = struct.iter_unpack("<HHI", stored[4:])  # behind the version
         return any(tag in _NAMED and may & 2 for tag, may, _ in entries)
     return False

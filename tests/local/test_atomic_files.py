@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import struct
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +27,7 @@ from personainfer.local.atomic_files import (
     unfinished_folder,
     write_file,
 )
-from personainfer.local.paths import private_folder
+from personainfer.local.paths import ACCESS_LIST, private_folder
 from personainfer.tailoring.dataset_card import MARK
 from personainfer.users.records import UserPersonas, UserRow
 
@@ -198,6 +199,50 @@ def test_a_file_that_its_owner_closed_to_others_stays_closed(
     path.chmod(0o600)
     write(path)
     assert mode(path) == 0o600
+
+
+def with_access_list(path: Path) -> bytes:
+    """Let one user read a path that is closed to its group and to others, as setfacl -m u:12345:rx does."""
+    entries = ((1, 7, 2**32 - 1), (2, 5, 12345), (4, 0, 2**32 - 1), (16, 5, 2**32 - 1))
+    packed = [struct.pack("<HHI", *entry) for entry in (*entries, (32, 0, 2**32 - 1))]
+    listed = struct.pack("<I", 2) + b"".join(packed)
+    try:
+        os.setxattr(path, ACCESS_LIST, listed)
+    except (OSError, AttributeError):
+        pytest.skip("this system, or this disk, has no access lists")
+    return listed
+
+
+@writers
+def test_a_file_that_one_user_may_read_is_opened_to_no_group(
+    tmp_path: Path, name: str, write: Callable[[Path], None]
+) -> None:
+    path = tmp_path / name
+    write(path)
+    listed = with_access_list(
+        path
+    )  # its mode is now 0o750, and its group may do nothing all the same
+    write(path)
+    assert os.getxattr(path, ACCESS_LIST) == listed
+
+
+def test_an_empty_folder_that_one_user_may_enter_is_opened_to_no_group(tmp_path: Path) -> None:
+    folder = tmp_path / "sheet"
+    folder.mkdir()
+    listed = with_access_list(folder)
+    write_rating_sheet(TABLE, folder)
+    assert os.getxattr(folder, ACCESS_LIST) == listed
+
+
+def test_a_file_gets_no_reader_of_its_folder_whom_its_owner_took_away(tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    save(path)
+    listed = with_access_list(tmp_path)
+    os.setxattr(tmp_path, "system.posix_acl_default", listed)  # new files let that user read
+    path.chmod(0o640)
+    save(path)
+    assert ACCESS_LIST not in os.listxattr(path)
+    assert mode(path) == 0o640
 
 
 def test_what_a_killed_process_left_is_removed_and_what_a_living_one_writes_is_not(
