@@ -31,7 +31,8 @@ class BatchPart(Record):
         output_file_id: the provider's id of the file of replies; None: none is named yet.
         error_file_id: the provider's id of the file of failed requests; None: none is named yet.
         problem: why the batch failed, in the provider's words; "": no reason is known.
-        ended_at: when a final status was first seen, in seconds since 1970; 0: not yet.
+        ended_at: when a final status was first seen, in seconds since 1970; 0: not yet. If the clock was
+            ahead then: when one was first seen after it was set back.
         looked_at: when a final status was last seen, in seconds since 1970; 0: not yet.
         order: a random name, which tells this part from those of other batches in a budget.
         most_tokens: the most tokens of a reply to a request in the file, when it was written; 0: not known.
@@ -106,4 +107,6 @@ class BatchPart(Record):
             found[name] = getattr(self, name) or found[name]
         now = time.time() if state.status in FINAL else 0.0
         kept = {name: getattr(self, name) for name in ("file_id", *_OF_THE_REQUESTS)}
-        return BatchPart(**kept, **found, ended_at=self.ended_at or now, looked_at=now)
+        # A clock that was ahead and is set back would keep the batch waiting for as long.
+        ended_at = min(self.ended_at or now, now or self.ended_at)
+        return BatchPart(**kept, **found, ended_at=ended_at, looked_at=now)

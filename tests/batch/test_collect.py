@@ -16,7 +16,7 @@ import personainfer as pi
 from personainfer.batch import request_files
 from personainfer.batch.job_folder import PersonaBatch
 from personainfer.exceptions import BatchPendingError, DataError, InvalidArgumentError
-from personainfer.testing import FakeLLM
+from personainfer.testing import FakeLLM, clock_jump
 
 from ..batch_server import ASK, FETCH, LOOK, Batch, BatchServer
 from ..builders import collect, pairs, submit
@@ -79,6 +79,21 @@ def test_a_file_that_comes_shorter_replaces_no_replies(
     assert (again.usage, replies.read_bytes()) == (short.usage, had)
     shutil.copytree(place / "b", place / "copy", ignore=shutil.ignore_patterns("replies"))
     assert are_good(collect(place / "copy")) == [True, True, False]
+
+
+def test_a_clock_that_is_set_back_keeps_no_batch_waiting(
+    provider: BatchServer, place: Path, monkeypatch: Patch
+) -> None:
+    """The provider names no file of replies, and the clock was years ahead when it ended."""
+    counts = {"request_counts": {"total": 3, "completed": 3, "failed": 0}, "output_file_id": None}
+    tell(provider, monkeypatch, lambda said: said | counts)
+    provider.statuses = ["in_progress", "completed"]
+    batch = submit(provider, pairs(3), place / "b")
+    for seconds in (1e8, 0):
+        with clock_jump(seconds), pytest.raises(BatchPendingError):
+            collect(batch, wait=False)
+    with clock_jump(601):
+        assert are_good(collect(batch, wait=False)) == [False] * 3
 
 
 @pytest.mark.parametrize("asked_before", [False, True])
