@@ -248,6 +248,21 @@ def test_a_saved_table_whose_sides_were_told_is_not_read_the_other_way_round(
             pi.PersonaTable.from_data(it)
         read = pi.PersonaTable.from_data(read_preferences(it, labels=labels))
         assert [row.preference and row.preference.chosen for row in read] == ["b"]
+        assert len(pi.PersonaTable.load(read.save(tmp_path / "again.parquet"))) == 1
+
+
+def test_a_column_personainfer_of_the_user_is_kept() -> None:
+    rows = data(personainfer="mine")
+    for it in (rows, pd.DataFrame(rows)):
+        assert pi.PersonaTable.from_data(it).to_pandas()["personainfer"].tolist() == ["mine"] * 4
+
+
+def test_a_column_without_a_name_tells_no_errors() -> None:
+    """An index in a CSV file has none."""
+    rows = [{"": "i", **row, "chosen_persona": None} for row in pairs(2)]
+    for it in (rows, pl.DataFrame(rows)):
+        table = pi.PersonaTable.from_data(it, rejected_persona=None)
+        assert [row.error for row in table] == ["the row has no persona in 'chosen_persona'."] * 2
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from ..preferences.recognition import LOOK_AHEAD, recognise, settle
 from ..preferences.schemas import Mapped, Schema
 from ..records import Preference
 from .arrow_columns import NOT_OF_VALUES, cells_of, decoded_cells, in_narwhals
+from .column_values import RECORD
 from .file_formats import (
     SUPPORTED,
     StreamedRows,
@@ -36,6 +37,7 @@ from .source_rows import (
     read_row,
     several_rows,
     single_rows,
+    with_options,
 )
 
 _BATCH = 1024
@@ -66,7 +68,7 @@ def read_preferences(
             prompt, chosen, rejected, id, user, system, tools; response_1, response_2 and label for two
             responses with a label that says which is better; responses with scores or a label for a list of
             responses; response, score and group for one response a row, where rows with the same prompt and
-            the same group are rated together.
+            the same group are rated together. Lines of the command infer tell how it read them.
         labels: if a label's coding is your own, its values -> "first", "second" or "tie", as in
             `{0: "first", 1: "second", 2: "tie"}`.
         pairs: which pairs to make if a prompt has several responses: "best-worst", "all", or "adjacent" (each
@@ -109,12 +111,8 @@ def read_preferences(
     return source
 
 
-def read_with_columns(
-    data: object, columns: Mapping[str, str] | None, labels: Mapping[str, str] | None = None
-) -> PreferenceSource:
+def read_with_columns(data: object, columns: Mapping[str, str] | None) -> PreferenceSource:
     """Read data as `read_preferences` does, for a function that has its argument `columns` and no other.
-
-    `labels` are those that the data tells itself.
 
     If the hint of an error advises `labels=` or `pairs=`, it also says to call `read_preferences` with that
     option, and to pass what it returns as the data.
@@ -123,7 +121,7 @@ def read_with_columns(
         InvalidArgumentError, DataError, MissingExtraError: as `read_preferences`.
     """
     try:
-        return read_preferences(data, columns=columns, labels=labels)
+        return read_preferences(data, columns=columns)
     except DataError as error:
         if not any(f"{option}=" in error.hint for option in ("labels", "pairs")):
             raise
@@ -260,6 +258,9 @@ def _from_columns(
 ) -> PreferenceSource:
     if not total:
         return PreferenceSource.empty(original)
+    if RECORD in _texts(names):
+        ((first, *_), *_) = next(batches((RECORD,)))
+        told = with_options(told, first)
     schemas = recognise(_texts(names), told)
 
     def rows(schema: Schema) -> Iterator[Sequence[object]]:

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from ..exceptions import DataError, InvalidArgumentError
-from ..preferences.cells import is_null, parse_cell, read_json
-from ..records import Persona, PersonaRow, Preference
+from ..preferences.cells import is_null, parse_cell
+from ..preferences.recognition import LOOK_AHEAD
+from ..records import Persona, PersonaRow
 from .arrow_columns import arrow_cells, cells_of, in_narwhals, package_of
 from .column_values import COLUMNS, RECORD
 from .containers import read_with_columns
-from .file_formats import CSV_NULLS, open_rows
+from .file_formats import CSV_NULLS
 from .own_columns import own_names
-from .source_rows import PreferenceSource, SourceRow
+from .source_rows import SourceRow, record
 
 Names = Mapping[str, str | None]  # side -> the column of its personas
 # How a record or a list begins that was written as JSON or by Python, perhaps within a fence.
@@ -29,7 +28,7 @@ _FIELDS = ("trait", "preference", "evidence", "flags", "sentence")
 
 def read_personas(
     data: object, names: Names, columns: Mapping[str, str] | None
-) -> tuple[list[PersonaRow], PreferenceSource]:
+) -> tuple[list[PersonaRow], Any]:
     """Read the rows of preference data, with the personas that some of its columns hold.
 
     Args:
@@ -38,9 +37,10 @@ def read_personas(
         columns: our names of the other columns -> the data's, as for `read_preferences`.
 
     Returns:
-        The rows, and the source from which they were read. A row has an error if it has no preference or no
-        persona, or if one of its personas cannot be read. If it has no persona, and both names are given, its
-        error is the text of a column persona_error, if there is one.
+        The rows, and the frame or dataset from which they were read; None if they carry their columns. A
+        column `personainfer` that this library wrote is in neither. A row has an error if it has no
+        preference or no persona, or if one of its personas cannot be read. If it has no persona, and both
+        names are given, its error is the text of a column persona_error, if there is one.
 
     Raises:
         InvalidArgumentError: both names are None; a name is not a column; a column `chosen_persona` or
@@ -53,60 +53,58 @@ def read_personas(
         raise InvalidArgumentError(
             "chosen_persona= and rejected_persona= name the columns of the personas; one may be None."
         )
-    told = _told(data)
-    source = read_with_columns(data, columns or told.get("columns"), told.get("labels"))
-    errors = "persona_error" if not names.keys() - wanted.keys() else ""
-    if source.original is None:
+    source = read_with_columns(data, columns)
+    original = source.original
+    errors = "persona_error" if not names.keys() - wanted.keys() else None
+    if original is None:
         read = list(source)
         found: Iterable[object] = (name for row in read for name in row.columns)
-        _check_names(list(dict.fromkeys(found)), wanted, bool(read))
+        own: list[Any] = list(dict.fromkeys(found))
+        _check_names(own, wanted, bool(read))
         values: Iterable[Mapping[str, Any]] = (row.columns for row in read)
     else:
-        _check_names(own := own_names(source.original), wanted, True)
+        _check_names(own := own_names(original), wanted, True)
         read = list(source)
-        needed = {*wanted.values(), errors, RECORD}
-        values = _columns_of(source.original, sorted(needed & _texts(own)))
+        values = _columns_of(original, sorted(_texts(own) & {*wanted.values(), errors}))
     _check_sides(source.summary.get("columns", {}), wanted)
+    if RECORD in _texts(own) and _check_records(original, read):
+        if original is None:
+            read = [row._replace(columns=_without_record(row.columns)) for row in read]
+        elif package_of(original) == "datasets":
+            original = original.remove_columns([RECORD])
+        else:
+            original = in_narwhals(original).drop(RECORD).to_native()
     rows = [
         _row(place, one, given, wanted, errors)
         for place, (one, given) in enumerate(zip(read, values, strict=True))
     ]
-    return rows, source
+    return rows, original
 
 
-_FRAMES = (
-    ("pandas", "DataFrame"),
-    ("polars", "DataFrame"),
-    ("pyarrow", "Table"),
-    ("datasets", "Dataset"),
-)
+def _check_records(original: Any, read: list[SourceRow]) -> bool:
+    """Whether the column `personainfer` is that of infer's lines, or of a saved table, by the first rows.
+
+    Raises:
+        InvalidArgumentError: the data is a table that was saved, and its sides are read exchanged.
+    """
+    head: Iterable[Mapping[str, Any]] = (row.columns for row in read[:LOOK_AHEAD])
+    if original is not None:
+        head = _columns_of(original, [RECORD], LOOK_AHEAD)
+    records = [record(each.get(RECORD)) for each in head]
+    for was, row in zip(records, read, strict=False):
+        told = tuple(was.get("preference", {}).get(side) for side in ("chosen", "rejected"))
+        if row.preference and told == (row.preference.rejected, row.preference.chosen):
+            raise InvalidArgumentError(
+                "the data is a table that was saved, whose run read the other response as the chosen one.",
+                hint="Open the file: PersonaTable.load(path). Or read the sides as the run did, with its"
+                f" columns= and labels=. If you exchanged them yourself, drop the column {RECORD}.",
+                argument="data",
+            )
+    return any(records)
 
 
-def _told(data: object) -> dict[str, Mapping[str, str]]:
-    """Return the options by which the command infer read the pairs of its lines, as the first line tells."""
-    rows: Iterable[object] = data if isinstance(data, list) else ()
-    if isinstance(data, str | Path) and str(data).removesuffix(".gz").endswith(".jsonl"):
-        rows = open_rows(data)[0]
-    elif (package_of(data), type(data).__name__) in _FRAMES and RECORD in _texts(own_names(data)):
-        rows = _columns_of(data, [RECORD])
-    first = next(iter(rows), None)
-    told = first.get(RECORD) if isinstance(first, Mapping) else None
-    return {} if not isinstance(told, Mapping) else dict(told)
-
-
-def _check_record(record: object, pair: Preference) -> None:
-    """Raise InvalidArgumentError if a row's record, which a saved table has, tells the sides exchanged."""
-    was: object = None
-    if isinstance(record, str):
-        with suppress(ValueError, LookupError, TypeError):
-            was = read_json(record)["preference"]
-    told = isinstance(was, dict) and (was.get("chosen"), was.get("rejected"))
-    if told == (pair.rejected, pair.chosen):
-        raise InvalidArgumentError(
-            "the data is a table that was saved, whose run read the other response as the chosen one.",
-            hint="Open the file: PersonaTable.load(path). Or read the sides as the run did, with its columns="
-            " and labels=.",
-        )
+def _without_record(own: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {name: value for name, value in own.items() if name != RECORD}
 
 
 def _texts(names: Iterable[object]) -> set[str]:
@@ -156,27 +154,31 @@ def _check_sides(read: Mapping[str, str], wanted: Mapping[str, str]) -> None:
         )
 
 
-def _columns_of(original: Any, names: list[str]) -> Iterator[Mapping[str, Any]]:
-    """Yield, for each row of a frame or dataset, a dict of its values in some columns."""
+def _columns_of(
+    original: Any, names: list[str], count: int | None = None
+) -> Iterator[Mapping[str, Any]]:
+    """Yield some columns' values of each row of a frame or dataset as a dict. `count`: of the first rows."""
     if package_of(original) == "datasets":
-        table = original.select_columns(names).with_format("arrow")[:]
+        table = original.select_columns(names).with_format("arrow")[:count]
         cells = [arrow_cells(table.column(name)) for name in names]
     elif package_of(original) == "pyarrow":
-        cells = [arrow_cells(original.column(name)) for name in names]
+        cells = [arrow_cells(original.column(name).slice(0, count)) for name in names]
     else:
-        frame = in_narwhals(original)
+        frame = in_narwhals(original)[:count]
         cells = [cells_of(frame, name) for name in names]
     for values in zip(*cells, strict=True):
         yield dict(zip(names, values, strict=True))
 
 
 def _row(
-    place: int, read: SourceRow, given: Mapping[str, Any], wanted: Mapping[str, str], errors: str
+    place: int,
+    read: SourceRow,
+    given: Mapping[str, Any],
+    wanted: Mapping[str, str],
+    errors: str | None,
 ) -> PersonaRow:
-    own = {name: value for name, value in read.columns.items() if name != RECORD}
     if read.preference is None:
-        return PersonaRow(place, None, error=read.error, columns=own)
-    _check_record(given.get(RECORD), read.preference)
+        return PersonaRow(place, None, error=read.error, columns=read.columns)
     personas: dict[str, Persona | None] = {}
     error = None
     for side, name in wanted.items():
@@ -186,7 +188,7 @@ def _row(
             error = error or str(problem)
     if error is None and not any(personas.values()):
         listed = " and ".join(map(repr, wanted.values()))
-        told = given.get(errors)
+        told = given.get(errors) if errors else None
         said = isinstance(told, str) and not _is_nothing(told)
         error = str(told) if said else f"the row has no persona in {listed}."
     return PersonaRow(
@@ -195,7 +197,7 @@ def _row(
         chosen=personas.get("chosen"),
         rejected=personas.get("rejected"),
         error=error,
-        columns=own,
+        columns=read.columns,
     )
 
 

@@ -18,16 +18,23 @@ from ..exceptions import (
     PersonaInferError,
     shown_when_made,
 )
-from ..preferences.cells import ABSENT, LEAVE_OUT, without_na
-from ..preferences.column_names import matches, vague_prompt, widened, with_later_columns
+from ..preferences.cells import ABSENT, LEAVE_OUT, parse_cell, without_na
+from ..preferences.column_names import (
+    check_roles,
+    matches,
+    vague_prompt,
+    widened,
+    with_later_columns,
+)
 from ..preferences.conversations import pair_problem, read_pair, read_prompt
+from ..preferences.labels import check_labels
 from ..preferences.pairing import by_rater
 from ..preferences.recognition import FEW, LOOK_AHEAD, check_named, recognise, settle
 from ..preferences.rows import read_all, read_group, read_one
 from ..preferences.schemas import Mapped, Schema
 from ..preferences.turns import ROLES, check_text
 from ..records import Preference
-from .column_values import DEEPEST, are_flat, holds_too_deep, json_text, size_of
+from .column_values import DEEPEST, RECORD, are_flat, holds_too_deep, json_text, size_of
 from .file_formats import CSV_NULLS, SUPPORTED, BrokenRow, CsvRow, FirstRows
 
 
@@ -375,14 +382,31 @@ class RowStream:
             if len(head) < enough:
                 continue
             if dicts := _dicts(head):
-                if self._is_iterator and (schema := _sure_schema(dicts, self._told)):
+                told = with_options(self._told, dicts[0].get(RECORD))
+                if self._is_iterator and (schema := _sure_schema(dicts, told)):
                     return schema
                 enough = 2 * len(head)
             elif any(isinstance(item, _UNNAMED) for item in head):
                 return None
         if not (dicts := _dicts(head)):
             return None
-        return _settled(dicts, self._told)
+        return _settled(dicts, with_options(self._told, dicts[0].get(RECORD)))
+
+
+def record(cell: object) -> Mapping[str, Any]:
+    """Return what infer's lines, or saved tables, hold in a column `personainfer`; {}: it is not ours."""
+    with suppress(DataError):
+        cell = parse_cell(RECORD, cell)  # a table and a CSV file hold it as text
+    parts = ("columns", "labels", "preference")
+    found = {name: cell.get(name) for name in parts} if isinstance(cell, Mapping) else {}
+    return {name: part for name, part in found.items() if isinstance(part, Mapping)}
+
+
+def with_options(told: Mapped, cell: object) -> Mapped:
+    """Add the options by which infer read its lines, as a cell of one tells. The caller's come first."""
+    ours = record(cell)
+    check_roles(columns := {**ours.get("columns", {}), **told.columns})
+    return told._replace(columns=columns, labels=told.labels or check_labels(ours.get("labels")))
 
 
 def _settled(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema:

@@ -565,10 +565,10 @@ class PersonaTable(Sequence[PersonaRow]):
             MissingExtraError: `datasets` is not installed, and a data set of the hub is read.
         """
         names = {"chosen": chosen_persona, "rejected": rejected_persona}
-        rows, source = read_personas(data, names, columns)
+        rows, original = read_personas(data, names, columns)
         sides = [side for side, name in names.items() if name is not None]
         settings = {"sides": sides, "personas_from": {side: names[side] for side in sides}}
-        return cls(rows, original=source.original, settings=settings)
+        return cls(rows, original=original, settings=settings)
 
     @classmethod
     def load(cls, path: str | Path) -> PersonaTable:

@@ -21,6 +21,7 @@ from typing import Any
 
 import pandas as pd
 import polars as pl
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -287,17 +288,25 @@ def test_lines_tell_how_their_sides_were_read(
     for output in ("out.jsonl", "table.parquet"):
         assert run("infer", written(rows), "-o", output, *told, *reach).exit_code == 0
     table = pi.PersonaTable.load("table.parquet")
+    frame = pd.read_json("out.jsonl", lines=True)
+    frame.to_csv("out.csv", index=False)
+    frame.to_parquet("out.parquet")
+    out = Path("out.jsonl")
     for it in (
-        Path("out.jsonl"),
-        pd.read_json("out.jsonl", lines=True),
-        pl.read_ndjson("out.jsonl"),
+        out,
+        Path("out.csv"),
+        "out.parquet",
+        map(json.loads, out.read_text(encoding="utf-8").splitlines()),
+        frame,
+        pl.read_ndjson(out),
+        pl.scan_ndjson(out),
+        pa.Table.from_pandas(frame),
     ):
-        again = pi.PersonaTable.from_data(it)
+        again = pi.PersonaTable.from_data(it, columns={"prompt": "prompt"})
         assert [(row.preference, str(row.chosen), str(row.rejected)) for row in again] == [
             (row.preference, str(row.chosen), str(row.rejected)) for row in table
         ]
-    again = pi.PersonaTable.from_data("out.jsonl")
-    assert again.to_pandas().columns.tolist() == table.to_pandas().columns.tolist()
+        assert again.to_pandas().columns.tolist() == table.to_pandas().columns.tolist()
     saved = again.save("again.parquet")
     assert pi.PersonaTable.load(saved)[0].preference == table[0].preference
     exported = [run("export", name).stdout for name in ("out.jsonl", "table.parquet")]
