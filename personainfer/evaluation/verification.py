@@ -254,7 +254,7 @@ def rate_personas(
         for question in _QUESTIONS if reply.error is None else ():
             columns[f"{case.side}_{question}"][case.row] = getattr(reply.value, question)
     means, difference = _ratings(columns, asked, confidence)
-    columns["rating_error"] = _errors(len(table), cases, problems)
+    columns["rating_error"] = _errors(table, "rating_error", asked, cases, problems)
     return PersonaRatings(
         means=means,
         difference=difference,
@@ -450,14 +450,10 @@ def _verification(
 
     problems = [verdict.problem for *_, verdict in given]
     columns = verdict_columns(placed, table.added)
-    columns["verification_error"] = errors = _errors(len(table), given, problems)
+    columns["verification_error"] = _errors(table, "verification_error", placed, given, problems)
     # Verdicts of an earlier call on the side that was not judged now stay in the table.
-    kept = [side for side in _SIDES if side not in placed and f"{side}_verified" in table.added]
-    earlier = sum(one is not None for side in kept for one in table.added[f"{side}_verified"])
-    for place, said in enumerate(table.added.get("verification_error", ())):
-        parts = _ERRORS_OF_SIDES.split(str(said or ""))
-        before = [part for part in parts if part.partition(":")[0] in kept]
-        errors[place] = joined(sorted(filter(None, [*before, errors[place]])))
+    kept = [f"{side}_verified" for side in _SIDES if side not in placed]
+    earlier = sum(one is not None for name in kept for one in table.added.get(name, ()))
     of_all = earlier * table.settings.get("verified_neither", 0.0) + len(orders) / 2 * neither
     return Verification(
         overall=summary(placed.keys()),
@@ -520,20 +516,29 @@ def _ratings(
 
 
 def _errors(
-    rows: int, asked: Sequence[tuple[Any, ...]], problems: Sequence[str | None]
+    table: PersonaTable,
+    name: str,
+    sides: Collection[Side],
+    asked: Sequence[tuple[Any, ...]],
+    problems: Sequence[str | None],
 ) -> list[str | None]:
-    """Return for each row why its personas have no usable verdict; None: no verdict of the row has a problem.
+    """Return for each row why its personas have no usable reply; None: nothing of the row has a problem.
 
     Args:
-        rows: how many rows the table has.
+        table: the table, whose errors of an earlier call on another side stay.
+        name: the column of the errors.
+        sides: the sides that were judged now.
         asked: a tuple (row, side, …) for each persona that was judged.
         problems: the problem of each of these; None: it has none.
     """
-    said: list[list[str]] = [[] for _ in range(rows)]
+    said: list[list[str]] = []
+    for earlier in table.added.get(name, [None] * len(table)):
+        parts = _ERRORS_OF_SIDES.split(str(earlier or ""))
+        said.append([one for one in parts if one.partition(":")[0] in {*_SIDES} - {*sides}])
     for (row, side, *_), problem in zip(asked, problems, strict=True):
         if problem is not None:
             said[row].append(f"{side}: {problem}")
-    return [joined(reasons) for reasons in said]
+    return [joined(sorted(reasons)) for reasons in said]
 
 
 def _cases(table: PersonaTable, sides: Sequence[Side]) -> list[Case]:

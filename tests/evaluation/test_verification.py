@@ -19,6 +19,7 @@ import personainfer as pi
 from personainfer.data.table import PersonaTable
 from personainfer.evaluation.judge import Choice
 from personainfer.evaluation.summary import guess_text, summarise
+from personainfer.evaluation.verification import Rating
 from personainfer.exceptions import (
     AuthenticationError,
     DataError,
@@ -838,6 +839,17 @@ def test_ratings_of_one_side_and_ratings_that_fail() -> None:
     assert (found.means["chosen"]["plausible"].n, found.failed) == (3, 1)
     assert found.table.added["chosen_plausible"] == [5, None, 5, 5]
     assert found.table.added["rating_error"][1].startswith("chosen: it is not in the asked form")
+
+
+def test_sides_rated_one_by_one_are_in_the_table_as_if_rated_at_once() -> None:
+    def reply(body: dict[str, Any]) -> Any:
+        is_asked = "Question 1?" not in between(body, "prompt")
+        return dict.fromkeys(Rating.model_fields, 3) if is_asked else Fault.status(400)
+
+    whole = run(reply, pi.rate_personas, table(3)).table
+    one = run(reply, pi.rate_personas, table(3), sides="rejected").table
+    both = run(reply, pi.rate_personas, one, sides="chosen").table
+    assert both.added == whole.added
 
 
 def test_a_rating_in_quotes_is_a_rating() -> None:
