@@ -557,8 +557,23 @@ def _forms(secret: str) -> Iterator[str]:
     forms = [secret, unquote(secret), unquote_plus(secret), " ".join(secret.split())]
     if len(secret) >= _SHORTEST_ENCODED:
         content = secret.encode(errors="replace")
-        forms += [base64.b64encode(content).decode().rstrip("="), content.hex()]
+        forms += [content.hex(), *_in_base64(content)]
     yield from (form for form in forms if len(form) >= _SHORTEST_SECRET)
+
+
+def _in_base64(content: bytes) -> Iterator[str]:
+    """Yield the code of a secret alone, and what of it does not change within a text ("Bearer SECRET").
+
+    Three bytes are four signs, so the code within a text depends on how many bytes stand before it.
+    """
+    for before in range(3):
+        code = base64.b64encode(bytes(before) + content).decode().rstrip("=")
+        code = code[before + 1 if before else 0 :]
+        for form in (code, code[:-1]):  # the last sign may also hold bits of what follows
+            yield from (form, form.translate(_OF_ADDRESSES))
+
+
+_OF_ADDRESSES = str.maketrans("+/", "-_")  # base64's signs in an address
 
 
 # A letter, a digit or a sign of an escape, escaped for JSON, an address or HTML, in a text within a text too.

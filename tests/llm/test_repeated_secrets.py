@@ -214,6 +214,21 @@ def test_a_key_is_masked_in_whatever_escape_it_is_repeated(said: str) -> None:
     )
 
 
+@pytest.mark.parametrize("key", ["sk-proj-Ab12CdEf34", "sk-proj-Ab12CdEf345", "~Cd34?Ef56>Gh78??"])
+@pytest.mark.parametrize("before", ["", ":", "me:", "Bearer ", '{"key": "'])
+@pytest.mark.parametrize("after", ["", "!", '"}'])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+def test_a_key_within_a_text_in_base64_is_masked(
+    key: str, before: str, after: str, encode: Callable[[bytes], bytes]
+) -> None:
+    """A gateway may show the whole header so, or the user and password of Basic authentication."""
+    masked = Secrets([key]).mask(encode((before + key + after).encode()).decode())
+    begins, found, ends = masked.partition("[key]")
+    assert found  # what stays is the code of what stands beside the key, and of a few bits
+    assert len(begins) <= 4 / 3 * len(before) + 1
+    assert len(ends.rstrip("=")) <= 4 / 3 * len(after) + 2
+
+
 @pytest.mark.parametrize(
     "header",
     [
