@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -88,41 +87,18 @@ def _in_a_shell(error: PersonaInferError, command: Any) -> str:
         error: the error.
         command: the command, whose options are in `params`.
     """
-    # An error that names no argument may begin with one: "path='rows.csv' is neither …".
-    wrong = error.argument or error.message.partition("=")[0]
+    wrong = error.argument or ""
     name = _ARGUMENTS.get(wrong, wrong)
-    options = {one.name: one.opts[0] for one in command.params}
-    hint, advice = _with_options(error.hint, options), _with_options(error.advice, options)
-    option = options.get(name)
+    option = next((one.opts[0] for one in command.params if one.name == name), None)
     if option is None:
-        return f"{str(error).removesuffix(error.hint)}{hint}"
+        return str(error)
     if error.example is not None:
         written = (f"{option} {shlex.quote(f'{a}={b}')}" for a, b in error.example.items())
-        return f"{error.message} {advice} {' '.join(written)}"
+        return f"{error.message} {error.advice} {' '.join(written)}"
     start = f"{wrong}="
     if error.message.startswith(start):
-        return f"{option} {error.message.removeprefix(start).strip()} {hint}".strip()
-    return f"{option}: {str(error).removesuffix(error.hint)}{hint}"
-
-
-def _with_options(hint: str, options: Mapping[str, str]) -> str:
-    """Return a hint with the options of a command in place of arguments of Python.
-
-    A dict stays as it is, and so does False.
-
-    Args:
-        hint: such as 'Use pairs="all", or raise min_gap=.'
-        options: parameter -> option of the command, such as "--min-gap".
-    """
-
-    def written(found: re.Match[str]) -> str:
-        name, value = found.groups()
-        option = options.get(_ARGUMENTS.get(name, name), "")
-        if not option.startswith("--"):
-            return found[0]
-        return f"{option} {'none' if value == 'None' else value}".strip()
-
-    return re.sub(r"(?<![\w?&])([a-z_]+)=(?:True\b)?((?!\{|False)[^\s,;:.?)]*)", written, hint)
+        return f"{option} {error.message.removeprefix(start).strip()} {error.hint}".strip()
+    return f"{option}: {error}"
 
 
 def _exit_code(error: PersonaInferError) -> int:

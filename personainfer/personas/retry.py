@@ -80,7 +80,7 @@ def retry_errors(
     if failed and is_single and settings.get("selected_by") and "select" not in given:
         raise InvalidArgumentError(
             "a judge or scorer selected the personas of the table.",
-            hint="Name it again; select=None keeps what the model writes now, unselected.",
+            hint="Name it again; select=None or --judge none keeps what the model writes now.",
             argument="select",
         )
     changed: dict[int, PersonaRow] = {}

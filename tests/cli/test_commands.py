@@ -27,7 +27,6 @@ from typer.testing import CliRunner, Result
 
 import personainfer as pi
 from personainfer.cli.commands import app, main
-from personainfer.cli.errors import _with_options
 from personainfer.cli.options import PANELS, persona_options
 from personainfer.cli.streams import _line, bar_beside_lines
 from personainfer.personas.options import RUN_OPTIONS
@@ -380,31 +379,6 @@ def test_a_table_whose_personas_were_selected_can_be_retried_without_a_judge(run
         mended = run("infer", "--retry", "t.parquet", *reach, "--judge", "none")
     assert mended.exit_code == 0, mended.stderr
     assert (len(llm.requests), llm.requests[-1]["model"]) == (llm.calls, "fake")
-
-
-def test_hints_name_options_as_a_shell_has_them(run: Run, reach: list[str]) -> None:
-    rows = [{"prompt": "q", "responses": ["a", "b", "c"], "scores": [3, 2, 1]}]
-    several = run("infer", written(rows), *reach)
-    assert 'pair: --pairs "best-worst", --pairs "all" or --pairs "adjacent".' in several.stderr
-    odd = run("infer", written(pairs(1)), *reach, "--min-gap", "1")
-    assert "or name the columns with --column." in odd.stderr
-    unpriced = run("infer", written(pairs(1)), *reach, "--budget", "1")
-    assert "Give --prices (USD a million prompt tokens" in unpriced.stderr
-
-
-@pytest.mark.parametrize(
-    ("hint", "said"),
-    [
-        ("safe_rejected=True or output=", "--safe-rejected or --output"),
-        ("cache=False, columns={'prompt': 'q'}", "cache=False, columns={'prompt': 'q'}"),
-        ("Did you mean sides=? See http://a/?seed=5", "Did you mean --sides? See http://a/?seed=5"),
-        ("wait=True is no option of it", "wait=True is no option of it"),
-    ],
-)
-def test_a_hint_keeps_what_is_no_option(hint: str, said: str) -> None:
-    options = {"safe_rejected": "--safe-rejected", "output": "--output", "cache": "--cache"}
-    options |= {"column": "--column", "sides": "--sides", "seed": "--seed"}
-    assert _with_options(hint, options) == said
 
 
 def test_a_table_that_cannot_be_replaced_is_no_table_to_retry(
