@@ -23,13 +23,13 @@ _MARK = re.compile(
     r"<(?=[|\uff5c]|/?\w+[|\uff5c]>"  # ChatML, Llama 3, Phi, Granite, Cohere; DeepSeek; Gemma 4
     r"|</?SYS>>"  # Llama 2
     r"|/?(?i:s|unk|pad|mask|cls|sep|[be]o[sphatmd]|sop)>"  # sentencepiece, GLM, InternLM, Baichuan
-    r"|/?role>"  # Ling
+    r"|(?:/?role|\u7528\u6237|AI)>"  # Ling; MiniCPM, whose word is "user"
     r"|/?(?:think|unused\d+|reponame|filename)>"  # Qwen, Gemma, StarCoder, SmolLM
     r"|/?(?=\w{1,80}>)\w*_"  # <start_of_turn>, <tool_call>, <fim_prefix>, <BOS_TOKEN>
     r"|/?(?:seed|minimax):\w+>)"
     r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_\w+|MODEL_SETTINGS|ARGS|CALL_ID|THINK|IMG\w*"
-    r"|AUDIO|BEGIN_AUDIO|PREFIX|MIDDLE|SUFFIX|control_\d+|gMASK|sMASK|BOS|EOS|UNK|PAD|CLS|SEP|MASK)\]"
-    r"|\||e~\[)"  # Mistral, GLM, BERT; EXAONE; MiniMax, as is the next
+    r"|AUDIO|BEGIN_AUDIO|PREFIX|MIDDLE|SUFFIX|control_\d+|gMASK|sMASK|BOS|EOS|UNK|PAD|CLS|SEP|MASK|unused\d+)\]"
+    r"|\||e~\[)"  # Mistral, GLM, BERT, Pangu; EXAONE; MiniMax, as is the next
     r"|\](?=~!?b[\[\]])"
 )
 _THIRD_PERSON = re.compile(r"The user (?=is |prefers )")

@@ -20,6 +20,7 @@ MARKS = (
     " <\uff5cend\u2581of\u2581sentence\uff5c> <think> </think> <tool_call> </tool_call> <unk> <pad>"
     " [gMASK] <sop> ]~b]user ]~!b[ [e~[ <role> </role> <EOT> <eom> </S> <BOS> <EOS>"
     " <BOS_TOKEN> <fim_prefix> [|user|] <unused7> <start_of_image> <minimax:tool_call> <CLS> <SEP>"
+    " <\u7528\u6237> <AI> [unused9]"
 ).split()
 
 
