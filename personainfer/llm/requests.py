@@ -495,7 +495,9 @@ class Run(Generic[T]):
         self._pid: int | None = None  # of the process that began to iterate
         self._watch = RunWatch(model, self.tally)
         self._replies = self._run()
-        self._caller, self._cancellations = _running_task()
+        caller = _running_task()
+        self._caller = ref(caller) if caller else lambda: None
+        self._cancellations = caller.cancelling() if caller else 0
         self._inner: Callable[[], Run[Any] | None] = lambda: None
         if (outer := _outer.get()()) is not None:
             outer._inner = ref(self)  # before the look at `cancelled`, which another thread may set
@@ -677,19 +679,17 @@ class Run(Generic[T]):
     def _check(self) -> None:
         if self._workers.fatal is not None:
             raise self._workers.fatal
-        caller = self._caller()
-        is_cancelled = caller is not None and caller.cancelling() > self._cancellations
-        if self._workers.cancelled or is_cancelled:
+        caller = _running_task()
+        is_cancelled = caller and caller.cancelling() > self._cancellations
+        if self._workers.cancelled or (is_cancelled and caller is self._caller()):
             raise asyncio.CancelledError
 
 
-def _running_task() -> tuple[Callable[[], asyncio.Task[Any] | None], int]:
-    """Return a reference to the task that runs in this thread, if any, and how often it was cancelled."""
+def _running_task() -> asyncio.Task[Any] | None:
     try:
-        task = asyncio.current_task()
+        return asyncio.current_task()
     except RuntimeError:  # no event loop runs in this thread
-        task = None
-    return (lambda: None, 0) if task is None else (ref(task), task.cancelling())
+        return None
 
 
 # The run of which this thread makes rows, see `Run.around`.

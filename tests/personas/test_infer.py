@@ -773,6 +773,25 @@ def test_a_task_that_is_cancelled_while_it_waits_here_pays_for_no_more(tmp_path:
     assert len(made[0].errors) == 0
 
 
+def test_a_thread_has_all_rows_after_the_task_that_began_their_run_was_cancelled(
+    endpoint: dict[str, Any],
+) -> None:
+    streams: list[pi.PersonaStream] = []
+
+    async def begin() -> None:
+        streams.append(pi.iter_personas(pairs(3), **endpoint))
+        await asyncio.sleep(9)
+
+    async def leave() -> list[pi.PersonaRow]:
+        task = asyncio.create_task(begin())
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        return await asyncio.to_thread(list, streams[0])
+
+    assert len(asyncio.run(leave())) == 3
+
+
 @pytest.mark.parametrize("options", [{}, {"protocol": "separate"}])
 def test_an_estimate_counts_equal_requests_once_as_they_are_sent(
     llm: FakeLLM, endpoint: dict[str, Any], options: dict[str, Any]
