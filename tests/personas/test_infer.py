@@ -33,7 +33,7 @@ from personainfer.exceptions import (
     UnknownOptionError,
 )
 from personainfer.personas import infer as infer_module
-from personainfer.personas.infer import first_request
+from personainfer.personas.infer import PersonaStream, first_request
 from personainfer.personas.prompts import default_exemplars
 from personainfer.testing import FakeLLM, Fault
 
@@ -776,7 +776,7 @@ def test_a_task_that_is_cancelled_while_it_waits_here_pays_for_no_more(tmp_path:
 def test_a_thread_has_all_rows_after_the_task_that_began_their_run_was_cancelled(
     endpoint: dict[str, Any],
 ) -> None:
-    streams: list[pi.PersonaStream] = []
+    streams: list[PersonaStream] = []
 
     async def begin() -> None:
         streams.append(pi.iter_personas(pairs(3), **endpoint))
