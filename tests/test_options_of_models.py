@@ -23,7 +23,8 @@ WAYS: dict[str, Callable[..., object]] = {
     "iter": lambda model, **more: list(pi.iter_personas(PAIRS, model, **more)),
     "add": lambda model, **more: pi.AddPersonas(model, **more)(list(PAIRS)),
     "verify": lambda model, **more: pi.verify_personas(table(2), model, **more),
-    "compare personas": lambda model, **more: pi.compare_personas(table(2), model, **more),
+    # The rows of `table` have the same personas, and equal requests may share a reply.
+    "compare personas": lambda model, **more: pi.compare_personas(table(1), model, **more),
     "rate": lambda model, **more: pi.rate_personas(table(2), model, **more),
     "compare responses": lambda model, **more: pi.compare_responses(
         ["q"], ["a"], ["b"], model, **more
