@@ -337,7 +337,7 @@ class Verifier:
         if not self._is_made_here:
             return self
         budget = llm.account.bounds.budget
-        if self._shares_budgets and budget is not None and judge.price is None:
+        if self._shares_budgets and budget is not None and not judge.is_priced:
             raise InvalidArgumentError(
                 f"budget={budget.usd:g}, but the price of the judge {self.model!r} is not known.",
                 hint="Give its price: select=Verifier(…, prices=(prompt, completion)).",

@@ -283,7 +283,7 @@ class LLM:
             tpm=chosen["tpm"],
             rounds=2 * chosen["max_attempts"],
             patience=chosen["patience"],
-            budget=_budget(chosen["budget"], self.price, self.model, chosen["extra_body"]),
+            budget=self._budget(chosen["budget"]),
             keeps_beyond=not size.is_told,
         )
         self.cache: ReplyCache | None = None
@@ -301,6 +301,28 @@ class LLM:
         if effort in (None, "none") or self.transport.limits_thinking:
             return fields
         return {**fields, "reasoning_effort": effort}
+
+    def _budget(self, usd: float | None) -> Budget | None:
+        if usd is None:
+            return None
+        if not self.is_priced:
+            fields = self._options["extra_body"]
+            more = f" with extra_body={quoted(fields)}" if fields else ""
+            raise InvalidArgumentError(
+                f"budget={usd:g}, but the price of {self.model!r}{more} is not known.",
+                hint="Give prices=(USD a million prompt tokens, USD a million completion tokens).",
+                argument="budget",
+            )
+        return Budget(usd)
+
+    @property
+    def is_priced(self) -> bool:
+        """Whether a budget can count what calls cost.
+
+        A price of 0 in litellm's list may stand for one that nobody has entered: your own `prices` tell it.
+        """
+        is_told = isinstance(self.transport, EmbeddedTransport) or self._options["prices"]
+        return self.price is not None and bool(is_told or self.price.most(1, 1))
 
     @property
     def usage_here(self) -> Usage:
@@ -666,21 +688,6 @@ def _transport(
     if not model:
         raise InvalidArgumentError("model= names a provider, but no model.", argument="model")
     return EndpointTransport(model, api_base, api_key, headers=headers, full_name=full_name)
-
-
-def _budget(
-    usd: float | None, price: Price | None, model: str, fields: Mapping[str, Any] | None
-) -> Budget | None:
-    if usd is None:
-        return None
-    if price is None:
-        more = f" with extra_body={quoted(fields)}" if fields else ""
-        raise InvalidArgumentError(
-            f"budget={usd:g}, but the price of {model!r}{more} is not known.",
-            hint="Give prices=(USD a million prompt tokens, USD a million completion tokens).",
-            argument="budget",
-        )
-    return Budget(usd)
 
 
 # What a file may decide of how a model is called: the options that decide the reply.

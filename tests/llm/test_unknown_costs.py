@@ -413,6 +413,23 @@ def test_a_budget_asks_for_the_price_of_what_the_list_does_not_price(
     assert pi.LLM("gpt-4o", budget=1.0, prices=(9.0, 9.0), **where).price is not None
 
 
+def test_a_budget_takes_a_price_of_0_from_the_caller_and_not_from_the_list(
+    llm: FakeLLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list has 0 for models that are paid, too: in another currency, by the hour, or not entered yet."""
+    listed = {"input_cost_per_token": 0.0, "output_cost_per_token": 0.0}
+    monkeypatch.setattr("personainfer.llm.pricing._listed", lambda: {"m": listed})
+    where: dict[str, Any] = {"api_base": llm.api_base, "cache": False}
+    for judged in (False, True):
+        select = pi.Verifier("m", **where) if judged else None
+        name, prices = ("n", (1, 1)) if judged else ("m", None)
+        with pytest.raises(InvalidArgumentError, match=r"price of .*'m' is not known\. Give"):
+            pi.infer_personas(pairs(1), name, budget=1.0, prices=prices, select=select, **where)
+    assert llm.calls == 0
+    table = pi.infer_personas(pairs(1), "m", budget=1.0, prices=(0, 0), **where)
+    assert table.usage.cost == 0
+
+
 @each_way
 def test_a_dearer_tier_counts_at_its_price(llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("input_cost_per_token", "output_cost_per_token")
