@@ -231,15 +231,15 @@ def _of_labels(schemas: list[Schema], head: Head, is_batch: bool) -> list[Schema
 def _of_other_sources(schema: Schema, head: Head) -> dict[str, Sequence[str]]:
     """Return role -> further columns, for data merged from several sources with different names.
 
-    The result has a role if each of the first rows has a value in at most one of the role's columns, and some
-    row has a value in the column that the schema reads.
+    The result has a role if each of the first rows has a value in at most one of the role's columns. All may
+    be of one source.
     """
     found: dict[str, Sequence[str]] = {}
     for role, further in schema.others.items():
         columns = {name: name for name in (schema.columns[role], *further)}
         rows = head(replace(schema, columns=columns, others={}))
         filled = [[not (is_null(cell) or cell == "") for cell in map(plain, row)] for row in rows]
-        if all(sum(cells) <= 1 for cells in filled) and any(cells[0] for cells in filled):
+        if all(sum(cells) <= 1 for cells in filled):
             found[role] = further
     return found
 

@@ -597,10 +597,12 @@ def test_users_in_different_columns_of_a_csv_file_are_read_though_pandas_made_fl
 def test_each_row_has_its_own_column_of_users_in_data_that_was_concatenated(
     container: str, tmp_path: Path
 ) -> None:
-    """Of an iterator, one row was looked at: the users of the other column were nobody."""
-    rows = [{**ROW, "annotator": one, "user": other} for one, other in (("a", None), (None, "b"))]
-    found = preferences(read_preferences(CONTAINERS[container](rows, tmp_path)))
-    assert [pair and pair.user for pair in found] == ["a", "b"]
+    """Where all rows that were looked at were of one source, the users of the other column were nobody."""
+    for gap, count in ((None, 1), ("", 200)):
+        one, other = {**ROW, "annotator": "a", "user": gap}, {**ROW, "annotator": gap, "user": "b"}
+        rows = [one] * count + [other]
+        found = preferences(read_preferences(CONTAINERS[container](rows, tmp_path)))
+        assert [pair and pair.user for pair in found] == [row["annotator"] or "b" for row in rows]
 
 
 def test_a_user_is_one_whether_pandas_made_a_float_of_the_id_or_not(tmp_path: Path) -> None:
