@@ -251,14 +251,14 @@ def parse_cell(name: str, value: object) -> object:
 
 
 class _Printed(ast.NodeTransformer):
-    """Replaces printed names and calls, which `literal_eval` refuses: nan, inf, the arrays of NumPy."""
+    """Replaces what `literal_eval` refuses: the names nan and inf, and NumPy's arrays and scalars."""
 
     def visit_Name(self, node: ast.Name) -> ast.expr:
         return ast.Constant(float(node.id)) if node.id in ("nan", "inf") else node
 
     def visit_Call(self, node: ast.Call) -> ast.expr:
-        is_array = isinstance(node.func, ast.Name) and node.func.id == "array" and node.args
-        return self.visit(node.args[0]) if is_array else node
+        is_numpy = ast.unparse(node.func).startswith(("array", "np.")) and node.args
+        return self.visit(node.args[0]) if is_numpy else node
 
 
 # White space between two values, where NumPy prints no comma: ['a' 'b'].

@@ -562,6 +562,18 @@ def test_lists_in_lists_are_the_same_in_a_frame_and_in_the_csv_file_that_pandas_
         assert [pair and len(pair.prompt) > 1 for pair in found] == [True] * 6
 
 
+def test_numbers_of_numpy_in_lists_are_read_from_the_csv_file_that_pandas_writes(
+    tmp_path: Path,
+) -> None:
+    """It writes np.float64(0.5), as Python prints it: such rows were errors."""
+    scores = list(np.array([0.5, np.nan, -1e-9]))
+    frame = pd.DataFrame([{"prompt": "q", "responses": ["yes", "eh", "no"], "scores": scores}] * 2)
+    frame.to_csv(path := tmp_path / "rows.csv", index=False)
+    found = preferences(read_preferences(path, pairs="all"))
+    assert found == preferences(read_preferences(frame, pairs="all"))
+    assert [pair and (pair.chosen, pair.rejected) for pair in found] == [("yes", "no")] * 2
+
+
 @pytest.mark.parametrize(
     "container",
     ["pandas", "polars", "arrow", "generator", "parquet", "jsonl", "json.gz", "csv of pandas"],
