@@ -10,6 +10,7 @@ import codecs
 import csv
 import gzip
 import io
+import os
 import re
 import zlib
 from collections import Counter, deque
@@ -181,13 +182,20 @@ def _hub_name(data: str) -> tuple[str, str | None, str | None]:
         The name, the config and the split; None for a config or a split that is not given.
 
     Raises:
-        InvalidArgumentError: the text has another form.
+        InvalidArgumentError: the text has another form; or the folder that the process is in has something of
+            that name, which the package `datasets` would read.
     """
     name, *rest = data.removeprefix(_HUB).split(":")
     if not name.strip() or len(rest) > 2 or not all(part.strip() for part in rest):
         raise InvalidArgumentError(
             f"{data!r:.200} is not a name of a data set.",
             hint='Write "hf:owner/name", "hf:owner/name:split" or "hf:owner/name:config:split".',
+        )
+    if os.path.exists(name) and not (os.path.isabs(name) or name.startswith(".")):
+        raise InvalidArgumentError(
+            f"{data!r:.200}: {name} is in the folder that you are in, and would be read in place of the data"
+            " set of the hub.",
+            hint=f'Go to another folder; or write "hf:./{name}" if you mean what is here.',
         )
     return name, rest[0] if len(rest) == 2 else None, rest[-1] if rest else None
 

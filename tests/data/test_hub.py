@@ -97,6 +97,20 @@ def test_names_that_are_none(name: str) -> None:
         read_preferences(name)
 
 
+def test_a_folder_takes_the_place_of_no_data_set_of_the_hub(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`load_dataset` would read the folder: whoever made it would decide what is read as owner/name."""
+    (tmp_path / "here" / "owner").mkdir(parents=True)
+    (tmp_path / "here" / "owner" / "name").symlink_to(folder)
+    monkeypatch.chdir(tmp_path / "here")
+    for name in ("hf:owner/name", "hf:owner/name:train"):
+        with pytest.raises(
+            InvalidArgumentError, match=r"would be read .* write \"hf:\./owner/name\""
+        ):
+            read_preferences(name)
+
+
 def test_a_data_set_that_cannot_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be loaded"):
         read_preferences(f"hf:{tmp_path / 'nothing'}")
