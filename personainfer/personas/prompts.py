@@ -12,13 +12,13 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from typing import Annotated, Any, ClassVar, Literal
 from zlib import crc32
 
-from pydantic import BaseModel, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, Field, StringConstraints
 
 from ..exceptions import InvalidArgumentError
 from ..preferences.conversations import encoding_problem
@@ -39,27 +39,29 @@ _OWN_WORDS = "No words of an earlier reply may stand in the preference."
 
 _MOST_SIGNS = 500
 _SIGN = r"[^\w\s\x00-\x7f]"  # holds all combining marks: they are no letters to Python
+_A_WORD = re.compile(r"\w")
 _LONG_RUN = re.compile(rf"{_SIGN}{{{_MOST_SIGNS}}}(?={_SIGN})")
 
 Filled = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
-Phrase = Annotated[
-    Filled, StringConstraints(pattern=r"\w")
-]  # of "...", a sentence would show nothing
 
 
-def at_most(characters: int) -> Callable[[dict[str, Any]], None]:
-    """Return a bound on the length of a text, for `json_schema_extra` of a field.
+def _with_a_word(text: str) -> str:
+    if not _A_WORD.search(text):
+        raise ValueError("it has no word.")
+    return text
+
+
+# Of "...", a sentence would show nothing. A pattern would be in the JSON schema, which some endpoints refuse.
+Phrase = Annotated[Filled, AfterValidator(_with_a_word)]
+
+
+def at_most(characters: int) -> dict[str, Any]:
+    """Return a bound on the length of a text, to add to a field of a JSON schema.
 
     An engine that decodes by the schema stops a small model that repeats itself. Replies are not checked for
-    the bound, so longer texts of other models are taken as they are. A pattern stays out of the schema: many
-    endpoints refuse schemas with one.
+    the bound, so longer texts of other models are taken as they are.
     """
-
-    def add(schema: dict[str, Any]) -> None:
-        schema.pop("pattern", None)
-        schema["maxLength"] = characters
-
-    return add
+    return {"maxLength": characters}
 
 
 class OnePersona(BaseModel):

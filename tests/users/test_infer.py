@@ -289,6 +289,21 @@ def test_a_user_whose_reply_fails_costs_no_other(llm: FakeLLM, endpoint: dict[st
     assert list(found.errors) == ["ann"]
 
 
+@pytest.mark.parametrize(
+    ("method", "nothing"),
+    [
+        ("summary", {"evidence": [], "background": "Calm.", "preferences": "..."}),
+        ("tastes", {"likes": ["short answers", "..."], "dislikes": ["long ones"]}),
+    ],
+)
+def test_a_taste_without_a_word_is_no_reply(
+    llm: FakeLLM, endpoint: dict[str, Any], method: Any, nothing: dict[str, Any]
+) -> None:
+    llm.reply = nothing
+    found = pi.infer_user_personas(choices("ann", 2), method=method, max_attempts=1, **endpoint)
+    assert "it has no word" in found.errors["ann"]
+
+
 def test_protected_attributes_are_flagged(llm: FakeLLM, endpoint: dict[str, Any]) -> None:
     llm.reply = {
         "evidence": [],
