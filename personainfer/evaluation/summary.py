@@ -32,8 +32,8 @@ class TableSummary:
         flags: flag -> number of personas, the most frequent first.
         accuracy: side ("overall" first, if both were judged) -> the share of orders in which the judge was
             right; empty without verdicts.
-        guess: the accuracy of a judge that guesses: (1 - share of "neither") / 2; 0.5 without verdicts. In a
-            part of a table it is that of the whole.
+        guess: the accuracy of a judge that guesses: half the share of orders in which the judge picked a
+            response; 0.5 without verdicts. In a part of a table it is that of the whole.
         judged: how many rows the table had when it was judged; 0: unknown.
         scores: side -> the score of the best candidate in each row with one, shape (rows with a score,). A
             side without scores is left out.

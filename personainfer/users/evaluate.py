@@ -342,7 +342,8 @@ def _questions(
     if isinstance(given, str):
         return tuple(find_questions(choices))
     known = texts_of("questions", given or {})
-    kinds = tuple(known.get(one or "") for one in ids)
+    each = zip(choices, ids, strict=True)  # `PrefixEvaluation.choices` have ids of their own
+    kinds = tuple(known.get(choice.id or "", known.get(one or "")) for choice, one in each)
     if known and not any(kinds):
         raise InvalidArgumentError(
             f"questions= has none of the {len(choices):,} choices, such as {choices[0].id!r}.",

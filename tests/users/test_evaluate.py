@@ -352,6 +352,9 @@ def test_all_choices_with_the_id_of_a_question_have_its_kind() -> None:
     kinds = {"q0": "personal", "q1": "divergent"}
     found = pi.evaluate_prefixes({"persona": personas()}, data, obeys, questions=kinds)
     assert found.questions == ("personal", "divergent") * (len(data) // 2)
+    own = {str(choice.id): str(place) for place, choice in enumerate(found.choices[:4])}
+    again = pi.evaluate_prefixes({"persona": personas()}, data, obeys, questions=own)
+    assert again.questions[:4] == ("0", "1", "2", "3")
 
 
 def test_questions_of_no_choice_are_not_passed_over() -> None:
