@@ -25,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from ..exceptions import DataError, InvalidArgumentError, MissingExtraError, MissingFileError
 from ..local.parquet import parquet_batches, small_batches, written_out
+from ..local.paths import at_home
 from ..preferences import cells
 from ..preferences.cells import TooManyValuesError, TwinKeysError, read_json
 from .arrow_columns import arrow_cells
@@ -145,7 +146,7 @@ def open_rows(data: str | Path) -> tuple[Iterable[object], int | None]:
     check_file(data)
     if str(data).startswith(_HUB):
         return _hub_rows(str(data))
-    path = Path(data)
+    path = at_home(data)
     suffix = _suffix(path)
     if suffix == ".json":
         listed = _json_rows(path)
@@ -168,7 +169,7 @@ def check_file(data: str | Path) -> None:
         _hub_name(str(data))
         MissingExtraError.require("datasets")
         return
-    path = Path(data)
+    path = at_home(data)
     suffix = _suffix(path)
     _require_file(data, path, suffix)
     if suffix not in _PARSERS:

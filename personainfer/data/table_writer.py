@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from ..exceptions import DataError, InvalidArgumentError, visible
 from ..local.atomic_files import put_in_place, unfinished_folder
 from ..local.parquet import written_bytes
-from ..local.paths import as_path, check_file, check_replaced, followed, place_errors
+from ..local.paths import as_path, at_home, check_file, check_replaced, followed, place_errors
 from ..records import PersonaRow, Preference, Usage
 from .arrow_columns import (
     arrow_cells,
@@ -104,7 +104,8 @@ def check_free_names(names: Iterable[object]) -> None:
 
 
 def _is_same_file(path: Path, data: str | Path) -> bool:
-    return path.exists() and Path(data).exists() and path.samefile(data)
+    read = at_home(data)
+    return path.exists() and read.exists() and path.samefile(read)
 
 
 def is_table(path: Path) -> bool:

@@ -29,7 +29,7 @@ OTHERS = 0o077  # the permissions of everybody but the owner
 
 
 def as_path(value: object, argument: str = "path") -> Path:
-    """Return the path that an argument names. It need not exist.
+    """Return the path that an argument names, see `at_home`. It need not exist.
 
     Args:
         value: what the user gave: a text, or an object such as a Path.
@@ -48,7 +48,7 @@ def as_path(value: object, argument: str = "path") -> Path:
             hint="Give the name of a file, as text or a Path.",
             argument=argument,
         )
-    path = Path(name)
+    path = at_home(name)
     try:
         name.encode()
         path.stat()
@@ -61,6 +61,13 @@ def as_path(value: object, argument: str = "path") -> Path:
             argument=argument,
         ) from None
     return path
+
+
+def at_home(name: str | Path) -> Path:
+    """Return a path with a home in the place of "~" at its start, as shells, pandas and Arrow read it."""
+    with suppress(ValueError):  # a null, which no file can have in its name
+        name = os.path.expanduser(name)
+    return Path(name)
 
 
 def _why_no_name(error: Exception) -> str:

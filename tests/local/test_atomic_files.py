@@ -201,6 +201,48 @@ def test_a_file_that_its_owner_closed_to_others_stays_closed(
     assert mode(path) == 0o600
 
 
+def write_sheet(path: Path) -> None:
+    write_rating_sheet(TABLE, path)
+
+
+def write_export(path: Path) -> None:
+    pi.export_personas(TABLE, path)
+
+
+AT_HOME = {**WRITERS, "sheet": write_sheet, "export": write_export}
+
+
+@pytest.mark.parametrize(("name", "write"), AT_HOME.items(), ids=AT_HOME)
+def test_a_file_at_home_is_written_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, write: Callable[[Path], None]
+) -> None:
+    """And not in a folder "~" where you are, of which "rm -r ~" would not be the end."""
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    write(Path("~", name))
+    assert (home / name).exists()
+    assert not list(here.iterdir())
+
+
+def test_a_file_at_home_is_read_and_is_not_replaced_by_what_is_read_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save(tmp_path / "table.parquet")
+    assert len(pi.PersonaTable.load("~/table.parquet")) == 1
+    assert len(pi.PersonaTable.from_data("~/table.parquet")) == 1
+    with pytest.raises(InvalidArgumentError, match="is the input"):
+        pi.infer_personas(
+            "~/table.parquet",
+            "m",
+            api_base="http://127.0.0.1:9/v1",
+            output=tmp_path / "table.parquet",
+        )
+
+
 def with_access_list(path: Path) -> bytes:
     """Let one user read a path that is closed to its group and to others, as setfacl -m u:12345:rx does."""
     entries = ((1, 7, 2**32 - 1), (2, 5, 12345), (4, 0, 2**32 - 1), (16, 5, 2**32 - 1))
