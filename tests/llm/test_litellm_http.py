@@ -128,12 +128,17 @@ def test_a_reply_that_the_provider_gave_up_is_no_whole_one() -> None:
         llm_of("cohere_chat/command-r", server).ask(MESSAGES)
 
 
-@pytest.mark.parametrize("provider", ["ollama/x", "ollama_chat/x"])
+@pytest.mark.parametrize(
+    "provider", ["ollama/x", "ollama_chat/x", "bedrock/invoke/amazon.titan-text-express-v1"]
+)
 def test_a_reply_that_was_cut_off_is_no_whole_one(provider: str) -> None:
     said = {"response": "Once upon", "message": {"role": "assistant", "content": "Once upon"}}
     told = {"model": "x", "done": True, "prompt_eval_count": 7, "eval_count": 5, **said}
     for reason in ("length", "stop"):
+        of_titan = {"outputText": "Once upon", "completionReason": reason.upper()}
         body = json.dumps({**told, "done_reason": reason}).encode()
+        if "titan" in provider:
+            body = json.dumps({"results": [of_titan]}).encode()
         with AnyServer(200, body=body) as server:
             llm = llm_of(provider, server)
             if reason == "stop":
