@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import lru_cache, partial
 from itertools import combinations
 from typing import Any
-from urllib.request import getproxies
+from urllib.request import getproxies, getproxies_environment
 
 from pydantic import BaseModel
 
@@ -160,7 +160,9 @@ class LiteLLMTransport(Transport):
         """The keys, the added headers, what the addresses hide, and what the last request carried."""
         headers = self.options.get("extra_headers")
         keys = (self.key, *self._told.texts("KEY|TOKEN|SECRET|PASSWORD"))
-        addresses = (*self._addresses, *self._connections.proxies)
+        # litellm's own HTTP finds its proxies in the environment itself.
+        proxies = map(Address, getproxies_environment().values())
+        addresses = (*self._addresses, *self._connections.proxies, *proxies)
         texts = (*keys, *self._carried, *openai_headers().values())
         return Secrets(texts, headers=headers, addresses=addresses)
 

@@ -375,6 +375,22 @@ def test_nor_does_it_hold_a_key_that_litellm_found_in_the_environment(
     assert "secret-" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["SSL_VERIFY", ""])
+def test_a_proxy_that_repeats_its_password_shows_it_in_no_error(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name:  # litellm's own HTTP sends the call
+        monkeypatch.setenv(name, "true")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with AnyServer(422, body=b'{"error": {"message": "no: me:secret-proxy-1"}}') as proxy:
+        monkeypatch.setenv("http_proxy", proxy.address.replace("//", "//me:secret-proxy-1@"))
+        with pytest.raises(ModelError, match="no: ") as caught:
+            llm_of("openai/x", proxy, api_base="http://model.invalid/v1").ask(MESSAGES)
+    assert len(proxy.asked) == 1
+    assert "secret-" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     "provider", ["openai/x", "sambanova/x", "anthropic/claude-3-haiku-20240307"]
 )
