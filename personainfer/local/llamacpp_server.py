@@ -28,6 +28,7 @@ from typing import Any
 from ..event_loop import thread_errors
 from ..exceptions import MissingExtraError, ModelNotFoundError
 from .llamacpp_program import ANSWER, CANNOT_LOAD, ServerSettings
+from .paths import others_may_replace_in
 
 RENDER_TIMEOUT = 60.0  # seconds for a chat template, which takes milliseconds on an idle machine
 _LONGEST_SOCKET = 100  # bytes of the path of a Unix socket: systems take 104 or 108
@@ -83,8 +84,8 @@ class PrivateSocket:
     The folder is deleted when this object is collected as garbage, at the latest when this process ends.
 
     Attributes:
-        path: where the server is to make its socket; None if there can be none, as on Windows: the server
-            then listens on a port.
+        path: where the server is to make its socket; None if there can be none, as on Windows, or if others
+            may replace what is in the folder of temporary files: the server then listens on a port.
     """
 
     def __init__(self) -> None:
@@ -93,6 +94,8 @@ class PrivateSocket:
             return
         # No folder can be made, or no socket in it: some file systems know none.
         with suppress(OSError, ValueError):
+            if others_may_replace_in(Path(tempfile.gettempdir())):
+                return
             folder = tempfile.mkdtemp(prefix="personainfer-")
             path = os.path.join(folder, "server.sock")  # the end tells llama.cpp what it is
             try:

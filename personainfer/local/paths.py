@@ -202,9 +202,7 @@ def followed(path: Path) -> Path:
         return path
     target = path.resolve()
     if hasattr(os, "getuid"):
-        place = path.absolute().parent
-        folder = place.stat()
-        is_open = others_may_write(place, folder) and not folder.st_mode & stat.S_ISVTX
+        is_open = others_may_replace_in(path.absolute().parent)
         if is_open or {path.lstat().st_uid, target.stat().st_uid} != {os.getuid()}:
             return path
     return target
@@ -268,6 +266,16 @@ def others_may_write(path: Path, found: os.stat_result) -> bool:
     group_may = bool(found.st_mode & stat.S_IWGRP)
     to_others = group_may and (not _is_own_group(found) or _list_lets_write(path))
     return to_others or bool(found.st_mode & stat.S_IWOTH)
+
+
+def others_may_replace_in(folder: Path) -> bool:
+    """Return whether others may rename what is in a folder, and put something else in its place.
+
+    Raises:
+        OSError: the folder is missing.
+    """
+    found = folder.stat()
+    return others_may_write(folder, found) and not found.st_mode & stat.S_ISVTX
 
 
 ACCESS_LIST = "system.posix_acl_access"  # the attribute of a file in which Linux keeps it

@@ -515,6 +515,18 @@ def test_a_private_socket_is_in_a_folder_of_its_own_that_goes_with_it(
         assert not folder.exists()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions say nothing there")
+def test_no_socket_is_where_others_may_put_another_one_in_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as shared:
+        monkeypatch.setattr(tempfile, "tempdir", shared)
+        os.chmod(shared, 0o777)
+        assert PrivateSocket().path is None
+        os.chmod(shared, 0o1777)  # as the system's folder
+        assert PrivateSocket().path is not None
+
+
 def test_a_path_that_is_too_long_for_a_socket_leaves_a_port(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
