@@ -60,6 +60,7 @@ from .workers import CallSettings, Workers
 T = TypeVar("T")
 
 _FORMS_KEPT = 64
+_LEAST_PRICE = 1e-3  # USD a million tokens: nobody sells them for less, nor one for more
 _OWN_FIELDS = frozenset(
     "model messages temperature max_tokens max_completion_tokens seed n stream response_format"
     " reasoning_effort extra_query extra_headers api_base base_url api_key timeout"
@@ -80,6 +81,12 @@ def _check_prices(prices: Any) -> Any:
         raise ValueError from error
     if not (0 <= prompt < inf and 0 <= completion < inf):  # NaN would pass any budget
         raise ValueError
+    if 0 < max(prompt, completion) < _LEAST_PRICE:  # no budget would ever be spent
+        raise InvalidArgumentError(
+            f"prices={prompt:g}, {completion:g} are those of a single token, as litellm's list has them.",
+            hint="Give USD a million tokens, such as prices=(0.15, 0.6).",
+            argument="prices",
+        )
     return prompt, completion
 
 

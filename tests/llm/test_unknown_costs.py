@@ -430,6 +430,16 @@ def test_a_budget_takes_a_price_of_0_from_the_caller_and_not_from_the_list(
     assert table.usage.cost == 0
 
 
+def test_the_price_of_a_single_token_is_no_price_of_a_million() -> None:
+    """A budget in such prices, which litellm's list has, would be a million times too large."""
+    where = "http://127.0.0.1:9/v1"
+    for prices in ((2.5e-06, 1e-05), (0, 6e-4)):
+        with pytest.raises(InvalidArgumentError, match=r"single token.*USD a million tokens"):
+            pi.LLM("m", api_base=where, prices=prices, budget=1)
+    for prices in ((0, 0), (0, 0.001), (0.15, 0.6)):
+        assert pi.LLM("m", api_base=where, prices=prices, budget=1).is_priced
+
+
 @each_way
 def test_a_dearer_tier_counts_at_its_price(llm: FakeLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("input_cost_per_token", "output_cost_per_token")
