@@ -28,7 +28,6 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import diskcache
-import platformdirs
 from pydantic import AfterValidator
 
 from ..arguments import NumberFromZero, Text, Wanted, check_argument
@@ -52,7 +51,7 @@ from .database_checks import (
     readable_rows,
     unusable,
 )
-from .paths import close_to_others, others_may_write, private_folder
+from .paths import close_to_others, others_may_write, private_folder, user_cache_folder
 
 T = TypeVar("T")
 
@@ -78,7 +77,7 @@ def default_cache_dir() -> Path:
     The system's is one of this library in the user's cache folder. Nothing is made or checked here.
     """
     named = os.environ.get("PERSONAINFER_CACHE_DIR")
-    return Path(named) if named else platformdirs.user_cache_path("personainfer")
+    return Path(named) if named else user_cache_folder()
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ class ReplyCache:
         self._pid = os.getpid()
         try:
             private_folder(self.directory)
-            if self.directory == platformdirs.user_cache_path("personainfer").resolve():
+            if self.directory == user_cache_folder().resolve():
                 close_to_others(self.directory, f"{_DATABASE}*")
             # Made before SQLite makes it, which would let everybody read it; journals get its permissions.
             with suppress(FileExistsError):

@@ -233,6 +233,19 @@ def private_folder(folder: Path, *, foreseen: bool = False) -> Path:
     return folder
 
 
+def user_cache_folder() -> Path:
+    """Return this library's folder in the user's cache folder. Nothing is made or checked here.
+
+    A user without a home, as in a container that only names a number, gets a path that nobody can make.
+    """
+    import platformdirs
+
+    try:
+        return platformdirs.user_cache_path("personainfer").expanduser()
+    except RuntimeError:
+        return Path(os.devnull, "no home", "personainfer")
+
+
 def close_to_others(folder: Path, names: str) -> None:
     """Take away others' permissions on a folder of this user's, and on its files with such names.
 

@@ -25,7 +25,7 @@ from typing import IO
 from ..exceptions import InvalidArgumentError, MissingExtraError, ModelNotFoundError, visible
 from ..observability import log
 from .atomic_files import remove_abandoned, unfinished_folder, write_file
-from .paths import opened_file, own_file, private_folder
+from .paths import opened_file, own_file, private_folder, user_cache_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +108,7 @@ def weights_folder() -> Path:
                 f"PERSONAINFER_WEIGHTS_DIR={own!r:.200}: there is no such user.",
                 hint="Set it to a folder that can be written.",
             ) from None
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("personainfer")) / "weights"
+    return user_cache_folder() / "weights"
 
 
 def remove_weights(weights: NamedWeights) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import hashlib
 import os
 import pickle
 import re
@@ -37,6 +38,7 @@ from personainfer.local.cache import (
     prune_cache,
 )
 from personainfer.local.database_checks import readable_rows
+from personainfer.local.weight_downloads import content_hash
 from personainfer.testing import FakeLLM, clock_jump
 
 from ..builders import examples
@@ -150,6 +152,27 @@ def test_the_directory_is_named_by_argument_or_environment(
     assert clear_cache(cache_dir=tmp_path / "other") == 0
     assert clear_cache() == 2
     assert cache_info(str(tmp_path / "named")).replies == 0
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="homes are told otherwise")
+def test_a_user_without_a_home_names_a_cache_or_does_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container that names a number of a user, and no HOME."""
+    for name in ("HOME", "XDG_CACHE_HOME", "PERSONAINFER_CACHE_DIR", "PERSONAINFER_WEIGHTS_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CacheError, match="no home.*cannot be used.*cache_dir="):
+        pi.LLM("m", api_base="http://127.0.0.1:9/v1")
+    with pytest.raises(CacheError, match="no home.*cannot be used"):
+        cache_info()
+    weights = tmp_path / "own.gguf"
+    weights.write_bytes(b"GGUF")
+    assert content_hash(weights) == hashlib.sha256(b"GGUF").hexdigest()
+    assert os.listdir() == ["own.gguf"]
+    model = pi.LLM("m", api_base="http://127.0.0.1:9/v1", cache_dir=tmp_path / "cache")
+    assert model.cache is not None
 
 
 def test_who_asks_or_deletes_makes_no_cache(tmp_path: Path) -> None:

@@ -466,7 +466,7 @@ def test_weights_do_not_open_the_folder_of_the_cache(
 ) -> None:
     """They are below it, and may be there before it."""
     monkeypatch.delenv("PERSONAINFER_WEIGHTS_DIR")
-    monkeypatch.setattr("platformdirs.user_cache_dir", lambda name: str(tmp_path / "user" / name))
+    monkeypatch.setattr("platformdirs.user_cache_path", lambda name: tmp_path / "user" / name)
     before = os.umask(0o002)
     try:
         if first == "a hash":
