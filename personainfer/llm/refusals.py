@@ -491,7 +491,7 @@ def embedded_status(reply: Mapping[str, Any]) -> tuple[int, str] | None:
     if isinstance(status, str) and re.fullmatch("[45][0-9]{2}", status):
         status = int(status)
     known = status if isinstance(status, int) and 400 <= status < 600 else 200
-    return known, _words(error or reply)
+    return known, _words(error or reply, time.time())
 
 
 def _says_nothing(value: Any) -> bool:
@@ -509,8 +509,11 @@ _OF_OTHER_PROTOCOLS = frozenset(
 _OF_AN_ERROR = frozenset("message detail msg code errors".split())
 
 
-def error_text(content: bytes) -> str:
-    """Return what the body of an error says: its message, code and details; or its first 100,000 bytes."""
+def error_text(content: bytes, headers: Mapping[str, str] | None = None) -> str:
+    """Return what the body of an error says: its message, code and details; or its first 100,000 bytes.
+
+    The `headers` of the answer tell the time by which the dates in it are meant.
+    """
     text = content[:_LONGEST_MASKED].decode("utf-8", "replace")
     try:
         found = json.loads(content)
@@ -520,11 +523,15 @@ def error_text(content: bytes) -> str:
         found = found[0]
     if not isinstance(found, dict):
         return text
-    return _words(found.get("error") or found) or text
+    lower = {key.lower(): value for key, value in (headers or {}).items()}
+    return _words(found.get("error") or found, _now(lower)) or text
 
 
-def _words(error: Any) -> str:
-    """Return the words of an error object, in whatever form the provider has it."""
+def _words(error: Any, now: float) -> str:
+    """Return the words of an error object, in whatever form the provider has it.
+
+    `now` is the endpoint's time, in seconds since 1970.
+    """
     if isinstance(error, str):
         return error
     if not isinstance(error, dict):
@@ -537,7 +544,7 @@ def _words(error: Any) -> str:
     ]
     parts += [details.get("raw"), details.get("reasons"), details.get("provider_name")]
     parts += [error.get("status"), error.get("estimated_time") and "estimated_time"]
-    parts += [_retry_delay(error.get("details")), _told_wait(error), _told_wait(details)]
+    parts += [_retry_delay(error.get("details")), _told_wait(error, now), _told_wait(details, now)]
     said = [part if isinstance(part, str) else json.dumps(part) for part in parts if part]
     return " ".join(dict.fromkeys(said)) or json.dumps(error, ensure_ascii=False)[:_LONGEST_MASKED]
 
@@ -550,19 +557,19 @@ def _validation(detail: Any) -> Any:
     return [{name: one[name] for name in names if name in one} or one for one in detail]
 
 
-def _told_wait(fields: Mapping[str, Any]) -> str | None:
+def _told_wait(fields: Mapping[str, Any], now: float) -> str | None:
     """Return in words what fields of an error say of the time to wait; None: they say nothing.
 
     OpenRouter repeats the provider's headers there.
     """
     for name in ("retry_after", "retryAfter", "retry_after_seconds"):
-        wait = _wait(str(fields.get(name))[:_LONGEST_WAIT], time.time())
+        wait = _wait(str(fields.get(name))[:_LONGEST_WAIT], now)
         if wait is not None:
             return f"retry in {wait:.1f}s"
     headers = fields.get("headers")
     if isinstance(headers, dict):
         shown = {name: str(value)[:_LONGEST_WAIT] for name, value in headers.items()}
-        if (wait := retry_after(shown)) is not None:
+        if (wait := retry_after(shown, now=now)) is not None:
             return f"retry in {wait:.1f}s"
     return None
 
@@ -638,7 +645,7 @@ def library_error(
     secrets = secrets.with_texts(exchange.secrets)
     answer = exchange.answer
     if answer is not None and answer.status_code // 100 != 2:
-        words = error_text(exchange.content)
+        words = error_text(exchange.content, answer.headers)
         return status_error(answer.status_code, answer.headers, words, secrets, asked)
     if isinstance(error, openai.APITimeoutError):
         return no_answer(name, timeout)
@@ -695,7 +702,9 @@ def _wait_in_words(words: str) -> float | None:
     )
 
 
-def retry_after(headers: Mapping[str, str], words: str = "") -> float | None:
+def retry_after(
+    headers: Mapping[str, str], words: str = "", *, now: float | None = None
+) -> float | None:
     """Return the seconds to wait before a request is sent again; None: nothing says so.
 
     The first of these that is there counts, and None is returned if it cannot be read: the header
@@ -705,16 +714,21 @@ def retry_after(headers: Mapping[str, str], words: str = "") -> float | None:
     Args:
         headers: of the answer.
         words: of its body, in lower case.
+        now: the endpoint's time, in seconds since 1970; None: the headers tell it.
     """
     lower = {key.lower(): str(value).strip() for key, value in headers.items()}
-    # The time by the endpoint's clock, by which it also sets the dates.
-    now = _date(lower.get("date", "")) or time.time()
+    now = _now(lower) if now is None else now
     if "retry-after-ms" in lower:
         return _number(lower["retry-after-ms"], scale=0.001)
     if "retry-after" in lower:
         return _wait(lower["retry-after"], now)
     said = _wait_in_words(words)
     return _reset(lower, now) if said is None else said
+
+
+def _now(headers: Mapping[str, str]) -> float:
+    """Return the time by the endpoint's clock, by which it also sets dates; the names are in lower case."""
+    return _date(headers.get("date", "")) or time.time()
 
 
 _SOON = 60.0  # seconds

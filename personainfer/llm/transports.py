@@ -245,7 +245,7 @@ class Transport:
             ModelError: the endpoint refuses the request, or its answer is no usable reply.
         """
         if status // 100 != 2:  # some gateways answer a POST with 201
-            raise self._refusal(body, status, headers, error_text(content))
+            raise self._refusal(body, status, headers, error_text(content, headers))
         if content[:50].lstrip().startswith(b"<"):
             raise ReplyError(
                 "the reply is not JSON, but a web page.",
@@ -437,7 +437,7 @@ class EndpointTransport(Transport):
             ModelError: the endpoint refuses the request, or its answer is not a JSON object.
         """
         if status // 100 != 2:
-            raise status_error(status, headers, error_text(content), self.secrets)
+            raise status_error(status, headers, error_text(content, headers), self.secrets)
         return decode(content)
 
     @keeps_no_cause

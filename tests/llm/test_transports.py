@@ -37,7 +37,7 @@ from personainfer.exceptions import (
 from personainfer.llm.dialect import Dialect
 from personainfer.llm.openai_protocol import wire_schema
 from personainfer.llm.pricing import Price, find_price
-from personainfer.llm.refusals import redact, retry_after, status_error
+from personainfer.llm.refusals import error_text, redact, retry_after, status_error
 from personainfer.llm.transports import EndpointTransport
 from personainfer.testing import FakeLLM, Fault, Reply
 
@@ -162,6 +162,19 @@ def test_a_date_is_read_by_the_clock_of_the_endpoint(own: int) -> None:
         ("x-ratelimit-reset", str(1000 * (there + 7))),
     ):
         assert retry_after({"Date": formatdate(there, usegmt=True), name: said}) == 7
+
+
+@pytest.mark.parametrize("own", [-3600, 3600])
+@pytest.mark.parametrize("within", ["metadata", ""])
+def test_so_is_a_date_in_the_body(own: int, within: str) -> None:
+    """OpenRouter repeats the headers of the provider there."""
+    there = int(time()) + own
+    said = {"headers": {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": 1000 * (there + 7)}}
+    error = {"message": "Rate limit exceeded", **({within: said} if within else said)}
+    headers = {"Date": formatdate(there, usegmt=True)}
+    text = error_text(json.dumps({"error": error}).encode(), headers)
+    found: Any = status_error(429, headers, text, Secrets())
+    assert found.retry_after == 7
 
 
 @pytest.mark.parametrize("status", [408, 500, 502, 503, 504, 529])
