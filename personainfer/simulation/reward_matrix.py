@@ -431,10 +431,10 @@ def scored(
 def _columns(
     head: Sequence[Mapping[str, Any]], models: Sequence[str] | None, prompt: str
 ) -> tuple[list[int], tuple[str, ...]]:
-    """Find the numbers of the responses (1, 2, …) and the models' names in the first row's columns.
+    """Find the numbers of the responses (1, 2, …) and the models' names in the columns of the first rows.
 
     Args:
-        head: the first rows. A column that has no number in any of them is no model.
+        head: the first rows, each of which may lack a column. A column that has no number in any is no model.
         models: the models to read; None: all.
         prompt: the name of the prompt's column.
 
@@ -443,27 +443,27 @@ def _columns(
         InvalidArgumentError: the first row is not a dict, or `models` holds something else than different
             names.
     """
-    row = head[0]
-    if not isinstance(row, Mapping):
+    if not isinstance(head[0], Mapping):
         hint = 'Give frame.to_dict("records") of a pandas frame.'
-        raise InvalidArgumentError(f"rows= gives {row!r:.40}, which is not a dict.", hint=hint)
-    columns = [name for name in row if isinstance(name, str)]
+        raise InvalidArgumentError(f"rows= gives {head[0]!r:.40}, which is not a dict.", hint=hint)
+    rows = [row for row in head if isinstance(row, Mapping)]
+    known = dict.fromkeys(name for row in rows for name in row)
+    columns = [name for name in known if isinstance(name, str)]
     numbers = sorted(int(m[1]) for name in columns if (m := _RESPONSE.fullmatch(name)))
-    if prompt not in row or not numbers:
+    if prompt not in known or not numbers:
         raise DataError(
-            f"the columns are {_listed(row)}: not {prompt!r}, 'response_1', 'response_1_<model>', ….",
+            f"the columns are {_listed(known)}: not {prompt!r}, 'response_1', 'response_1_<model>', ….",
             hint="These are the columns of namkoong-lab/PersonalLLM.",
         )
     start = f"response_{numbers[0]}_"
     scored = [
         name.removeprefix(start)
         for name in columns
-        if name.startswith(start)
-        and any(is_real(one.get(name)) for one in head if isinstance(one, Mapping))
+        if name.startswith(start) and any(is_real(row.get(name)) for row in rows)
     ]
     names = check_models(models if models is not None else sorted(scored))
     for name in (f"response_{number}_{model}" for number in numbers for model in names):
-        if name not in row:
+        if name not in known:
             raise DataError(
                 f"there is no column {name!r}.", hint=f"The models are {_listed(scored)}."
             )

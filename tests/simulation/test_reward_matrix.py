@@ -127,6 +127,18 @@ def test_a_model_whose_first_reward_is_missing_is_a_model() -> None:
     assert found.dropped == {"reward missing": 1}
 
 
+@pytest.mark.parametrize("part", ["response_2", "gemma_2b", "prompt"])
+def test_rows_that_leave_out_a_field_are_read_like_those_that_have_it_empty(part: str) -> None:
+    rows = [published(n) for n in range(3)]
+    bare = [{name: v for name, v in rows[0].items() if part not in name}, *rows[1:]]
+    nulls = [dict.fromkeys(rows[0]) | row for row in bare]  # as a data frame has them
+    one, other = map(RewardMatrix.from_columns, (bare, nulls))
+    assert one.models == other.models == ("beaver_7b", "gemma_2b")
+    assert_array_equal(one.rewards, other.rewards)
+    assert (one.texts, one.dropped) == (other.texts, other.dropped)
+    assert len(one) == 2
+
+
 def test_a_frame_is_no_list_of_rows() -> None:
     with pytest.raises(InvalidArgumentError, match=r"'prompt', which is not a dict.*to_dict"):
         RewardMatrix.from_columns(["prompt", "response_1"])  # type: ignore[list-item]
