@@ -248,7 +248,8 @@ def _note(
     """
     sums = {
         "asked_singly": batch.asked_singly + singly,
-        "being_asked": max(0.0, batch.being_asked + being_asked),
+        # Rounded, so that nothing stays of what is added and taken away to warn of.
+        "being_asked": max(0.0, round(batch.being_asked + being_asked, 12)),
     }
     noted = batch.model_copy(update=sums)
     noted.save()

@@ -1466,6 +1466,24 @@ def test_batches_that_are_collected_at_once_note_each_its_own_calls(place: Path)
         assert budget.spent == pytest.approx(sum(table.usage.cost or 0 for table in tables))
 
 
+def test_of_collects_at_once_nothing_is_left_that_a_later_one_would_warn_of(
+    provider: BatchServer, place: Path
+) -> None:
+    """0.3 + 0.7 - 0.7 - 0.3 is 0.00000000000000006 in floats."""
+    batch = submit(provider, pairs(1), place / "b", prices=(0.0, 1000.0), budget=0.3)
+    one, other = (
+        pi.LLM("fake", api_base=provider.api_base, prices=(0.0, 1000.0), budget=usd)
+        for usd in (0.3, 1.0)
+    )
+    with (
+        costs.single_calls(batch, one, 0.0),
+        pytest.warns(UserWarning, match="has not ended"),
+        costs.single_calls(batch, other, 0.0),
+    ):
+        pass
+    assert batch.load(batch.path).being_asked == 0.0
+
+
 def test_a_judge_that_chooses_in_two_collects_at_once_is_noted_in_each_with_its_own_calls(
     place: Path,
 ) -> None:

@@ -163,9 +163,9 @@ def test_a_user_without_a_home_names_a_cache_or_does_without(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr("pwd.getpwuid", {}.__getitem__)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CacheError, match="no home.*cannot be used.*cache_dir="):
+    with pytest.raises(CacheError, match=r"no home.*cannot be used.*cache_dir="):
         pi.LLM("m", api_base="http://127.0.0.1:9/v1")
-    with pytest.raises(CacheError, match="no home.*cannot be used"):
+    with pytest.raises(CacheError, match=r"no home.*cannot be used"):
         cache_info()
     weights = tmp_path / "own.gguf"
     weights.write_bytes(b"GGUF")
