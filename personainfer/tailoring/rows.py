@@ -137,8 +137,8 @@ def tailoring_rows(
         format: the columns of a row. "dpo": prompt, chosen, rejected. "sft": prompt, completion. "kto":
             prompt, completion, label; two rows an example. "reward": chosen, rejected, each with the prompt
             before the response. "grpo": prompt. "few-shot": messages (or text, if `persona_in` is "plain"),
-            the prompt with the preferred response. A chat whose prompt has tool definitions also has the
-            column "tools", as JSON text.
+            the prompt with the preferred response. If the prompt of a chat has tool definitions, all rows
+            also have the column "tools": JSON text, or None.
         persona_in: where the persona stands: in the "system" message, at the end of the last "user" message,
             or in one "plain" text without chat messages, `Prompt: … Persona: … Response:`.
         template: your own wording for that place. It has the fields of the default wording, {persona} and
@@ -182,6 +182,9 @@ def tailoring_rows(
             rows += made
             ids += _row_ids(name if side is None else f"{name}:{side}", len(made))
             prompts += [_digest(pair.prompt)] * len(made)
+    if any(TOOL_DEFINITIONS in each for each in rows):
+        # `Dataset.from_list` takes the columns of the first row alone.
+        rows = [{**each, TOOL_DEFINITIONS: each.get(TOOL_DEFINITIONS)} for each in rows]
     return TailoringRows(rows, ids, prompts, dict(left_out), settings)
 
 

@@ -113,7 +113,7 @@ def test_a_folder_holds_the_tools_and_their_calls(
         for each in (arguments, stored)
     )
     pi.export_personas(given, tmp_path / "set", format=format)
-    wanted = list(pi.tailoring_rows(kept, format=EXPORT_FORMATS[format].rows))
+    wanted = bare(list(pi.tailoring_rows(kept, format=EXPORT_FORMATS[format].rows)))
     assert "tool_calls" in str(wanted)
     assert bare(read(tmp_path / "set" / "data" / "train.parquet")) == wanted
     assert "tools" in (tmp_path / "set" / "README.md").read_text("utf-8")

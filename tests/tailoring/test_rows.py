@@ -119,6 +119,19 @@ def test_no_two_columns_or_rows_share_a_message(format: Any) -> None:
 # Where the persona stands
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_all_rows_have_the_same_columns(format: Any) -> None:
+    """`Dataset.from_list` takes the columns of the first row alone: the tools of the others were lost."""
+    asked = {"prompt": [{"role": "user", "content": "When?"}], "tools": [{"name": "clock"}]}
+    given: list[dict[str, Any]] = [pairs(1)[0], {**asked, "chosen": "Noon.", "rejected": "Late."}]
+    personas = [{**each, "chosen_persona": "The user is kind."} for each in given]
+    made = pi.PersonaTable.from_data(personas, rejected_persona=None)
+    rows = pi.tailoring_rows(made, format=format)
+    assert rows[0]["tools"] is None
+    assert rows[len(rows) - 1]["tools"] == '[{"name": "clock"}]'
+    assert {tuple(each) for each in rows} == {tuple(rows[0])}
+
+
 def test_a_conversation_keeps_its_turns_and_its_system_message() -> None:
     made = pi.PersonaTable(
         [row(0, preference=pi.Preference(prompt=CHAT, chosen="A", rejected="B"))]
