@@ -32,7 +32,7 @@ from ..exceptions import DataError, InvalidArgumentError
 from ..local.atomic_files import atomic_folder, remove_abandoned, write_file
 from ..local.paths import as_path, place_errors, read_small_file
 from ..personas.prompts import prompt_text
-from ..preferences.cells import read_json
+from ..preferences.cells import is_null, read_json
 from ..records import FloatArray, PersonaRow, Side
 from .agreement import Level, cohen_kappa, krippendorff_alpha
 from .statistics import CONFIDENCE, Estimate, bootstrap_mean, bootstrap_rate, check_confidence
@@ -397,16 +397,21 @@ def _read_file(
     found: dict[str, dict[str, float]] = {item: {} for item in keys}
     seen: set[str] = set()
     for row in open_rows(path)[0]:
-        if isinstance(row, dict) and not any(str(cell).strip() for cell in row.values()):
+        # An empty cell of a frame is a null, or NaN among numbers.
+        cells = {
+            name: "" if is_null(cell) else str(cell).strip()
+            for name, cell in (row.items() if isinstance(row, dict) else ())
+        }
+        if isinstance(row, dict) and not any(cells.values()):
             continue  # spreadsheets add such rows
-        item = str(row.get("item", "")).strip() if isinstance(row, dict) else ""
-        if item not in found or not isinstance(row, dict):
+        item = cells.get("item", "")
+        if item not in found:
             raise DataError(f"{path} has a row that is not an item of this sheet: {row!r:.60}.")
         if item in seen:
             raise DataError(f"{path} has the item {item} twice.")
         seen.add(item)
         for name in _FIELDS[question]:
-            said = str(row.get(name) or "").strip().lower().removesuffix(".0")
+            said = cells.get(name, "").lower().removesuffix(".0")
             value = _choice(said, keys[item]["own"]) if question == "choice" else _rating(said)
             if value is not None:
                 found[item][name] = value

@@ -329,6 +329,19 @@ def test_rows_of_commas_which_spreadsheets_add_are_no_ratings(tmp_path: Path) ->
     assert read_rating_sheet(sheet.key, [ann]).means["accuracy"]["both"].value == 1.0
 
 
+@pytest.mark.parametrize("empty", [None, NAN])
+def test_an_empty_cell_of_a_frame_is_no_answer_either(tmp_path: Path, empty: float | None) -> None:
+    sheet = write_rating_sheet(table(4), tmp_path / "sheet")
+    rows = [{**each, "choice": 1.0} for each in read(sheet.csv)]
+    rows[0]["choice"] = empty
+    lines = [*rows, dict.fromkeys(rows[0], empty)]  # a row that a spreadsheet added
+    path = tmp_path / "ann.jsonl"
+    path.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    found = read_rating_sheet(sheet.key, [path])
+    assert found.problems == ()
+    assert np.isnan(found.values["choice"][0]).sum() == 1
+
+
 def test_ratings_of_another_sheet_are_refused(tmp_path: Path) -> None:
     sheet = write_rating_sheet(table(4), tmp_path / "sheet")
     ann = filled(sheet, "ann", right)
