@@ -388,9 +388,12 @@ def _conversations(
         if not checked:
             _found(row, *((name,) for name in _PRISM))
             checked = True
-        conversation, turn = plain(row.get("conversation_id")), plain(row.get("turn"))
+        # A field that is left out, a null and the NaN of a frame are the same.
+        given = {name: cell for name, cell in row.items() if not is_null(cell)}
+        row = dict.fromkeys((*_PRISM, *row)) | given
+        conversation, turn = plain(row["conversation_id"]), plain(row["turn"])
         # A turn is a float where its column has gaps.
-        if not isinstance(turn, int | float) or isinstance(turn, bool) or is_null(turn):
+        if not isinstance(turn, int | float) or isinstance(turn, bool):
             turn = None
         if turn is None or not isinstance(conversation, str | int):
             dropped["it names no conversation or no turn"] += 1

@@ -248,6 +248,19 @@ def test_prism_against_each_other_response() -> None:
     assert found.dropped == {"its score is not lower than that of the chosen response": 1}
 
 
+@pytest.mark.parametrize("field", ["model_response", "user_prompt", "user_id", "score", "turn"])
+def test_a_missing_cell_of_prism_is_the_same_however_it_is_missing(field: str) -> None:
+    others = [{**row, "conversation_id": "another"} for row in UTTERANCES]
+    for place, row in enumerate(UTTERANCES):
+        bare = {name: cell for name, cell in row.items() if name != field}
+        rest = [*others, *UTTERANCES[:place], *UTTERANCES[place + 1 :]]
+        left_out, null, nan = (
+            read_prism(([*rest, one], SURVEY), against="each")
+            for one in (bare, {**row, field: None}, {**row, field: float("nan")})  # NaN: of pandas
+        )
+        assert left_out == null == nan
+
+
 def test_a_prism_turn_without_a_choice_ends_the_conversation() -> None:
     lost = [row for row in UTTERANCES if row["utterance_id"] != "ut0b"]
     other = (
