@@ -411,7 +411,9 @@ def test_an_option_that_does_not_exist_is_refused_for_each_paper() -> None:
 )
 def test_options_that_no_model_takes_are_refused(paper: Any, data: Any) -> None:
     with pytest.raises(InvalidArgumentError, match="none is called here") as caught:
-        reproduce(paper, data, judge="likelihood:nowhere", budget=1.0, api_key="of-the-environment")
+        reproduce(
+            paper, data, judge="likelihood:local:smollm2", budget=1.0, api_key="of-the-environment"
+        )
     assert caught.value.argument == "budget"
 
 
