@@ -260,7 +260,7 @@ def _from_columns(
         return PreferenceSource.empty(original)
     if RECORD in _texts(names):
         ((first, *_), *_) = next(batches((RECORD,)))
-        told = with_options(told, first)
+        told = with_options(told, first, _texts(names))
     schemas = recognise(_texts(names), told)
 
     def rows(schema: Schema) -> Iterator[Sequence[object]]:

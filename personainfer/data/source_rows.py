@@ -54,6 +54,7 @@ class SourceRow(NamedTuple):
 
 
 NO_ROWS: Final = "no rows"  # the shape of a source that is empty
+_NO_SIDES: Final = frozenset("prompt id user system tools".split())  # roles that tell no sides
 
 
 class PreferenceSource:
@@ -382,7 +383,7 @@ class RowStream:
             if len(head) < enough:
                 continue
             if dicts := _dicts(head):
-                told = with_options(self._told, dicts[0].get(RECORD))
+                told = self._with_options(dicts)
                 if self._is_iterator and (schema := _sure_schema(dicts, told)):
                     return schema
                 enough = 2 * len(head)
@@ -390,7 +391,12 @@ class RowStream:
                 return None
         if not (dicts := _dicts(head)):
             return None
-        return _settled(dicts, with_options(self._told, dicts[0].get(RECORD)))
+        return _settled(dicts, self._with_options(dicts))
+
+    def _with_options(self, dicts: Sequence[Mapping[str, Any]]) -> Mapped:
+        if RECORD not in dicts[0]:
+            return self._told
+        return with_options(self._told, dicts[0][RECORD], _names(dicts))
 
 
 def record(cell: object) -> Mapping[str, Any]:
@@ -402,11 +408,32 @@ def record(cell: object) -> Mapping[str, Any]:
     return {name: part for name, part in found.items() if isinstance(part, Mapping)}
 
 
-def with_options(told: Mapped, cell: object) -> Mapped:
-    """Add the options by which infer read its lines, as a cell of one tells. The caller's come first."""
-    ours = record(cell)
-    check_roles(columns := {**ours.get("columns", {}), **told.columns})
-    return told._replace(columns=columns, labels=told.labels or check_labels(ours.get("labels")))
+def with_options(told: Mapped, cell: object, names: Iterable[str]) -> Mapped:
+    """Add the options by which infer read its lines, as a cell of one tells.
+
+    Options of the caller come first: of columns that tell the sides, either the caller's or infer's are used.
+    Infer's are not used if all of these were renamed, and the data now has a column "chosen" and one
+    "rejected".
+
+    Args:
+        told: the caller's options.
+        cell: of the column `personainfer`; one of the data's own is not read.
+        names: the columns of the data.
+    """
+    ours, present = record(cell), set(names)
+    try:
+        check_roles(columns := ours.get("columns", {}))
+        labels = check_labels(ours.get("labels"))
+    except InvalidArgumentError:  # the data's own
+        return told
+    sides = {role: name for role, name in columns.items() if role not in _NO_SIDES}
+    are_renamed = present.isdisjoint(sides.values()) and {"chosen", "rejected"} <= present
+    if are_renamed or told.columns.keys() - _NO_SIDES:
+        sides = {}
+    others = {
+        role: columns[role] for role in _NO_SIDES & columns.keys() if columns[role] in present
+    }
+    return told._replace(columns={**sides, **others, **told.columns}, labels=told.labels or labels)
 
 
 def _settled(dicts: Sequence[Mapping[str, Any]], told: Mapped) -> Schema:

@@ -317,7 +317,8 @@ class LLM:
             more = f" with extra_body={quoted(fields)}" if fields else ""
             raise InvalidArgumentError(
                 f"budget={usd:g}, but the price of {self.model!r}{more} is not known.",
-                hint="Give prices=(USD a million prompt tokens, USD a million completion tokens).",
+                hint="Give prices=(USD a million prompt tokens, USD a million completion tokens), or (0, 0)"
+                " if it is free.",
                 argument="budget",
             )
         return Budget(usd)

@@ -65,6 +65,8 @@ def as_path(value: object, argument: str = "path") -> Path:
 
 def at_home(name: str | Path) -> Path:
     """Return a path with a home in the place of "~" at its start, as shells, pandas and Arrow read it."""
+    if os.name == "nt" and str(name)[1:2] not in ("", "/", "\\"):
+        return Path(name)  # any "~x" is a home to Python there, and many files are named so
     with suppress(ValueError):  # a null, which no file can have in its name
         name = os.path.expanduser(name)
     return Path(name)

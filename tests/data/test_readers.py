@@ -605,6 +605,64 @@ def test_users_in_different_columns_of_a_csv_file_are_read_though_pandas_made_fl
     assert [pair and pair.user for pair in found] == ["5", "3"]
 
 
+TURNED = {"columns": {"chosen": "b", "rejected": "a"}}  # what a line of infer tells
+
+
+@pytest.mark.parametrize("container", [list, iter, pd.DataFrame, pa.Table.from_pylist])
+@pytest.mark.parametrize(
+    ("row", "options"),
+    [
+        # Columns were renamed after infer.
+        ({"chosen": "x", "rejected": "y", "personainfer": TURNED}, {}),
+        # The caller names the sides in another way, or one of them.
+        (
+            {"a": "x", "b": "y", "winner": "a", "personainfer": TURNED},
+            {
+                "columns": {"response_1": "a", "response_2": "b", "label": "winner"},
+                "labels": {"a": "first"},
+            },
+        ),
+        (
+            {"a": "x", "rejected": "y", "b": "z", "personainfer": TURNED},
+            {"columns": {"chosen": "a"}},
+        ),
+        # A column of the data's own.
+        ({"chosen": "x", "rejected": "y", "personainfer": {"columns": {"q": 3}}}, {}),
+        ({"chosen": "x", "rejected": "y", "personainfer": {"labels": {"z": 1}}}, {}),
+    ],
+)
+def test_what_lines_of_infer_tell_holds_for_the_columns_that_they_have(
+    container: Callable[[list[Any]], Any], row: dict[str, Any], options: dict[str, Any]
+) -> None:
+    told = json.dumps(row["personainfer"])
+    rows = [{"prompt": "p", **row, "personainfer": told}]
+    (found,) = read_preferences(container(rows), **options)
+    assert found.preference == Preference(prompt="p", chosen="x", rejected="y")
+
+
+@pytest.mark.parametrize(
+    ("row", "gone"),
+    [
+        ({"chosen": "x", "rejected": "y", "b": "z", "personainfer": TURNED}, "a"),
+        (
+            {
+                "response_1": "x",
+                "response_2": "y",
+                "safer": 1,
+                "personainfer": {"columns": {"label": "winner"}},
+            },
+            "winner",
+        ),
+    ],
+)
+def test_a_column_of_a_side_that_lines_of_infer_lack_is_an_error(
+    row: dict[str, Any], gone: str
+) -> None:
+    """What other columns tell may be the other way round."""
+    with pytest.raises(InvalidArgumentError, match=f"'{gone}', which is not a column"):
+        list(read_preferences([{"prompt": "p", **row}]))
+
+
 @pytest.mark.parametrize("container", ["list", "generator", "polars", "arrow", "jsonl"])
 def test_each_row_has_its_own_column_of_users_in_data_that_was_concatenated(
     container: str, tmp_path: Path
