@@ -145,8 +145,13 @@ class PersonaInferError(Exception):
         self.message = message
         self.hint = hint
         self.advice = advice
-        self.argument = argument
+        self.argument = argument or self._argument_in(message)
         self.example = example
+
+    @staticmethod
+    def _argument_in(message: str) -> str | None:
+        """Return the argument that a message names, where a kind of error begins with it."""
+        return None
 
     def __reduce__(self) -> tuple[object, ...]:
         return (_rebuild, (type(self), self.message, self.hint, self.__dict__))
@@ -166,17 +171,10 @@ class InvalidArgumentError(PersonaInferError, ValueError):
     If no `argument` is given, it is the one that the message begins with, as in "folds=1 is too few."
     """
 
-    def __init__(
-        self,
-        message: str,
-        *,
-        hint: str = "",
-        argument: str | None = None,
-        example: Mapping[Any, str] | None = None,
-    ) -> None:
+    @staticmethod
+    def _argument_in(message: str) -> str | None:
         named = re.match("([a-z_]+)=", message)
-        argument = argument or (named[1] if named else None)
-        super().__init__(message, hint=hint, argument=argument, example=example)
+        return named[1] if named else None
 
     @classmethod
     def check(cls, name: str, value: object, known: Collection[str]) -> None:
